@@ -1,0 +1,45 @@
+# Every command installs what it needs first; `make` alone lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := uv==0.13.9
+export PIPELINE_ENV ?= dev
+# Bytecode halves the start of every Dagster process; some shells switch it off.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help run dev test check lock bench clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+
+$(VENV)/installed: requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 14) or sys.exit("pipeline-assets needs Python 3.11 to 3.14, not %d.%d: set PYTHON=python3.x" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+run: $(VENV)/installed ## install, then run the main job on embedded PostgreSQL and print what it did
+	@$(BIN)/pipeline-assets run
+
+dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:3000
+	@$(BIN)/dagster dev
+
+test: $(VENV)/installed ## install, then run the tests, the fast ones first
+	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m slow
+
+check: $(VENV)/installed ## format, lint, types, layers and the Dagster definitions
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/dagster definitions validate
+
+lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url pyproject.toml --output-file requirements.lock
+
+clean: ## remove the environment, the data folder and caches
+	rm -rf $(VENV) .data .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

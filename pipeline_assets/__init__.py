@@ -1,0 +1,1 @@
+"""News, a warehouse load and a model as partitioned, checked Dagster assets."""

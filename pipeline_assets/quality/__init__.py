@@ -1,0 +1,1 @@
+"""From a data contract to DDL, row validation and a verdict. Knows nothing of Dagster."""

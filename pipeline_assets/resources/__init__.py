@@ -1,0 +1,1 @@
+"""The systems that the pipelines talk to: PostgreSQL, files, HTTP."""

@@ -1,0 +1,1 @@
+"""The incremental warehouse load. Only assets, checks and automation know Dagster."""
