@@ -1,0 +1,64 @@
+"""The entry point: all definitions, built from the settings.
+
+The app, the tests and the command line build the same, each with what it overrides. Nothing connects,
+starts or reads data here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.resources.progress import no_progress
+from pipeline_assets.settings import Settings, load_settings
+from pipeline_assets.warehouse.assets import table_assets
+from pipeline_assets.warehouse.automation import daily_schedule, table_job
+from pipeline_assets.warehouse.tables import load_tables
+
+
+def build_resources(settings: Settings) -> dict[str, Any]:
+    """What the assets work with, by name."""
+    return {
+        "source": Database("source", settings),
+        "warehouse": Database("warehouse", settings),
+        "files": PartitionFiles(str(settings.pipeline_data_dir / "partitions")),
+        "progress": no_progress,
+    }
+
+
+def build_definitions(
+    settings: Settings, resources: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """All definitions; `resources` replaces some of `build_resources` by name."""
+    days = dg.DailyPartitionsDefinition(
+        settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
+    )
+    status = (
+        dg.DefaultScheduleStatus.RUNNING
+        if settings.pipeline_automation == "running"
+        else dg.DefaultScheduleStatus.STOPPED
+    )
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = []
+    jobs, schedules = [], []
+    for table in load_tables():
+        of_table = table_assets(table, days)
+        job = table_job(
+            table.contract, [asset for asset in of_table if isinstance(asset, dg.AssetsDefinition)]
+        )
+        assets += of_table
+        jobs.append(job)
+        schedules.append(daily_schedule(job, status))
+    return dg.Definitions(
+        assets=assets,
+        jobs=jobs,
+        schedules=schedules,
+        resources={**build_resources(settings), **(resources or {})},
+        # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
+        # comes from several runs.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(load_settings())

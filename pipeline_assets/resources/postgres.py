@@ -1,0 +1,66 @@
+"""The PostgreSQL databases of the project: where each one is and how to connect to it.
+
+A role (source, warehouse, ...) has a URL from the settings, or else a database of that name in the
+embedded server, which starts on first use. What is in the databases belongs elsewhere, but for the
+sample shop, which the embedded source is filled with.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import psycopg
+
+Role = Literal["source", "warehouse", "dagster", "mlflow"]
+
+
+@dataclass(frozen=True)
+class Database:
+    """A PostgreSQL database by its role. Nothing connects or starts before it is used."""
+
+    role: Role
+    settings: Settings
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is a database of the embedded server."""
+        return getattr(self.settings, f"{self.role}_database_url", None) is None
+
+    def url(self) -> str:
+        """The database's URL, with its password: never log it.
+
+        Starts the embedded server if the settings have no URL, and fills the source database with
+        the sample shop when it is first used.
+        """
+        if not self.is_embedded:
+            url: str = getattr(self.settings, f"{self.role}_database_url").get_secret_value()
+            return url
+        from pipeline_assets.resources import embedded_postgres, sample_shop
+
+        server = embedded_postgres.connect_or_start(
+            embedded_folder(self.settings), binaries=self.settings.pipeline_postgres_bin
+        )
+        url = embedded_postgres.ensure_database(server, self.role)
+        if self.role == "source":
+            sample_shop.ensure(url)
+        return url
+
+    def connect(self, **options: Any) -> "psycopg.Connection":
+        """A psycopg connection in UTC; close it, or use it as a context manager."""
+        import psycopg
+
+        return psycopg.connect(
+            self.url(),
+            # Texts of times are compared between databases: their form must not depend on either.
+            options="-c TimeZone=UTC -c DateStyle=ISO -c client_min_messages=warning",
+            application_name="pipeline_assets",
+            **options,
+        )
+
+
+def embedded_folder(settings: Settings) -> Path:
+    """Where the embedded server keeps its data."""
+    return settings.pipeline_data_dir / "postgres"

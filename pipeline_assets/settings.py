@@ -1,0 +1,167 @@
+"""Every setting of the project, typed and checked once, before anything starts.
+
+A setting has one name: `warehouse_start_date` in `environments/<environment>.yaml` is
+`WAREHOUSE_START_DATE` in the environment and in `.env`. The environment wins over `.env`, `.env` over
+the YAML file, the YAML file over the defaults here. What belongs here is what differs between
+deployments; what describes data belongs in its contract.
+"""
+
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+ENVIRONMENTS = Path(__file__).parent / "environments"
+DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, malformed or missing; the message has one line for each."""
+
+
+def project_root() -> Path:
+    """The folder that holds `dagster.yaml`: DAGSTER_HOME, or this checkout, or where we stand."""
+    if home := os.environ.get("DAGSTER_HOME"):
+        return Path(home).expanduser().resolve()
+    checkout = Path(__file__).parent.parent
+    return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
+
+
+class Settings(BaseSettings):
+    """The settings of one deployment. Build it with `load_settings`, which words errors clearly.
+
+    Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    pipeline_env: Literal["dev", "staging", "production"] = "dev"
+    pipeline_data_dir: Path = Field(default_factory=lambda: project_root() / ".data")
+    pipeline_timezone: str = "UTC"
+    """Where a day begins: partitions are days of this time zone (an IANA name)."""
+    pipeline_automation: Literal["running", "stopped"] = "stopped"
+    """Whether schedules and sensors are on when a deployment first comes up."""
+    pipeline_postgres_bin: Path | None = None
+    """A folder with `initdb` and `postgres` for the embedded server, instead of the wheel's."""
+
+    source_database_url: SecretStr | None = None
+    warehouse_database_url: SecretStr | None = None
+    dagster_database_url: SecretStr | None = None
+    mlflow_tracking_uri: str | None = None
+
+    warehouse_start_date: date = date(2026, 1, 7)
+    """The first partition of the warehouse tables; the sample shop opened on this day."""
+
+    @field_validator("pipeline_data_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        # Dagster's processes resolve it one by one, each from a working folder of its own.
+        folder = folder.expanduser()
+        return folder if folder.is_absolute() else (project_root() / folder).resolve()
+
+    @field_validator("pipeline_timezone")
+    @classmethod
+    def _known_timezone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(
+                f"{name!r} is not a time zone; use an IANA name such as Europe/Berlin"
+            ) from None
+        return name
+
+    @field_validator(*DATABASE_URLS)
+    @classmethod
+    def _postgres_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
+            # The value stays out of the message: it may hold a password.
+            raise ValueError(
+                "is not a PostgreSQL URL; use postgresql://user:password@host:5432/database"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _no_embedded_production(self) -> Self:
+        if self.pipeline_env == "production":
+            required = (*DATABASE_URLS, "mlflow_tracking_uri")
+            missing = [name.upper() for name in required if getattr(self, name) is None]
+            if missing:
+                raise ValueError(
+                    f"{', '.join(missing)} must be set: production has no embedded default"
+                )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the YAML file of the environment as the last source."""
+        del dotenv_settings, file_secret_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, _yaml_file())
+
+
+def _yaml_file() -> Path:
+    environment = os.environ.get("PIPELINE_ENV", "dev")
+    file = ENVIRONMENTS / f"{environment}.yaml"
+    if not file.exists():
+        known = ", ".join(sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml")))
+        raise SettingsError(f"PIPELINE_ENV={environment} is not an environment; use one of: {known}")
+    return file
+
+
+def _unknown_names() -> list[str]:
+    known = set(Settings.model_fields)
+    yaml_file = _yaml_file()
+    in_yaml = YamlConfigSettingsSource(Settings, yaml_file)()
+    errors = [f"{yaml_file.name}: {name} is not a setting" for name in in_yaml if name not in known]
+    prefixed = [name for name in os.environ if name.startswith("PIPELINE_")]
+    errors += [f"{name} is not a setting" for name in prefixed if name.lower() not in known]
+    return errors
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; `overrides` (by field name) win over every source.
+
+    Variables of `.env` beside `dagster.yaml` that the environment lacks are added to it first, as
+    `dagster dev` does, so that child processes see the same.
+
+    Raises:
+        SettingsError: one line for each setting that is unknown, malformed or missing, naming its
+            variable. Values are left out, as they may be secrets.
+    """
+    for name, value in dotenv_values(project_root() / ".env").items():
+        if value is not None:
+            os.environ.setdefault(name, value)
+    if errors := _unknown_names():
+        raise SettingsError("; ".join(errors))
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            " ".join([*(str(part).upper() for part in problem["loc"]), _message(problem["msg"])])
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def _message(pydantic_message: str) -> str:
+    return pydantic_message.removeprefix("Value error, ").replace("Input should be", "should be")

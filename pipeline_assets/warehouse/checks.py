@@ -1,0 +1,175 @@
+"""The asset checks of a table: one for each rule of its contract, and whether all rows got through.
+
+Every spec carries the asset's partitions, or a good day would open the gate for a bad one. In a
+ranged run Dagster stores a check once for the whole range: it then says how many partitions keep the
+rule, while the ledger has each partition's own verdict.
+"""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from pipeline_assets.quality.contract import Contract, Rule
+from pipeline_assets.warehouse.gate import Judgement
+from pipeline_assets.warehouse.ledger import quarantine_query
+from pipeline_assets.metadata import preview
+from pipeline_assets.warehouse.reconcile import Comparison, Digest
+
+NAMED = 20
+"""How many partitions a result names; the ledger has them all."""
+
+
+def rule_specs(
+    contract: Contract, asset: str, partitions: dg.PartitionsDefinition[str]
+) -> list[dg.AssetCheckSpec]:
+    """A check for each rule; the blocking ones halt what is downstream."""
+    return [
+        dg.AssetCheckSpec(
+            rule.name,
+            asset=asset,
+            description=f"{describe(rule)} {rule.description}".strip(),
+            blocking=rule.blocking,
+            partitions_def=partitions,
+        )
+        for rule in contract.rules
+    ]
+
+
+def describe(rule: Rule) -> str:
+    """A rule in a sentence, with its bound."""
+    words = {
+        "type": f"fits {rule.argument}",
+        "required": "has a value",
+        "unique": "occurs once in a partition",
+        "minimum": f"is at least {rule.argument}",
+        "exclusiveMinimum": f"is above {rule.argument}",
+        "maximum": f"is at most {rule.argument}",
+        "exclusiveMaximum": f"is below {rule.argument}",
+        "validValues": f"is one of {rule.argument}",
+    }
+    return f"{', '.join(rule.columns)} {words[rule.kind]}; {rule.bound} may break it."
+
+
+def rule_results(
+    contract: Contract, judgements: Mapping[str, Judgement]
+) -> list[dg.AssetCheckResult]:
+    """What each rule's check says of the run's partitions.
+
+    A blocking check that fails at ERROR halts the rest of the run. If some partitions of a range
+    passed it is reported as WARN, so that they are loaded; the load holds the others and fails.
+    """
+    some_passed = any(judgement.verdict.passed for judgement in judgements.values())
+    results = []
+    for rule in contract.rules:
+        broken = {
+            key: judgement
+            for key, judgement in judgements.items()
+            if not judgement.verdict.keeps(rule)
+        }
+        blocks = rule.blocking and not some_passed
+        results.append(
+            dg.AssetCheckResult(
+                check_name=rule.name,
+                passed=not broken,
+                severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,
+                description=_outcome(rule, broken, len(judgements)),
+                metadata=_evidence(contract, rule, judgements, broken),
+            )
+        )
+    return results
+
+
+def _outcome(rule: Rule, broken: Mapping[str, Judgement], partitions: int) -> str:
+    if not broken:
+        return "Kept."
+    held = "held back" if rule.blocking else "loaded all the same"
+    if partitions == 1:
+        return f"Broken: the partition is {held}."
+    return f"Broken by {len(broken)} of {partitions} partitions, which are {held}."
+
+
+def _evidence(
+    contract: Contract,
+    rule: Rule,
+    judgements: Mapping[str, Judgement],
+    broken: Mapping[str, Judgement],
+) -> dict[str, dg.MetadataValue]:
+    rows = sum(judgement.verdict.rows for judgement in judgements.values())
+    count = sum(judgement.verdict.violations[rule.name] for judgement in judgements.values())
+    evidence: dict[str, dg.MetadataValue] = {
+        "violations": dg.MetadataValue.int(count),
+        "rows": dg.MetadataValue.int(rows),
+        "percent": dg.MetadataValue.float(round(100 * count / rows, 3) if rows else 0.0),
+        "bound": dg.MetadataValue.text(str(rule.bound)),
+    }
+    breaking = [
+        key for key, judgement in judgements.items() if judgement.verdict.violations[rule.name]
+    ]
+    if breaking:
+        worst = next(iter(broken or breaking))
+        evidence["quarantine"] = dg.MetadataValue.text(quarantine_query(contract, worst))
+        sample = judgements[worst].rejected_sample
+        if sample is not None:
+            evidence["sample"] = preview(sample)
+        if len(judgements) > 1:
+            evidence["partitions"] = dg.MetadataValue.text(", ".join(list(broken)[:NAMED]))
+    return evidence
+
+
+def complete_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
+    """Whether the file has as many rows as the source counts."""
+    return dg.AssetCheckSpec(
+        "complete",
+        asset=asset,
+        description="The file has as many rows as the source counts in the partition's window.",
+        partitions_def=partitions,
+    )
+
+
+def complete_result(
+    extracted: Mapping[str, int], held: Mapping[str, Digest]
+) -> dg.AssetCheckResult:
+    """Compare rows read with rows counted; a source that changes meanwhile is a warning."""
+    short = {
+        key: f"{rows} of {held[key].rows}"
+        for key, rows in extracted.items()
+        if rows != held[key].rows
+    }
+    return dg.AssetCheckResult(
+        check_name="complete",
+        passed=not short,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"rows": sum(extracted.values()), "differing": dict(list(short.items())[:NAMED])},
+    )
+
+
+def in_step_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
+    """Whether source and warehouse hold the same rows."""
+    return dg.AssetCheckSpec(
+        "in_step_with_source",
+        asset=asset,
+        description=(
+            "Source and warehouse (with its quarantine) hold the same keys and versions in the "
+            "partition's window, by count and digest."
+        ),
+        partitions_def=partitions,
+    )
+
+
+def in_step_result(comparisons: Mapping[str, Comparison]) -> dg.AssetCheckResult:
+    """Name the partitions in which the two differ; the source may have moved on since the read."""
+    differing = {
+        key: f"source {comparison.source}, warehouse {comparison.warehouse}"
+        for key, comparison in comparisons.items()
+        if not comparison.in_step
+    }
+    return dg.AssetCheckResult(
+        check_name="in_step_with_source",
+        passed=not differing,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "partitions": len(comparisons),
+            "rows": sum(comparison.source.rows for comparison in comparisons.values()),
+            "differing": dict(list(differing.items())[:NAMED]),
+        },
+    )

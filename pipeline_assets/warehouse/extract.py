@@ -1,0 +1,121 @@
+"""Reading a partition out of its source: a stream of Arrow tables, exact, in bounded memory.
+
+ADBC reads by binary COPY, three times as fast as `pandas.read_sql` and with no float in between.
+Nothing is judged here; the rows go on as the source has them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.ddl import relation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from adbc_driver_manager.dbapi import Connection
+
+BATCH_BYTES = 16 << 20
+"""What one batch may weigh; 16 MB measured best, and twenty of them stay below 400 MB."""
+
+
+class SourceSchemaError(PermanentError):
+    """The source relation is missing, or gained or lost a column that its contract has not."""
+
+
+def check_source(connection: psycopg.Connection, contract: Contract) -> None:
+    """Compare the source's columns with the contract's.
+
+    Raises:
+        SourceSchemaError: naming contract and columns; loading on would drop or invent data.
+    """
+    found = {
+        row[0]
+        for row in connection.execute(
+            """SELECT attname FROM pg_attribute
+               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
+            [relation(contract.source_relation).as_string(connection)],
+        )
+    }
+    if not found:
+        raise SourceSchemaError(
+            f"{contract.source_relation}, the source of contract {contract.name}, doesn't exist"
+        )
+    wanted = {column.name for column in contract.source_columns}
+    for columns, what in ((wanted - found, "lost"), (found - wanted, "gained")):
+        if columns:
+            raise SourceSchemaError(
+                f"{contract.source_relation} has {what} {', '.join(sorted(columns))}: contract "
+                f"{contract.name} {contract.version} must say what it shall be; nothing was read"
+            )
+
+
+@contextmanager
+def source_reader(url: str) -> Iterator["Connection"]:
+    """A connection that `extract` reads from, partition after partition."""
+    import adbc_driver_postgresql.dbapi as adbc
+
+    with adbc.connect(url, autocommit=True) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SET TIME ZONE 'UTC'")
+        yield connection
+
+
+def extract(
+    connection: "Connection", contract: Contract, window: tuple[datetime, datetime]
+) -> "Iterator[pa.Table]":
+    """Yield the source's rows whose change time lies in the window [start, end), in batches.
+
+    Columns are the contract's source columns; `numeric` comes as text, exactly as the source has it.
+    Yields at least one table, if an empty one.
+    """
+    from adbc_driver_postgresql import StatementOptions
+
+    with connection.cursor() as cursor:
+        cursor.adbc_statement.set_options(
+            **{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(BATCH_BYTES)}
+        )
+        cursor.execute(_query(contract, *window))
+        reader = cursor.fetch_record_batch()
+        yield _plain(reader.schema.empty_table())
+        for batch in reader:
+            if batch.num_rows:
+                yield _plain(_table(batch))
+
+
+def _table(batch: "pa.RecordBatch") -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.Table.from_batches([batch])
+
+
+def _plain(table: "pa.Table") -> "pa.Table":
+    """Strip what ADBC wraps around text-like types (numeric is an extension type over strings)."""
+    import pyarrow as pa
+
+    for index, column in enumerate(table.columns):
+        if isinstance(column.type, pa.BaseExtensionType):
+            storage = pa.chunked_array(
+                [chunk.storage for chunk in column.chunks], type=column.type.storage_type
+            )
+            table = table.set_column(index, table.column_names[index], storage)
+    return table.replace_schema_metadata(None)
+
+
+def _query(contract: Contract, start: datetime, end: datetime) -> str:
+    # ADBC's COPY path takes no parameters: psycopg quotes the values.
+    change = sql.Identifier(contract.change_column)
+    query = sql.SQL("SELECT {} FROM {} WHERE {} >= {} AND {} < {}").format(
+        sql.SQL(", ").join(sql.Identifier(column.name) for column in contract.source_columns),
+        relation(contract.source_relation),
+        change,
+        sql.Literal(start),
+        change,
+        sql.Literal(end),
+    )
+    return query.as_string()

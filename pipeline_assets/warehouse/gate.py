@@ -1,0 +1,86 @@
+"""The gate of one partition: raw file in, valid file, quarantine and verdict out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pipeline_assets.quality.validation import Verdict, empty, find_duplicates, validate
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.tables import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SAMPLE_ROWS = 10
+"""Offending rows that a failed check shows; the quarantine has them all."""
+
+
+@dataclass
+class Judgement:
+    """The verdict on a partition, with a few rows of either kind to look at."""
+
+    verdict: Verdict
+    preview: "pa.Table"
+    rejected_sample: "pa.Table | None" = None
+
+
+def judge(
+    table: Table,
+    key: str,
+    window: tuple[datetime, datetime],
+    files: PartitionFiles,
+    warehouse: psycopg.Connection,
+    run_id: str,
+) -> Judgement:
+    """Validate the raw file of a partition, batch by batch, and record what came of it.
+
+    Writes the valid rows to `validated_<name>`, the others to the quarantine and the verdict to the
+    ledger; the last two in one transaction. Running it again leaves the same.
+    """
+    contract = table.contract
+    raw, validated = f"raw_{contract.name}", f"validated_{contract.name}"
+    judgement = Judgement(Verdict(contract), empty(contract))
+    watermark: datetime | None = None
+    duplicates = find_duplicates(lambda columns: files.read(raw, key, columns), contract)
+
+    def valid_batches(quarantine: ledger.QuarantineWriter) -> "Iterator[pa.Table]":
+        import pyarrow.compute as pc
+
+        nonlocal watermark
+        yield empty(contract)
+        for rows in files.read(raw, key):
+            batch = validate(
+                rows,
+                contract,
+                judgement.verdict,
+                duplicates=duplicates,
+                normalise=table.normalise,
+            )
+            if batch.rejected.num_rows:
+                quarantine.write(batch.rejected)
+                if judgement.rejected_sample is None:
+                    judgement.rejected_sample = batch.rejected.slice(0, SAMPLE_ROWS)
+            if batch.valid.num_rows:
+                if not judgement.preview.num_rows:
+                    judgement.preview = batch.valid.slice(0, SAMPLE_ROWS)
+                yield batch.valid
+            newest = pc.max(rows[contract.change_column]).as_py()
+            watermark = max(filter(None, (watermark, newest)), default=None)
+
+    with ledger.partition_lock(warehouse, contract, key):
+        with ledger.quarantine(warehouse, contract, key, run_id) as quarantine:
+            written = files.write(validated, key, valid_batches(quarantine))
+        ledger.record_verdict(
+            warehouse,
+            key,
+            window,
+            judgement.verdict,
+            watermark=watermark,
+            content_hash=written.sha256,
+            run_id=run_id,
+        )
+    return judgement

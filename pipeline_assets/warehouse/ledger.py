@@ -1,0 +1,300 @@
+"""The batch ledger and the quarantine: what became of every partition and of every rejected row.
+
+`pipeline.batches` has a row a table and partition. Its verdict commits together with the partition's
+quarantined rows, its load together with the loaded rows: after a crash the warehouse is as before or
+as after. The loader asks here, not Dagster, whether a batch may be loaded, whoever started it.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from pipeline_assets import __version__
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.validation import Verdict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = """
+CREATE SCHEMA IF NOT EXISTS pipeline;
+CREATE SCHEMA IF NOT EXISTS quarantine;
+CREATE TABLE IF NOT EXISTS pipeline.batches (
+    table_name text NOT NULL,
+    partition_key text NOT NULL,
+    window_start timestamptz NOT NULL,
+    window_end timestamptz NOT NULL,
+    verdict text NOT NULL CHECK (verdict IN ('passed', 'failed')),
+    rows_extracted bigint NOT NULL,
+    rows_valid bigint NOT NULL,
+    rows_quarantined bigint NOT NULL,
+    violations jsonb NOT NULL,
+    broken_rules text[] NOT NULL,
+    source_watermark timestamptz,
+    content_hash text NOT NULL,
+    contract_version text NOT NULL,
+    code_version text NOT NULL,
+    validated_by text NOT NULL,
+    validated_at timestamptz NOT NULL DEFAULT now(),
+    rows_written bigint,
+    rows_deleted bigint,
+    loaded_hash text,
+    loaded_by text,
+    loaded_at timestamptz,
+    PRIMARY KEY (table_name, partition_key)
+);
+COMMENT ON TABLE pipeline.batches IS 'What became of each partition of each table.';
+COMMENT ON COLUMN pipeline.batches.loaded_hash IS
+    'The content_hash of what was last loaded; another content_hash waits, or is held.';
+"""
+
+QUARANTINE = """
+CREATE TABLE IF NOT EXISTS {} (
+    partition_key text NOT NULL,
+    broken_rules text[] NOT NULL,
+    source_identity text NOT NULL,
+    source_version timestamptz,
+    source_row jsonb NOT NULL,
+    run_id text NOT NULL,
+    quarantined_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS {} ON {} (partition_key);
+CREATE INDEX IF NOT EXISTS {} ON {} (source_identity)
+"""
+
+
+class GateError(PermanentError):
+    """The gate doesn't let a batch through."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the ledger says of one partition of one table."""
+
+    table_name: str
+    partition_key: str
+    window_start: datetime
+    window_end: datetime
+    verdict: Literal["passed", "failed"]
+    rows_extracted: int
+    rows_valid: int
+    rows_quarantined: int
+    violations: dict[str, int]
+    broken_rules: list[str]
+    content_hash: str
+    rows_written: int | None
+    rows_deleted: int | None
+    loaded_hash: str | None
+
+
+def quarantine_relation(contract: Contract) -> str:
+    """The table that keeps the rows which broke the contract."""
+    return f"quarantine.{contract.name}"
+
+
+def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
+    """Create the ledger and the contract's quarantine table where they are missing."""
+    relation = sql.Identifier("quarantine", contract.name)
+    with connection.transaction():
+        # CREATE ... IF NOT EXISTS fails when two sessions create at the same moment.
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+        connection.execute(SCHEMA)
+        indexes = [sql.Identifier(f"{contract.name}_{name}") for name in ("partition", "identity")]
+        connection.execute(
+            sql.SQL(QUARANTINE).format(relation, indexes[0], relation, indexes[1], relation)
+        )
+
+
+@contextmanager
+def partition_lock(connection: psycopg.Connection, contract: Contract, key: str) -> Iterator[None]:
+    """A transaction that is alone with this partition of this table until it ends."""
+    with connection.transaction():
+        connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtext(%s), hashtext(%s))", [contract.name, key]
+        )
+        yield
+
+
+@contextmanager
+def quarantine(
+    connection: psycopg.Connection, contract: Contract, key: str, run_id: str
+) -> "Iterator[QuarantineWriter]":
+    """Replace the partition's quarantined rows by those that are written within."""
+    relation = sql.Identifier("quarantine", contract.name)
+    connection.execute(sql.SQL("DELETE FROM {} WHERE partition_key = %s").format(relation), [key])
+    statement = sql.SQL(
+        "COPY {} (partition_key, broken_rules, source_identity, source_version, source_row, run_id)"
+        " FROM STDIN"
+    )
+    with connection.cursor().copy(statement.format(relation)) as copy:
+        yield QuarantineWriter(copy, contract, key, run_id)
+
+
+@dataclass(frozen=True)
+class QuarantineWriter:
+    """Where rejected rows go while a partition is validated."""
+
+    copy: psycopg.Copy
+    contract: Contract
+    partition_key: str
+    run_id: str
+
+    def write(self, rejected: "pa.Table") -> None:
+        """Keep rows as the source had them; `rejected` has a column `broken_rules`."""
+        for row, identity in zip(
+            rejected.to_pylist(), source_identity(rejected, self.contract), strict=True
+        ):
+            broken_rules = row.pop("broken_rules")
+            self.copy.write_row(
+                (
+                    self.partition_key,
+                    broken_rules,
+                    identity,
+                    row[self.contract.change_column],
+                    json.dumps(row, default=str, ensure_ascii=False),
+                    self.run_id,
+                )
+            )
+
+
+def source_identity(rows: "pa.Table", contract: Contract) -> list[str]:
+    """Key and version of each row as one text, as `identity_sql` writes it in a database."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    version = rows[contract.change_column]
+    parts = [rows[name].cast(pa.string()) for name in contract.key]
+    parts.append(version.cast(pa.int64()).cast(pa.string()))
+    joined = pc.binary_join_element_wise(*parts, "|", null_handling="skip")
+    texts: list[str] = joined.to_pylist()
+    return texts
+
+
+def identity_sql(contract: Contract) -> sql.Composed:
+    """Key and version of a row as one text: the key's columns and the version in microseconds."""
+    return sql.SQL("concat_ws('|', {}, (extract(epoch FROM {}) * 1000000)::bigint)").format(
+        sql.SQL(", ").join(sql.Identifier(name) for name in contract.key),
+        sql.Identifier(contract.change_column),
+    )
+
+
+def quarantined(
+    connection: psycopg.Connection, contract: Contract, identities: list[str]
+) -> set[str]:
+    """Which of these source identities the quarantine holds, from whatever partition."""
+    query = sql.SQL("SELECT source_identity FROM {} WHERE source_identity = ANY(%s)").format(
+        sql.Identifier("quarantine", contract.name)
+    )
+    return {identity for (identity,) in connection.execute(query, [identities])}
+
+
+def record_verdict(
+    connection: psycopg.Connection,
+    key: str,
+    window: tuple[datetime, datetime],
+    verdict: Verdict,
+    *,
+    watermark: datetime | None,
+    content_hash: str,
+    run_id: str,
+) -> None:
+    """Write the gate's verdict on a partition; what was loaded of it before stays on record."""
+    contract = verdict.contract
+    values = {
+        "table_name": contract.name,
+        "partition_key": key,
+        "window_start": window[0],
+        "window_end": window[1],
+        "verdict": "passed" if verdict.passed else "failed",
+        "rows_extracted": verdict.rows,
+        "rows_valid": verdict.rows - verdict.rejected,
+        "rows_quarantined": verdict.rejected,
+        "violations": Jsonb(dict(verdict.violations)),
+        "broken_rules": [rule.name for rule in verdict.broken],
+        "source_watermark": watermark,
+        "content_hash": content_hash,
+        "contract_version": contract.version,
+        "code_version": __version__,
+        "validated_by": run_id,
+    }
+    updates = [name for name in values if name not in ("table_name", "partition_key")]
+    connection.execute(
+        sql.SQL(
+            "INSERT INTO pipeline.batches ({}) VALUES ({}) ON CONFLICT (table_name, partition_key)"
+            " DO UPDATE SET {}, validated_at = now()"
+        ).format(
+            sql.SQL(", ").join(map(sql.Identifier, values)),
+            sql.SQL(", ").join(map(sql.Placeholder, values)),
+            sql.SQL(", ").join(
+                sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in updates
+            ),
+        ),
+        values,
+    )
+
+
+def batches(
+    connection: psycopg.Connection, contract: Contract, keys: list[str] | None = None
+) -> dict[str, Batch]:
+    """Partition key -> what the ledger says of it; of all partitions unless `keys` are named."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, Batch.__dataclass_fields__))
+    query = sql.SQL(
+        "SELECT {} FROM pipeline.batches WHERE table_name = %s"
+        " AND (%s::text[] IS NULL OR partition_key = ANY(%s)) ORDER BY partition_key"
+    ).format(columns)
+    with connection.cursor(row_factory=class_row(Batch)) as cursor:
+        cursor.execute(query, [contract.name, keys, keys])
+        return {batch.partition_key: batch for batch in cursor}
+
+
+def passed_batch(connection: psycopg.Connection, contract: Contract, key: str) -> Batch:
+    """The partition's batch, if the gate lets it through.
+
+    Raises:
+        GateError: it was never validated, or broke the contract; the message says how to go on.
+    """
+    batch = batches(connection, contract, [key]).get(key)
+    if batch is None:
+        raise GateError(
+            f"{contract.name} {key}: not validated yet; materialize validated_{contract.name} first"
+        )
+    if batch.verdict != "passed":
+        raise GateError(
+            f"{contract.name} {key}: held by {', '.join(batch.broken_rules)}; nothing was loaded. "
+            f"{quarantine_query(contract, key)} shows the rows; mend the source or the contract and "
+            "materialize the partition again"
+        )
+    return batch
+
+
+def quarantine_query(contract: Contract, key: str) -> str:
+    """The statement that shows a partition's quarantined rows."""
+    query = sql.SQL("SELECT * FROM {} WHERE partition_key = {}")
+    return query.format(sql.Identifier("quarantine", contract.name), sql.Literal(key)).as_string()
+
+
+def record_load(
+    connection: psycopg.Connection,
+    contract: Contract,
+    key: str,
+    *,
+    rows_written: int,
+    rows_deleted: int,
+    loaded_hash: str,
+    run_id: str,
+) -> None:
+    """Write what a load did, in the load's own transaction."""
+    connection.execute(
+        "UPDATE pipeline.batches SET rows_written = %s, rows_deleted = %s, loaded_hash = %s,"
+        " loaded_by = %s, loaded_at = now() WHERE table_name = %s AND partition_key = %s",
+        [rows_written, rows_deleted, loaded_hash, run_id, contract.name, key],
+    )

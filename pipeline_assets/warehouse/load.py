@@ -1,0 +1,223 @@
+"""Loading a partition that passed the gate: staged, upserted by key, in one transaction.
+
+An older version never overwrites a newer one, an unchanged row isn't written, a row that is gone from
+the source is deleted; so replays, overlaps and any order end in the same table. Sorting the staged
+rows by key is the biggest lever on its speed (a million rows into six million: 15 s, 29 s unsorted;
+MERGE 22 s).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.ddl import ensure_table, relation
+from pipeline_assets.quality.validation import apply
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.tables import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SORT_MEMORY = "256MB"
+"""`work_mem` of the load's transaction, for the sort: PostgreSQL's 4 MB would spill to disk."""
+ROWS_PER_WRITE = 32_768
+KEYS_PER_QUESTION = 10_000
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load did: valid rows it was given, rows inserted or updated, and rows deleted."""
+
+    rows_valid: int
+    rows_written: int
+    rows_deleted: int
+
+
+def load(
+    table: Table,
+    key: str,
+    files: PartitionFiles,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+    run_id: str,
+) -> Loaded:
+    """Bring the warehouse table to what the partition's validated file says.
+
+    `source` is asked about rows that the warehouse has in this window and the file has not.
+
+    Raises:
+        ledger.GateError: the partition isn't validated, broke the contract, or its file is another
+            than the one that was validated.
+        TableMismatchError: the warehouse table and the contract differ.
+    """
+    contract = table.contract
+    validated = f"validated_{contract.name}"
+    with ledger.partition_lock(warehouse, contract, key):
+        batch = ledger.passed_batch(warehouse, contract, key)
+        if files.sha256(validated, key) != batch.content_hash:
+            raise ledger.GateError(
+                f"{contract.name} {key}: {files.path(validated, key)} isn't the file that was "
+                f"validated; materialize {validated} again"
+            )
+        ensure_table(warehouse, contract)
+        warehouse.execute(f"SET LOCAL work_mem = '{SORT_MEMORY}'")
+        warehouse.execute(
+            sql.SQL("CREATE TEMP TABLE staged (LIKE {}) ON COMMIT DROP").format(
+                relation(contract.target_relation)
+            )
+        )
+        _stage(warehouse, contract, (apply(table.derive, rows) for rows in files.read(validated, key)))
+        written = warehouse.execute(_upsert(contract)).rowcount
+        deleted = _delete_gone(contract, batch, source, warehouse)
+        deleted += warehouse.execute(_delete_superseded(contract), {"partition": key}).rowcount
+        ledger.record_load(
+            warehouse,
+            contract,
+            key,
+            rows_written=written,
+            rows_deleted=deleted,
+            loaded_hash=batch.content_hash,
+            run_id=run_id,
+        )
+    return Loaded(batch.rows_valid, written, deleted)
+
+
+def _stage(
+    warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[pa.Table]"
+) -> None:
+    from pgpq import ArrowToPostgresBinaryEncoder
+
+    names = [column.name for column in contract.columns]
+    statement = sql.SQL("COPY staged ({}) FROM STDIN (FORMAT binary)").format(_list(names))
+    with warehouse.cursor().copy(statement) as copy:
+        encoder = None
+        for table in tables:
+            rows = table.select(names)
+            if encoder is None:
+                encoder = ArrowToPostgresBinaryEncoder(rows.schema)
+                copy.write(encoder.write_header())
+            for part in rows.to_batches(max_chunksize=ROWS_PER_WRITE):
+                copy.write(encoder.write_batch(part))
+        if encoder is not None:
+            copy.write(encoder.finish())
+
+
+def _upsert(contract: Contract) -> sql.Composed:
+    names = [column.name for column in contract.columns]
+    others = [name for name in names if name not in contract.key]
+    return sql.SQL(
+        """INSERT INTO {target} AS t ({names}) SELECT {names} FROM staged ORDER BY {key}
+           ON CONFLICT ({key}) DO UPDATE SET {updates}
+           WHERE t.{version} <= excluded.{version} AND ({old}) IS DISTINCT FROM ({new})"""
+    ).format(
+        target=relation(contract.target_relation),
+        names=_list(names),
+        key=_list(contract.key),
+        version=sql.Identifier(contract.change_column),
+        updates=sql.SQL(", ").join(
+            sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in others
+        ),
+        old=_list(others, "t"),
+        new=_list(others, "excluded"),
+    )
+
+
+def _delete_gone(
+    contract: Contract, batch: ledger.Batch, source: psycopg.Connection, warehouse: psycopg.Connection
+) -> int:
+    """Delete the window's rows that the file lacks, unless the source has them in another window.
+
+    Those are the other window's to load, which overwrites them; but not if it quarantined them.
+    """
+    window = {"start": batch.window_start, "end": batch.window_end}
+    names = {
+        "target": relation(contract.target_relation),
+        "source": relation(contract.source_relation),
+        "version": sql.Identifier(contract.change_column),
+        "key": _list(contract.key),
+        "match": _match(contract, "t", "staged"),
+    }
+    missing = sql.SQL(
+        "SELECT {key} FROM {target} AS t WHERE {version} >= %(start)s AND {version} < %(end)s"
+        " AND NOT EXISTS (SELECT FROM staged WHERE {match})"
+    ).format(**names)
+    elsewhere = sql.SQL(
+        "SELECT {identity}, {key} FROM {source} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
+        " AND NOT ({version} >= %(start)s AND {version} < %(end)s)"
+    ).format(identity=ledger.identity_sql(contract), arrays=_key_arrays(contract), **names)
+    gone: list[tuple[Any, ...]] = []
+    for keys in _chunks(warehouse.execute(missing, window)):
+        found = source.execute(elsewhere, {**window, **_key_lists(contract, keys)}).fetchall()
+        quarantined = ledger.quarantined(warehouse, contract, [identity for identity, *_ in found])
+        coming = {tuple(key) for identity, *key in found if identity not in quarantined}
+        gone += [key for key in keys if key not in coming]
+    delete = sql.SQL("DELETE FROM {target} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))").format(
+        arrays=_key_arrays(contract), **names
+    )
+    return sum(
+        warehouse.execute(delete, _key_lists(contract, gone[i : i + KEYS_PER_QUESTION])).rowcount
+        for i in range(0, len(gone), KEYS_PER_QUESTION)
+    )
+
+
+def _chunks(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    while keys := cursor.fetchmany(KEYS_PER_QUESTION):
+        yield keys
+
+
+def _key_arrays(contract: Contract) -> sql.Composed:
+    arrays = [
+        sql.SQL("{}::{}[]").format(
+            sql.Placeholder(f"key{index}"),
+            sql.SQL(contract.column(name).physical_type),  # type: ignore[arg-type]  # one of a known list
+        )
+        for index, name in enumerate(contract.key)
+    ]
+    return sql.SQL(", ").join(arrays)
+
+
+def _key_lists(contract: Contract, keys: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {f"key{index}": [row[index] for row in keys] for index in range(len(contract.key))}
+
+
+def _delete_superseded(contract: Contract) -> sql.Composed:
+    """Delete versions that a newer, quarantined one has replaced in the source.
+
+    The source's row is the quarantined one now: to keep the older would show what no longer holds.
+    """
+    quarantined_key = sql.SQL(" AND ").join(
+        sql.SQL("t.{name} = CASE WHEN {misfit} <> ALL (q.broken_rules)"
+                " THEN (q.source_row ->> {literal})::{type} END").format(
+            name=sql.Identifier(name),
+            misfit=sql.Literal(f"{name}_type"),
+            literal=sql.Literal(name),
+            type=sql.SQL(contract.column(name).physical_type),  # type: ignore[arg-type]  # one of a known list
+        )
+        for name in contract.key
+    )
+    return sql.SQL(
+        "DELETE FROM {target} AS t USING {quarantine} AS q WHERE {match}"
+        " AND q.partition_key = %(partition)s AND t.{version} <= q.source_version"
+    ).format(
+        target=relation(contract.target_relation),
+        quarantine=relation(ledger.quarantine_relation(contract)),
+        match=quarantined_key,
+        version=sql.Identifier(contract.change_column),
+    )
+
+
+def _match(contract: Contract, left: str, right: str) -> sql.Composed:
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(left, name), sql.Identifier(right, name))
+        for name in contract.key
+    )
+
+
+def _list(names: Iterable[str], prefix: str | None = None) -> sql.Composed:
+    parts = [sql.Identifier(prefix, name) if prefix else sql.Identifier(name) for name in names]
+    return sql.SQL(", ").join(parts)

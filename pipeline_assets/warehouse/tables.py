@@ -1,0 +1,28 @@
+"""The tables that the warehouse loads: a contract each, and the functions that are a table's own.
+
+A new table is a contract in `contracts/` and one line in `TABLES`.
+"""
+
+from dataclasses import dataclass
+
+from pipeline_assets.quality.contract import Contract, load_contract
+from pipeline_assets.quality.validation import Frames, unchanged
+from pipeline_assets.warehouse import transactions
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's pipeline: what the rows must be, and how they are mended and widened."""
+
+    contract: Contract
+    normalise: Frames = unchanged
+    """Mends what is no error, before the rules look; source columns in, the same columns out."""
+    derive: Frames = unchanged
+    """Adds the columns that the contract derives; source columns in, all columns out."""
+
+
+def load_tables() -> list[Table]:
+    """Every table that has a pipeline."""
+    return [
+        Table(load_contract("transactions"), transactions.normalise, transactions.derive),
+    ]

@@ -1,0 +1,34 @@
+"""What is particular about the transactions: pure functions from frame to frame (Arrow dtypes)."""
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def normalise(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Write currencies in capitals and statuses in lower case, without blanks around them."""
+    return frame.assign(
+        currency=frame["currency"].str.strip().str.upper(),
+        status=frame["status"].str.strip().str.lower(),
+    )
+
+
+def derive(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """Add `net_amount` (decimal), `business_day` and `business_week` (dates, UTC).
+
+    An order counts once it is completed: of a pending, cancelled or refunded one the shop keeps 0. A
+    week is named by its Monday (ISO 8601).
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    date = pd.ArrowDtype(pa.date32())
+    day = frame["ordered_at"].dt.tz_localize(None).dt.floor("D")
+    monday = day - pd.to_timedelta(day.dt.dayofweek.astype("int64"), unit="D").astype("duration[us][pyarrow]")
+    return frame.assign(
+        net_amount=frame["amount"].where(frame["status"] == "completed", Decimal("0.00")),
+        business_day=day.astype(date),
+        business_week=monday.astype(date),
+    )
