@@ -4,11 +4,12 @@ Dagster builds these classes in each of its processes; each resolves the setting
 address stands in `dagster.yaml` and `dagster dev` needs no variable at all.
 """
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from dagster import Field
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
@@ -35,8 +36,13 @@ class PipelineStorage(DagsterPostgresStorage):
         return cls(url, config_value["should_autocreate_tables"], inst_data)
 
 
-class PipelineComputeLogs(LocalComputeLogManager):
-    """What runs print, in the data folder (a bare `dagster dev` would delete it when it ends)."""
+class _InDataFolder:
+    """Dagster's local files, in a folder of the data folder.
+
+    Without DAGSTER_HOME they would lie in a temporary folder, which `dagster dev` deletes when it ends.
+    """
+
+    folder: ClassVar[str]
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -49,4 +55,16 @@ class PipelineComputeLogs(LocalComputeLogManager):
     ) -> Self:
         """Build it from the project's settings."""
         del config_value
-        return cls(str(load_settings().pipeline_data_dir / "compute_logs"), inst_data=inst_data)
+        return cls(str(load_settings().pipeline_data_dir / cls.folder), inst_data=inst_data)
+
+
+class PipelineComputeLogs(_InDataFolder, LocalComputeLogManager):
+    """What runs print."""
+
+    folder = "compute_logs"
+
+
+class PipelineArtifacts(_InDataFolder, LocalArtifactStorage):
+    """What Dagster itself keeps as files; the assets' own are in `partitions`."""
+
+    folder = "artifacts"

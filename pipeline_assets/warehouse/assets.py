@@ -85,7 +85,7 @@ def table_assets(
         source: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse.extract import check_source, extract, source_reader
         from pipeline_assets.warehouse.reconcile import source_digests
 
@@ -132,7 +132,7 @@ def table_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.gate import judge
 
@@ -176,7 +176,7 @@ def table_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.load import load
         from pipeline_assets.warehouse.reconcile import compare
