@@ -4,7 +4,8 @@ Dagster builds these classes in each of its processes; each resolves the setting
 address stands in `dagster.yaml` and `dagster dev` needs no variable at all.
 """
 
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 from dagster import Field
 from dagster._config.config_schema import UserConfigSchema
@@ -27,7 +28,7 @@ class PipelineStorage(DagsterPostgresStorage):
 
     @classmethod
     def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
         """Build it from the project's settings."""
         url = Database("dagster", load_settings()).url()
@@ -36,13 +37,8 @@ class PipelineStorage(DagsterPostgresStorage):
         return cls(url, config_value["should_autocreate_tables"], inst_data)
 
 
-class _InDataFolder:
-    """Dagster's local files, in a folder of the data folder.
-
-    Without DAGSTER_HOME they would lie in a temporary folder, which `dagster dev` deletes when it ends.
-    """
-
-    folder: ClassVar[str]
+class PipelineComputeLogs(LocalComputeLogManager):
+    """What runs print, in the data folder (`dagster dev` alone would delete it when it ends)."""
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -51,20 +47,29 @@ class _InDataFolder:
 
     @classmethod
     def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
         """Build it from the project's settings."""
         del config_value
-        return cls(str(load_settings().pipeline_data_dir / cls.folder), inst_data=inst_data)
+        return cls(_in_data_folder("compute_logs"), inst_data=inst_data)
 
 
-class PipelineComputeLogs(_InDataFolder, LocalComputeLogManager):
-    """What runs print."""
-
-    folder = "compute_logs"
-
-
-class PipelineArtifacts(_InDataFolder, LocalArtifactStorage):
+class PipelineArtifacts(LocalArtifactStorage):
     """What Dagster itself keeps as files; the assets' own are in `partitions`."""
 
-    folder = "artifacts"
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """Build it from the project's settings."""
+        del config_value
+        return cls(_in_data_folder("artifacts"), inst_data)
+
+
+def _in_data_folder(name: str) -> str:
+    return str(load_settings().pipeline_data_dir / name)

@@ -98,8 +98,8 @@ def connect_or_start(folder: Path, *, binaries: Path | None = None, timeout: flo
 
 def ensure_database(server: Server, name: str) -> str:
     """Create the database unless it exists, and return its URL; any number may do so at once."""
-    import psycopg  # noqa: PLC0415  (0.1 s that processes which only need the URL don't pay)
-    from psycopg import sql  # noqa: PLC0415
+    import psycopg
+    from psycopg import sql
 
     with psycopg.connect(server.url(), autocommit=True) as connection:
         # CREATE DATABASE knows no IF NOT EXISTS and no transaction: the lock ends with the session.

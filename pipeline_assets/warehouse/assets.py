@@ -15,6 +15,7 @@ import dagster as dg
 
 from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
+from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
@@ -27,7 +28,6 @@ from pipeline_assets.warehouse.checks import (
     rule_results,
     rule_specs,
 )
-from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.warehouse.tables import Table
 
 GROUP = "warehouse"
@@ -192,9 +192,7 @@ def table_assets(
             for key in progress(windows, target):
                 begun = perf_counter()
                 try:
-                    loaded = load(
-                        table, key, files, source_connection, connection, context.run_id
-                    )
+                    loaded = load(table, key, files, source_connection, connection, context.run_id)
                 except ledger.GateError as error:
                     held[key] = str(error)
                     continue

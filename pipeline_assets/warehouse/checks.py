@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipeline_assets.quality.contract import Contract, Rule
 from pipeline_assets.metadata import preview
+from pipeline_assets.quality.contract import Contract, Rule
 
 if TYPE_CHECKING:
     from pipeline_assets.warehouse.gate import Judgement
