@@ -169,7 +169,7 @@ def _create_cluster(folder: Path, binaries: Path, lock: int) -> None:
     try:
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
         cluster_locale = "C.UTF-8"
-    except locale.Error:  # macOS before 15: only the case of non-ASCII letters is lost
+    except locale.Error:  # older macOS: upper() and lower() leave other than ASCII as is
         cluster_locale = "C"
     options = ["--auth=scram-sha-256", "--encoding=UTF8", f"--locale={cluster_locale}"]
     options += ["--data-checksums", "--no-instructions"]

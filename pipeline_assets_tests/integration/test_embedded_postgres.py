@@ -72,6 +72,15 @@ def is_locked(path: Path) -> bool:
     return lock is None
 
 
+def is_leased(folder: Path) -> bool:
+    """Whether the clients' lock is held, and not just tried by the supervisor, for microseconds."""
+    for _ in range(3):
+        if not is_locked(folder / supervisor.CLIENTS_LOCK):
+            return False
+        time.sleep(0.005)
+    return True
+
+
 @contextlib.contextmanager
 def client(folder: Path, binaries: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Another process that connects; its first line of output is the server's pid and URL."""
@@ -171,14 +180,14 @@ def test_threads_of_one_process_share_one_lease(folder: Path) -> None:
         servers = list(pool.map(embedded.connect_or_start, [folder] * 4))
     assert len(set(servers)) == 1
     embedded.release(folder)
-    assert not is_locked(folder / supervisor.CLIENTS_LOCK)
+    assert not is_leased(folder)
 
 
 def test_the_server_outlives_the_client_that_started_it(folder: Path) -> None:
     with client(folder) as first:
         pid, _ = answer(first)
         assert embedded.connect_or_start(folder).pid == pid
-    assert is_locked(folder / supervisor.CLIENTS_LOCK)
+    assert is_leased(folder)
     assert embedded.connect_or_start(folder).pid == pid
 
 
@@ -198,8 +207,8 @@ def test_long_path(tmp_path: Path, temp_folder: Path) -> None:
     assert list(temp_folder.iterdir()) == []
 
 
-def test_a_database_is_created_once_by_any_number(folder: Path, binaries: Path | None) -> None:
-    server = embedded.connect_or_start(folder, binaries=binaries)
+def test_a_database_is_created_once_by_any_number(folder: Path) -> None:
+    server = embedded.connect_or_start(folder)
     name = 'Ware"house äö'
     with ThreadPoolExecutor(6) as pool:
         urls = set(pool.map(lambda _: embedded.ensure_database(server, name), range(6)))
@@ -211,24 +220,20 @@ def test_a_database_is_created_once_by_any_number(folder: Path, binaries: Path |
 # --- the end of clients ---
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, None])
-def test_server_stops_after_its_last_client(folder: Path, ending: signal.Signals | None) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_server_stops_after_its_last_client(folder: Path, ending: signal.Signals) -> None:
     with client(folder) as process:
-        pid, url = answer(process)
-        if ending is None:
-            process.communicate("")
-        else:
-            process.send_signal(ending)
-            process.wait()
-    wait_until(lambda: not processes_of(folder), supervisor.GRACE + 5)
-    with client(folder) as process:
-        assert answer(process) != (pid, url)
+        answer(process)
+        process.send_signal(ending)
+        process.wait()
+    wait_until(lambda: not processes_of(folder), supervisor.GRACE + 10)
+    assert embedded.status(folder) is None
 
 
 def test_a_client_that_comes_during_the_shutdown_gets_a_server(folder: Path) -> None:
     first = embedded.connect_or_start(folder)
     embedded.release(folder)
-    wait_until(lambda: is_locked(folder / supervisor.CLIENTS_LOCK))
+    wait_until(lambda: is_leased(folder))
     second = embedded.connect_or_start(folder)
     assert second.pid != first.pid
     with psycopg.connect(second.url()):
@@ -265,15 +270,15 @@ sys.stdin.read()
         [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE
     ) as parent:
         parent.wait()
-        assert is_locked(folder / supervisor.CLIENTS_LOCK)
-    wait_until(lambda: not is_locked(folder / supervisor.CLIENTS_LOCK))
+        assert is_leased(folder)
+    wait_until(lambda: not is_leased(folder))
 
 
 def test_programs_started_by_a_client_hold_no_lease(folder: Path) -> None:
     embedded.connect_or_start(folder)
-    with subprocess.Popen(["/bin/sleep", "60"], close_fds=False) as child:
+    with subprocess.Popen(["/bin/sleep", "10"], close_fds=False) as child:
         embedded.release(folder)
-        assert not is_locked(folder / supervisor.CLIENTS_LOCK)
+        assert not is_leased(folder)
         child.kill()
 
 
@@ -299,21 +304,28 @@ def test_a_killed_supervisor_takes_the_server_along(folder: Path, binaries: Path
     assert read_row(again.url()) == 42
 
 
-def test_supervisor_and_server_killed_at_once(folder: Path, binaries: Path | None) -> None:
-    server = embedded.connect_or_start(folder, binaries=binaries)
+def test_supervisor_and_server_killed_at_once(folder: Path) -> None:
+    server = embedded.connect_or_start(folder)
     write_row(server)
     os.kill(supervisor_of(folder, server), signal.SIGKILL)
     os.kill(server.pid, signal.SIGKILL)
     wait_until(lambda: not is_locked(folder / supervisor.SUPERVISOR_LOCK))
-    again = embedded.connect_or_start(folder, binaries=binaries)
+    again = embedded.connect_or_start(folder)
     assert read_row(again.url()) == 42
     assert not server.socket_folder.exists()
 
 
-@pytest.mark.parametrize("next_step", [embedded.connect_or_start, embedded.stop])
+@pytest.mark.parametrize(
+    ("next_step", "platform"), [(embedded.connect_or_start, "linux"), (embedded.stop, "darwin")]
+)
 def test_a_server_without_supervisor_is_ended(
-    folder: Path, next_step: Callable[[Path], Server | None]
+    folder: Path,
+    next_step: Callable[[Path], Server | None],
+    platform: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if platform == "linux" and sys.platform != "linux":
+        pytest.skip("reads /proc")
     script = """
 import os, sys
 from pathlib import Path
@@ -331,7 +343,9 @@ os._exit(0)
     )
     orphan = int(supervisor.read_pid_file(folder)[0])
     assert embedded.status(folder) is None
-    server = next_step(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", platform)
+        server = next_step(folder)
     assert orphan not in processes_of(folder)
     assert server is None or server.pid != orphan
 
@@ -378,8 +392,8 @@ def test_the_log_is_bounded(folder: Path) -> None:
 # --- who may read it ---
 
 
-def test_everything_is_closed_to_other_users(folder: Path, binaries: Path | None) -> None:
-    server = embedded.connect_or_start(folder, binaries=binaries)
+def test_everything_is_closed_to_other_users(folder: Path) -> None:
+    server = embedded.connect_or_start(folder)
     password = folder / supervisor.PASSWORD
     assert password.stat().st_mode & 0o777 == 0o600
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -441,19 +455,19 @@ def python_for(uid: int, binaries: Path) -> str:
 
 @pytest.mark.skipif(not IS_ROOT or sys.platform != "linux", reason="for root on Linux")
 def test_as_root_where_user_namespaces_are_forbidden(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, binaries: Path | None
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for name in ("setpriv", "sh", "ps"):
         (tools / name).symlink_to(shutil.which(name) or pytest.skip(f"there is no {name}"))
     monkeypatch.setenv("PATH", str(tools))
-    server = embedded.connect_or_start(folder, binaries=binaries)
+    server = embedded.connect_or_start(folder)
     assert (folder / "data").stat().st_uid == embedded.NOBODY
     write_row(server)
     os.kill(supervisor_of(folder, server), signal.SIGKILL)
     wait_until(lambda: not processes_of(folder))
-    assert read_row(embedded.connect_or_start(folder, binaries=binaries).url()) == 42
+    assert read_row(embedded.connect_or_start(folder).url()) == 42
 
 
 def test_as_root_without_any_means_to_be_another_user(
@@ -485,7 +499,7 @@ def test_a_server_that_cannot_start_shows_its_log(folder: Path) -> None:
         file.write("no_such_setting = 1\n")
     with pytest.raises(EmbeddedPostgresError, match="no_such_setting"):
         embedded.connect_or_start(folder)
-    assert not is_locked(folder / supervisor.CLIENTS_LOCK)
+    assert not is_leased(folder)
 
 
 def test_an_occupied_port_is_left_to_its_owner(folder: Path) -> None:
