@@ -157,7 +157,7 @@ def _readable_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise EmbeddedPostgresError(
             f"the PostgreSQL folder {folder} can't be used: {error}. "
-            "Choose a folder of this user's, on a disk with space."
+            "It needs to be this user's, on a disk with space, and with nothing in it removed."
         ) from error
 
 
