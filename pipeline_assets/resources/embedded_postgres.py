@@ -157,7 +157,7 @@ def _readable_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise EmbeddedPostgresError(
             f"the PostgreSQL folder {folder} can't be used: {error}. "
-            "Choose a folder of this user's, on a disk with space."
+            "It needs to be this user's, on a disk with space, and with nothing in it removed."
         ) from error
 
 
@@ -240,7 +240,7 @@ def _start(folder: Path, lock: int, binaries: Path, deadline: float) -> None:
             pass_fds=[lock],
             start_new_session=True,  # Ctrl-C and a closed terminal are the clients', not its
             cwd="/",
-            # Not the caller's secrets, nor its PG* variables. macOS needs a valid LC_ALL.
+            # Without the caller's secrets and PG* variables. On macOS postgres needs an LC_ALL.
             env={
                 "PATH": os.defpath,
                 "TMPDIR": tempfile.gettempdir(),
@@ -268,7 +268,8 @@ def _end_leftover(folder: Path) -> None:
         pid_file = supervisor.read_pid_file(folder)
         expected = f"/postgres -D {folder / supervisor.DATA} "
         if pid_file and expected in _command_line(int(pid_file[0])):
-            os.kill(int(pid_file[0]), signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid_file[0]), signal.SIGINT)
         lock = supervisor.take_lock(path, fcntl.LOCK_EX, supervisor.SHUTDOWN_TIMEOUT)
     if lock is None:
         raise EmbeddedPostgresError(
