@@ -32,10 +32,10 @@ test: $(VENV)/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/installed ## format, lint, types, layers and the Dagster definitions
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/dagster definitions validate
 
 lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml

@@ -223,7 +223,9 @@ def test_a_killed_loader_leaves_the_old_state_or_the_new(
         ).fetchone()
         assert rows is not None
         # A day is loaded in whole or not at all, and the ledger says which.
-        assert (len(loaded(warehouse)), int(rows[1])) in {(10 * days, 10 * days) for days in range(4)}
+        assert (len(loaded(warehouse)), int(rows[1])) in {
+            (10 * days, 10 * days) for days in range(4)
+        }
     pipeline = Pipeline(settings)
     assert pipeline.catch_up() == []
     assert loaded(warehouse) == truth(shop)
