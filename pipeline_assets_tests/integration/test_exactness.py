@@ -43,7 +43,7 @@ def lenient() -> Table:
     """The transactions, with any number of bad rows allowed: what is bad is set aside, no day held."""
     (table,) = [table for table in load_tables() if table.contract.name == "transactions"]
     rules = tuple(
-        dataclasses.replace(rule, bound=Bound("<=", 100, "percent"))
+        dataclasses.replace(rule, bound=Bound("mustBeLessOrEqualTo", (100,), "percent"))
         for rule in table.contract.rules
     )
     return dataclasses.replace(table, contract=dataclasses.replace(table.contract, rules=rules))
