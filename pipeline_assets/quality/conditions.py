@@ -42,7 +42,7 @@ _FUNCTIONS: Mapping[str, tuple[str, str, str]] = {
     "upper": ("text", "utf8_upper", "text"),
     "abs": ("number", "abs_checked", "number"),
 }
-_UNITS = {"second", "minute", "hour", "day", "week"}
+_UNITS = ("second", "minute", "hour", "day", "week")
 # Stay text here, and text has another order and equality.
 _INCOMPARABLE = ("json", "numeric")
 _RESERVED = {"and", "or", "not", "is", "in", "between", "like", "null", "interval", "true", "false"}
@@ -256,7 +256,7 @@ class _Parser:
         number, _, unit = (term.text or "").strip().partition(" ")
         unit = unit.lower().removesuffix("s")
         if not number.isdecimal() or unit not in _UNITS:
-            raise ValueError(f"an interval is a number of {', '.join(sorted(_UNITS))}s")
+            raise ValueError(f"an interval is a number of {', '.join(f'{u}s' for u in _UNITS)}")
         return _constant("interval", timedelta(**{f"{unit}s": int(number)}))
 
 
