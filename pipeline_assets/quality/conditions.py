@@ -4,7 +4,8 @@ What a careful team writes of rows is a small part of SQL: comparisons, `AND`, `
 `IN`, `BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else is refused where it stands,
 with its columns and types, while definitions load; an embedded database would tell only once rows are
 there, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and 2.0) has no time zones without
-a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false.
+a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false. Only a
+float's NaN differs, which is equal to, above and below nothing here.
 """
 
 import re
