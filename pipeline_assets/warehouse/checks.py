@@ -145,7 +145,7 @@ def in_step_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.Ass
     )
 
 
-def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResult:
+def in_step_result(asset: str, comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResult:
     """Name the partitions in which the two differ; the source may have moved on since the read."""
     differing = {
         key: f"source {comparison.source}, warehouse {comparison.warehouse}"
@@ -154,6 +154,7 @@ def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResu
     }
     return dg.AssetCheckResult(
         check_name="in_step_with_source",
+        asset_key=asset,
         passed=not differing,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
@@ -161,4 +162,26 @@ def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResu
             "rows": sum(comparison.source.rows for comparison in comparisons.values()),
             "differing": dict(list(differing.items())[:NAMED]),
         },
+    )
+
+
+def rebuild_spec(
+    asset: str, loaded: str, partitions: dg.PartitionsDefinition[str]
+) -> dg.AssetCheckSpec:
+    """Whether a mart is what computing it anew would give."""
+    return dg.AssetCheckSpec(
+        "equals_rebuild",
+        asset=asset,
+        description=f"The groups that the partition touches are what {loaded} gives when rebuilt.",
+        partitions_def=partitions,
+    )
+
+
+def rebuild_result(asset: str, differing: int) -> dg.AssetCheckResult:
+    """How many of the mart's rows differ from a rebuild; a load that runs beside may be why."""
+    return dg.AssetCheckResult(
+        check_name="equals_rebuild",
+        asset_key=asset,
+        passed=differing == 0,
+        metadata={"differing_rows": differing},
     )

@@ -10,6 +10,7 @@ from pipeline_assets.definitions import build_definitions
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import Shop
 
+WAREHOUSE = ["fct_transactions", "dim_customers", "daily_sales"]
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
 
 
@@ -31,6 +32,7 @@ def load(
         partition_key=None if last else first,
         tags=span if last else None,
         raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
     )
 
@@ -112,7 +114,7 @@ def test_the_loader_refuses_a_held_batch_whoever_starts_it(
     shop.put("bad", quantity=0)
     load(settings, DAY[0])
 
-    alone = load(settings, DAY[0], selection=["fct_transactions"])
+    alone = load(settings, DAY[0], selection=WAREHOUSE)
 
     assert not alone.success
     assert "held by quantity_minimum" in failures(alone)
@@ -129,7 +131,7 @@ def test_the_loader_refuses_a_file_that_was_not_validated(
         (files / "raw_transactions" / f"{DAY[0]}.parquet").read_bytes()
     )
 
-    alone = load(settings, DAY[0], selection=["fct_transactions"])
+    alone = load(settings, DAY[0], selection=WAREHOUSE)
 
     assert "isn't the file that was validated" in failures(alone)
     assert table(warehouse) == []
@@ -183,7 +185,7 @@ def test_a_replay_writes_nothing(
 
     again = load(settings, DAY[0])
 
-    (event,) = again.asset_materializations_for_node("fct_transactions")
+    event = again.asset_materializations_for_node("fct_transactions")[0]
     assert event.metadata["rows_written"].value == 0
     assert warehouse.execute(version).fetchall() == before
 
@@ -237,6 +239,41 @@ def test_a_gone_row_is_deleted_and_a_moved_one_is_not(
     assert [row[0] for row in table(warehouse)] == ["moved", "stays"]
     assert load(settings, DAY[1]).success
     assert {row[0]: str(row[1]) for row in table(warehouse)} == {"moved": "11.00", "stays": "10.00"}
+
+
+def test_marts_follow_every_change_of_the_table(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a", customer_id=1, amount="10.00", quantity=2)
+    shop.put("b", customer_id=1, amount="5.00", status="pending")
+    shop.put("c", customer_id=2, amount="7.00")
+    assert load(settings, DAY[0]).success
+    customers = "SELECT customer_id, orders, items, spend FROM analytics.dim_customers ORDER BY 1"
+    sales = """SELECT business_day::text, orders, customers, amount, net_amount
+               FROM analytics.daily_sales ORDER BY 1"""
+    assert [tuple(map(str, row)) for row in warehouse.execute(customers)] == [
+        ("1", "1", "2", "10.00"),
+        ("2", "1", "1", "7.00"),
+    ]
+    assert [tuple(map(str, row)) for row in warehouse.execute(sales)] == [
+        (DAY[0], "3", "2", "22.00", "17.00")
+    ]
+
+    shop.remove("c")  # a customer's only order
+    # completed a day later, and counted on that day
+    shop.put("b", day=1, customer_id=1, amount="5.00")
+    for day in (DAY[1], DAY[0]):
+        result = load(settings, day)
+        assert result.success
+        assert all(found.passed for found in checks(result).values())
+
+    assert [tuple(map(str, row)) for row in warehouse.execute(customers)] == [
+        ("1", "2", "3", "15.00")
+    ]
+    assert [tuple(map(str, row)) for row in warehouse.execute(sales)] == [
+        (DAY[0], "1", "1", "10.00", "10.00"),
+        (DAY[1], "1", "1", "5.00", "5.00"),
+    ]
 
 
 def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> None:
