@@ -162,8 +162,18 @@ def _upsert(contract: Contract) -> sql.Composed:
         updates=sql.SQL(", ").join(
             sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in others
         ),
-        old=_list(others, "t"),
-        new=_list(others, "excluded"),
+        old=_comparable(contract, others, "t"),
+        new=_comparable(contract, others, "excluded"),
+    )
+
+
+def _comparable(contract: Contract, names: list[str], prefix: str) -> sql.Composed:
+    """Columns as they can be compared: PostgreSQL has no `=` for `json`, only for its text."""
+    return sql.SQL(", ").join(
+        sql.SQL("{}::text" if contract.column(name).physical_type == "json" else "{}").format(
+            sql.Identifier(prefix, name)
+        )
+        for name in names
     )
 
 
