@@ -1,1 +1,1 @@
-"""The news digest: feeds, articles, stories and the page. Only assets, checks and automation know Dagster."""
+"""The news digest: feeds, articles, stories, page. Assets, checks and automation alone know Dagster."""
