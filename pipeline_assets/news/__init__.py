@@ -1,1 +1,1 @@
-"""The news digest: feeds, articles, stories, page. Assets, checks and automation alone know Dagster."""
+"""News: feeds, articles, stories and page. Only assets, checks and automation import Dagster."""
