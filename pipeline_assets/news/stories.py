@@ -166,7 +166,7 @@ _ENDINGS = ("ing", "ed", "es", "er", "ly", "s")
 
 
 def _stem(word: str) -> str:
-    """`raises`, `raised` and `raising` are one; crude, but a fifth of the time of Snowball's."""
+    """`raises`, `raised` and `raising` are one word here."""
     for ending in _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word[: -len(ending)]
@@ -174,7 +174,7 @@ def _stem(word: str) -> str:
 
 
 def _similar(vectors: Any, threshold: float) -> list[list[int]]:
-    """For each row the others at least so similar; in blocks, as the whole would fill the memory."""
+    """For each row those at least so similar; in blocks, as the whole would fill the memory."""
     neighbours: list[list[int]] = []
     transposed = vectors.T.tocsc()
     for start in range(0, vectors.shape[0], 500):
