@@ -24,7 +24,6 @@ URL_LENGTH = 2000
 RAW_LENGTH = 20_000
 # How long after its end a window may still claim what has no date: feeds list things for days.
 FIRST_SEEN = timedelta(hours=24)
-AHEAD = timedelta(hours=1)  # clocks differ; further in the future the time is an error
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def _published_at(
     item: Item, window: Window
 ) -> tuple[datetime, Literal["publisher", "first_seen"]] | None:
     """When the article counts as published, or None if that isn't in the window."""
-    moment = item.published_at
-    if moment is not None and moment <= item.fetched_at + AHEAD:
+    if moment := item.said_time:
         return (moment, "publisher") if window.start <= moment < window.end else None
     # No date, or one that can't be: the article is as old as our knowledge of it.
     if item.fetched_at - window.end > FIRST_SEEN:

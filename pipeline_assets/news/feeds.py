@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.news import newsapi, rss, sample
-from pipeline_assets.news.items import Answer, Item, Source, Window
-from pipeline_assets.news.settings import NewsSettings
-from pipeline_assets.resources.http import FetchError, HttpClient
+from pipeline_assets.news.items import Answer, Item, Run, Source, Window
+from pipeline_assets.resources.http import FetchError
 from pipeline_assets.resources.local_files import write_atomically
 
 CONCURRENCY = 16  # requests under way; the client limits those at one host
@@ -35,8 +34,8 @@ USER_AGENT = f"pipeline-assets/{__version__} (daily news digest; headlines with 
 class Provider(NamedTuple):
     """What a provider must offer; `fetch` and `parse` raise FetchError for one source's failure."""
 
-    sources: Callable[[NewsSettings, Window, datetime], list[Source]]
-    fetch: Callable[[Source, Window, NewsSettings, HttpClient, Sequence[Answer]], list[Answer]]
+    sources: Callable[[Run], list[Source]]
+    fetch: Callable[[Source, Run, Sequence[Answer]], list[Answer]]
     parse: Callable[[Source, Answer], list[Item]]
 
 
@@ -60,34 +59,27 @@ class Collected:
     asked: int
 
 
-def collect(
-    window: Window, settings: NewsSettings, archive: Path, client: HttpClient, now: datetime
-) -> Collected:
+def collect(run: Run, archive: Path) -> Collected:
     """Read the window's answers from the archive, fetch those that it lacks, and archive them.
 
     Raises:
         PermanentError: a provider refuses us altogether, or no source has history for the window.
         FetchError: every source failed; names each. In both cases what did come is archived.
     """
-    provider = PROVIDERS[settings.news_provider]
-    shelf = archive / settings.news_provider
-    index = _read_index(shelf / window.key)
-    answers = {
-        source: _read_answers(shelf / window.key, entries)
-        for source, entries in index.items()
-        if entries
-    }
+    provider = PROVIDERS[run.settings.news_provider]
+    shelf = archive / run.settings.news_provider
+    day = shelf / run.window.key
+    index = _read_index(day)
+    answers = {source: _read_answers(day, entries) for source, entries in index.items() if entries}
     failed_before = {source.name for source, entries in index.items() if not entries}
     # A source configured after the day was archived isn't asked for that day: it would be missing
     # in editions that were complete. One that failed is, at the address that it has now.
     pending = [
-        source
-        for source in provider.sources(settings, window, now)
-        if not answers or source.name in failed_before
+        source for source in provider.sources(run) if not answers or source.name in failed_before
     ]
 
     def fetch(source: Source) -> list[Answer]:
-        fetched = provider.fetch(source, window, settings, client, _latest(shelf, source))
+        fetched = provider.fetch(source, run, _latest(shelf, source))
         for answer in fetched:
             provider.parse(source, answer)  # an answer that can't be read isn't archived
         return fetched
@@ -95,7 +87,7 @@ def collect(
     fetched, failed, refusal = _fetch_all(fetch, pending)
     answers |= fetched
     if pending:
-        _write_day(shelf / window.key, answers | {s: [] for s in pending if s not in answers})
+        _write_day(day, answers | {s: [] for s in pending if s not in answers})
     if refusal:
         raise refusal
     if not answers:
@@ -106,10 +98,12 @@ def collect(
     for source, of_source in answers.items():
         found = [item for answer in of_source for item in provider.parse(source, answer)]
         items += found
-        if reason := _without_history(found, window):
+        if reason := _without_history(found, run.window):
             missing[source.name] = reason
     if len(missing) == len(answers) + len(failed):
-        raise PermanentError(f"no source has news of {window.key} any more: {_sentences(missing)}")
+        raise PermanentError(
+            f"no source has news of {run.window.key} any more: {_sentences(missing)}"
+        )
     return Collected(items, missing, len(answers) + len(failed))
 
 
@@ -138,7 +132,7 @@ def _fetch_all(
 
 def _without_history(items: Sequence[Item], window: Window) -> str:
     """Why nothing of the window can be expected in a feed that reaches back to its end only."""
-    times = [item.published_at for item in items if item.published_at]
+    times = [item.said_time for item in items if item.said_time]
     if not times or len(times) < len(items) or min(times) < window.end:
         return ""
     return (

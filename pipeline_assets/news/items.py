@@ -1,12 +1,17 @@
-"""The few things that every part of the news pipeline speaks of: window, source, answer, item.
+"""What every part of the news pipeline speaks of: window, run, source, answer, item.
 
-No logic and no imports from the other news modules, so that all of them can import this one.
+No logic, and of the news modules it imports the settings alone, so that all can import this one.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import NamedTuple
+
+from pipeline_assets.news.settings import NewsSettings
+from pipeline_assets.resources.http import HttpClient
+
+AHEAD = timedelta(hours=1)
 
 
 class Window(NamedTuple):
@@ -24,6 +29,16 @@ class Window(NamedTuple):
     def key(self) -> str:
         """The partition, named as Dagster does: by the day on which the window starts."""
         return self.start.date().isoformat()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One collection: of which window, how, and when. `now` is what its answers are dated with."""
+
+    window: Window
+    settings: NewsSettings
+    client: HttpClient
+    now: datetime
 
 
 @dataclass(frozen=True)
@@ -63,3 +78,9 @@ class Item:
     language: str
     published_at: datetime | None
     fetched_at: datetime
+
+    @property
+    def said_time(self) -> datetime | None:
+        """`published_at` if it can be: clocks differ, but nobody publishes tomorrow's news."""
+        moment = self.published_at
+        return moment if moment and moment <= self.fetched_at + AHEAD else None

@@ -9,9 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipeline_assets.failures import PermanentError
-from pipeline_assets.news.items import Answer, Item, Source, Window
-from pipeline_assets.news.settings import NewsSettings
-from pipeline_assets.resources.http import FetchError, HttpClient, Response, is_transient
+from pipeline_assets.news.items import Answer, Item, Run, Source
+from pipeline_assets.resources.http import FetchError, Response, is_transient
 
 SECTIONS = {
     "general": "Top stories",
@@ -29,13 +28,13 @@ MAX_PAGES = 10  # a paid plan has thousands of results; an edition reads the lat
 HEADLINES_LAST = timedelta(hours=24)
 
 
-def sources(settings: NewsSettings, window: Window, now: datetime) -> list[Source]:
+def sources(run: Run) -> list[Source]:
     """Everything of the window by outlet, and the top headlines if it has just closed."""
-    base = str(settings.newsapi_url).rstrip("/")
+    base = str(run.settings.newsapi_url).rstrip("/")
     everything = Source(
         "NewsAPI everything", EVERYTHING, SECTIONS["general"], f"{base}/v2/everything"
     )
-    if now - window.end > HEADLINES_LAST:
+    if run.now - run.window.end > HEADLINES_LAST:
         return [everything]
     headlines = [
         Source(f"NewsAPI {category} headlines", category, section, f"{base}/v2/top-headlines")
@@ -44,13 +43,7 @@ def sources(settings: NewsSettings, window: Window, now: datetime) -> list[Sourc
     return [*headlines, everything]
 
 
-def fetch(
-    source: Source,
-    window: Window,
-    settings: NewsSettings,
-    client: HttpClient,
-    before: Sequence[Answer],
-) -> list[Answer]:
+def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
     """Every page of the source.
 
     Raises:
@@ -58,12 +51,13 @@ def fetch(
         FetchError: another failure, in words that complete "<source> ...".
     """
     del before
-    key = settings.newsapi_key.get_secret_value() if settings.newsapi_key else ""
+    secret = run.settings.newsapi_key
+    key = secret.get_secret_value() if secret else ""
     pages: list[Answer] = []
     for page in range(1, MAX_PAGES + 1):
-        response = client.get(
+        response = run.client.get(
             source.url,
-            params=_question(source, window, settings) | {"page": str(page)},
+            params=_question(source, run) | {"page": str(page)},
             headers={"X-Api-Key": key, "Accept": "application/json"},
             transient=_transient,
         )
@@ -72,7 +66,7 @@ def fetch(
             break  # not a failure: this is how the plan says that there is no more
         if response.status != 200 or answer.get("status") != "ok":
             raise _failure(response.status, answer)
-        pages.append(Answer(response.url, datetime.now(UTC), {}, response.body))
+        pages.append(Answer(response.url, run.now, {}, response.body))
         if page * PAGE_SIZE >= int(answer.get("totalResults") or 0) or not answer.get("articles"):
             break
     return pages
@@ -87,7 +81,8 @@ def parse(source: Source, answer: Answer) -> list[Item]:
         raise FetchError("answered with JSON that isn't NewsAPI's") from error
 
 
-def _question(source: Source, window: Window, settings: NewsSettings) -> dict[str, str]:
+def _question(source: Source, run: Run) -> dict[str, str]:
+    window, settings = run.window, run.settings
     if source.outlet != EVERYTHING:
         return {
             "country": settings.newsapi_country,

@@ -4,40 +4,32 @@ Also the parser of the sample outlets, whose feeds are made here instead of fetc
 """
 
 from calendar import timegm
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from time import struct_time
 from typing import Any
 from urllib.parse import urljoin
 
-from pipeline_assets.news.items import Answer, Item, Source, Window
-from pipeline_assets.news.settings import NewsSettings
-from pipeline_assets.resources.http import FetchError, HttpClient
+from pipeline_assets.news.items import Answer, Item, Run, Source
+from pipeline_assets.resources.http import FetchError
 
 # The busiest feeds have 200 entries; a feed with more is broken or wants to fill the page.
 MAX_ENTRIES = 500
 
 
-def sources(settings: NewsSettings, window: Window, now: datetime) -> list[Source]:
+def sources(run: Run) -> list[Source]:
     """Every configured feed; a feed has no history, but what it still lists may reach back."""
-    del window, now
     return [
         Source(f"{feed.outlet}: {feed.section}", feed.outlet, feed.section, str(feed.url))
-        for feed in settings.news_feeds
+        for feed in run.settings.news_feeds
     ]
 
 
-def fetch(
-    source: Source,
-    window: Window,
-    settings: NewsSettings,
-    client: HttpClient,
-    before: Sequence[Answer],
-) -> list[Answer]:
+def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
     """Ask for the feed, unless it is the same as `before`, its last answers.
 
     Raises FetchError, in words that complete "<source> ...".
     """
-    del window, settings
     known = before[0] if before else None
     conditions = {
         condition: known.headers[header]
@@ -45,10 +37,9 @@ def fetch(
         if known and header in known.headers
     }
     accept = "application/rss+xml, application/atom+xml, application/xml;q=0.9, */*;q=0.5"
-    response = client.get(source.url, headers={"Accept": accept, **conditions})
-    now = datetime.now(UTC)
+    response = run.client.get(source.url, headers={"Accept": accept, **conditions})
     if response.status == 304 and known:
-        return [Answer(known.url, now, known.headers, known.body)]
+        return [Answer(known.url, run.now, known.headers, known.body)]
     if response.status != 200:
         raise FetchError(f"answered {response.status}")
     headers = {
@@ -56,7 +47,7 @@ def fetch(
         for name in ("etag", "last-modified", "content-type")
         if name in response.headers
     }
-    return [Answer(response.url, now, headers, response.body)]
+    return [Answer(response.url, run.now, headers, response.body)]
 
 
 def parse(source: Source, answer: Answer) -> list[Item]:
@@ -90,7 +81,7 @@ def _content_type(answer: Answer) -> str:
     return f"{declared.partition(';')[0]}; charset=utf-8"
 
 
-def _item(entry: Mapping[str, Any], source: Source, answer: Answer, language: str) -> Item:
+def _item(entry: dict[str, Any], source: Source, answer: Answer, language: str) -> Item:
     link = str(entry.get("link") or "").strip()
     contents = entry.get("content") or [{}]
     return Item(
@@ -113,21 +104,52 @@ def _absolute(base: str, link: str) -> str:
         return ""
 
 
-def _published_at(entry: Mapping[str, Any]) -> datetime | None:
-    parsed = entry.get("published_parsed") or entry.get("updated_parsed")
-    if parsed is not None:
-        try:
-            return datetime.fromtimestamp(timegm(parsed), UTC)
-        except (ValueError, OverflowError, OSError):  # a year 0 in an otherwise readable date
-            return None
-    return _unusual_date(str(entry.get("published") or entry.get("updated") or ""))
+# Hours from UTC. dateutil knows UTC and GMT by name, and no other zone.
+_ZONES = {
+    name: timezone(timedelta(hours=hours))
+    for name, hours in {
+        **{"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7},
+        **{
+            "WET": 0,
+            "BST": 1,
+            "CET": 1,
+            "WEST": 1,
+            "CEST": 2,
+            "EET": 2,
+            "EEST": 3,
+            "JST": 9,
+            "UT": 0,
+        },
+    }.items()
+}
 
 
-def _unusual_date(text: str) -> datetime | None:
+def _published_at(entry: dict[str, Any]) -> datetime | None:
+    for name in ("published", "updated"):
+        # dict.get: feedparser's own makes the one up of the other, and warns of it.
+        text, parsed = dict.get(entry, name), dict.get(entry, f"{name}_parsed")
+        if text and (moment := _moment(str(text)) or _in_other_words(str(text), parsed)):
+            return moment
+    return None
+
+
+def _moment(text: str) -> datetime | None:
     from dateutil import parser
 
     try:
-        moment = parser.parse(text[:100])
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        # What the text leaves out would be today's otherwise, another one at each reading.
+        moment = parser.parse(text[:100], default=datetime(1, 1, 1), tzinfos=_ZONES)  # noqa: DTZ001
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return moment.astimezone(UTC) if moment.year > 1990 else None
     except (ValueError, OverflowError):
+        return None
+
+
+def _in_other_words(text: str, parsed: struct_time | None) -> datetime | None:
+    """The date that feedparser read, in Korean, Greek or Hungarian for example."""
+    if parsed is None or str(parsed.tm_year) not in text:
+        return None  # it fills gaps with the present, and reads the same feed differently tomorrow
+    try:
+        return datetime.fromtimestamp(timegm(parsed), UTC)
+    except (ValueError, OverflowError, OSError):
         return None

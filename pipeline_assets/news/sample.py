@@ -19,9 +19,7 @@ from xml.sax.saxutils import escape
 
 import yaml
 
-from pipeline_assets.news.items import Answer, Source, Window
-from pipeline_assets.news.settings import NewsSettings
-from pipeline_assets.resources.http import HttpClient
+from pipeline_assets.news.items import Answer, Run, Source, Window
 
 OUTLETS = {
     "Sample Times": "World Business Technology Science Sport Culture Health",
@@ -44,9 +42,9 @@ class _Entry:
     published: str
 
 
-def sources(settings: NewsSettings, window: Window, now: datetime) -> list[Source]:
+def sources(run: Run) -> list[Source]:
     """A feed for each section of each outlet."""
-    del settings, window, now
+    del run
     return [
         Source(
             f"{outlet}: {section}",
@@ -59,15 +57,10 @@ def sources(settings: NewsSettings, window: Window, now: datetime) -> list[Sourc
     ]
 
 
-def fetch(
-    source: Source,
-    window: Window,
-    settings: NewsSettings,
-    client: HttpClient,
-    before: Sequence[Answer],
-) -> list[Answer]:
+def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
     """Make the feed of the window. Nothing is asked of any server."""
-    del settings, client, before
+    del before
+    window = run.window
     entries = list(_entries(source, window))
     _random(window.key, source.name).shuffle(entries)
     items = "\n".join(_xml(entry) for entry in entries)
