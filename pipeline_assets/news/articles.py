@@ -10,7 +10,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -76,9 +76,8 @@ def deduplicate(articles: Iterable[Article]) -> list[Article]:
     The outlet's own correction of a headline under the same address loses to the first: the title
     that others may have quoted.
     """
-    ordered = sorted(
-        articles, key=lambda a: (a.published_at, -len(a.summary), a.url, a.outlet, a.section)
-    )
+    # By all fields in the end, so that the order in which sources answered is of no account.
+    ordered = sorted(articles, key=lambda a: (a.published_at, -len(a.summary), astuple(a)))
     kept: list[Article] = []
     seen: set[object] = set()
     for article in ordered:
@@ -158,7 +157,7 @@ def canonical_url(url: str) -> str:
         return ""
     if len(url) > URL_LENGTH or re.search(r"[\s<>\"\\^`{|}\x00-\x1f\x7f]", url):
         return ""
-    host = re.sub(r"^(www\.)?(?:amp\.)+", r"\1", host)
+    host = re.sub(r"^(?:amp\.|www\.)*amp\.", "", host)
     default = {"http": 80, "https": 443}[parts.scheme]
     netloc = host if port in (None, default) else f"{host}:{port}"
     path = parts.path

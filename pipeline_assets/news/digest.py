@@ -143,9 +143,9 @@ def _neighbours(editions: Sequence[date], day: date) -> tuple[date | None, date 
 
 
 def to_csv(edition: Edition) -> str:
-    """One row a story under the header `COLUMNS`, safe to open in a spreadsheet."""
+    """One row a story under the header `COLUMNS`, by RFC 4180, safe to open in a spreadsheet."""
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(text)
     rows.writerow(COLUMNS)
     for rank, story in enumerate(edition.stories, start=1):
         published = story.published_at
