@@ -10,7 +10,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -77,7 +77,9 @@ def deduplicate(articles: Iterable[Article]) -> list[Article]:
     that others may have quoted.
     """
     # By all fields in the end, so that the order in which sources answered is of no account.
-    ordered = sorted(articles, key=lambda a: (a.published_at, -len(a.summary), astuple(a)))
+    ordered = sorted(
+        articles, key=lambda a: (a.published_at, -len(a.summary), tuple(vars(a).values()))
+    )
     kept: list[Article] = []
     seen: set[object] = set()
     for article in ordered:
@@ -191,13 +193,11 @@ def plain_text(markup: str, length: int) -> str:
         text = html.unescape(nh3.clean(_BLOCKS.sub(" ", text), tags=set()))
         if text == before:
             break
-    # Controls, and formats such as the override that turns the direction of what follows.
-    text = "".join(
-        " " if unicodedata.category(letter) in ("Cc", "Zl", "Zp") else letter
-        for letter in unicodedata.normalize("NFC", text)
-        if unicodedata.category(letter) not in ("Cf", "Cs", "Co", "Cn")
-    )
-    text = " ".join(text.split())
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    if not text.isprintable():
+        # Controls, and formats such as the override that turns the direction of what follows.
+        shown = (" " if unicodedata.category(x) == "Cc" else x for x in text)
+        text = " ".join("".join(x for x in shown if x.isprintable()).split())
     if len(text) <= length:
         return text
     cut = text[: length - 1]

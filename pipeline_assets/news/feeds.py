@@ -46,6 +46,9 @@ PROVIDERS = {
 }
 
 
+Fetched = tuple[list[Answer], list[Item]]
+
+
 @dataclass(frozen=True)
 class Collected:
     """What the sources gave for one window.
@@ -78,14 +81,17 @@ def collect(run: Run, archive: Path) -> Collected:
         source for source in provider.sources(run) if not answers or source.name in failed_before
     ]
 
-    def fetch(source: Source) -> list[Answer]:
-        fetched = provider.fetch(source, run, _latest(shelf, source))
-        for answer in fetched:
-            provider.parse(source, answer)  # an answer that can't be read isn't archived
-        return fetched
+    def read(source: Source, of_source: list[Answer]) -> list[Item]:
+        return [item for answer in of_source for item in provider.parse(source, answer)]
 
+    def fetch(source: Source) -> tuple[list[Answer], list[Item]]:
+        fetched = provider.fetch(source, run, _latest(shelf, source))
+        return fetched, read(source, fetched)  # an answer that can't be read isn't archived
+
+    items = {source: read(source, of_source) for source, of_source in answers.items()}
     fetched, failed, refusal = _fetch_all(fetch, pending)
-    answers |= fetched
+    for source, (of_source, found) in fetched.items():
+        answers[source], items[source] = of_source, found
     if pending:
         _write_day(day, answers | {s: [] for s in pending if s not in answers})
     if refusal:
@@ -93,25 +99,23 @@ def collect(run: Run, archive: Path) -> Collected:
     if not answers:
         raise FetchError("no source answered: " + _sentences(failed))
 
-    items: list[Item] = []
     missing = dict(failed)
-    for source, of_source in answers.items():
-        found = [item for answer in of_source for item in provider.parse(source, answer)]
-        items += found
+    for source, found in items.items():
         if reason := _without_history(found, run.window):
             missing[source.name] = reason
     if len(missing) == len(answers) + len(failed):
         raise PermanentError(
             f"no source has news of {run.window.key} any more: {_sentences(missing)}"
         )
-    return Collected(items, missing, len(answers) + len(failed))
+    every = [item for found in items.values() for item in found]
+    return Collected(every, missing, len(answers) + len(failed))
 
 
 def _fetch_all(
-    fetch: Callable[[Source], list[Answer]], sources: Sequence[Source]
-) -> tuple[dict[Source, list[Answer]], dict[str, str], PermanentError | None]:
-    """The answers, the reasons of the sources that failed, and the refusal that ended it early."""
-    answers: dict[Source, list[Answer]] = {}
+    fetch: Callable[[Source], Fetched], sources: Sequence[Source]
+) -> tuple[dict[Source, Fetched], dict[str, str], PermanentError | None]:
+    """What came, the reasons of the sources that failed, and the refusal that ended it early."""
+    fetched: dict[Source, Fetched] = {}
     failed: dict[str, str] = {}
     refusal = None
     with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="news") as pool:
@@ -120,13 +124,13 @@ def _fetch_all(
             if future.cancelled():
                 continue
             try:
-                answers[futures[future]] = future.result()
+                fetched[futures[future]] = future.result()
             except FetchError as error:
                 failed[futures[future].name] = str(error)
             except PermanentError as error:
                 refusal = error
                 pool.shutdown(wait=False, cancel_futures=True)
-    in_order = {source: answers[source] for source in sources if source in answers}
+    in_order = {source: fetched[source] for source in sources if source in fetched}
     return in_order, dict(sorted(failed.items())), refusal
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from pipeline_assets.news.articles import Article
@@ -150,11 +151,15 @@ def _text(article: Article) -> str:
 
 
 def _vectorise(texts: Sequence[str]) -> tuple[Any, Any]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    """What turns texts into vectors, learnt from these, and their own."""
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+    from sklearn.pipeline import make_pipeline
 
-    vectoriser = TfidfVectorizer(analyzer=_terms, sublinear_tf=True).fit(texts)
-    vectoriser.idf_ = vectoriser.idf_.clip(max=RAREST)
-    return vectoriser, vectoriser.transform(texts)
+    counter, weights = CountVectorizer(analyzer=_terms), TfidfTransformer(sublinear_tf=True)
+    counts = counter.fit_transform(texts)
+    weights.fit(counts)
+    weights.idf_ = weights.idf_.clip(max=RAREST)
+    return make_pipeline(counter, weights), weights.transform(counts)
 
 
 def _terms(text: str) -> list[str]:
@@ -169,6 +174,7 @@ _WORD = re.compile(r"[^\W_]{2,}(?:[.,]\d+)*|\d")
 _ENDINGS = ("ing", "ed", "es", "er", "ly", "s")
 
 
+@lru_cache(100_000)
 def _stem(word: str) -> str:
     """`raises`, `raised` and `raising` are one word here."""
     for ending in _ENDINGS:
@@ -284,7 +290,7 @@ def _keywords(group: _Group) -> tuple[str, ...]:
         for word in _WORD.findall(f"{article.summary}\n{article.title}"):
             written.setdefault(_stem(word.lower()), Counter())[word] += 1
     weights = group.vectors.sum(axis=0).A1
-    names = group.vectoriser.get_feature_names_out()
+    names = group.vectoriser[0].get_feature_names_out()
     best = sorted(weights.nonzero()[0], key=lambda index: (-round(weights[index], 6), names[index]))
     terms = [
         names[index] for index in best if names[index] in written and not names[index][0].isdigit()

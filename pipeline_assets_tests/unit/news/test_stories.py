@@ -17,7 +17,7 @@ from pipeline_assets.news.stories import Selection, Story, select
 from pipeline_assets.resources.http import HttpClient
 from pipeline_assets_tests.unit.news.builders import NOON, WINDOW, article
 
-# Past what a reader may set: all stories are wanted here.
+# More than a reader may set: all stories are wanted here.
 ALL = NewsSettings().model_copy(update={"news_max_stories": 10_000, "news_cap_per_source": 10_000})
 
 
@@ -31,7 +31,7 @@ def flood(number: int, **changes: object) -> Article:
         number,
         **{
             "title": "River Aldwyn floods villages near Eastvale",
-            "summary": "The River Aldwyn broke its banks near Eastvale, and villages were evacuated.",
+            "summary": "The River Aldwyn broke its banks near Eastvale, and villages had to leave.",
             **changes,
         },
     )
