@@ -124,7 +124,8 @@ def main() -> None:
     carried = max(len(story.also_at) + 1 for story in selection.stories)
     print(  # noqa: T201 - what it is for
         f"{len(collected.items):,} articles of {collected.asked} feeds to"
-        f" {len(edition.stories)} stories (the first in {carried} outlets): {seconds:.1f} s, {megabytes:.0f} MB at most"
+        f" {len(edition.stories)} stories (the first in {carried} outlets):"
+        f" {seconds:.1f} s, {megabytes:.0f} MB at most"
     )
     if seconds > SECONDS or megabytes > MEGABYTES:
         raise SystemExit(f"more than {SECONDS} s or {MEGABYTES} MB")

@@ -124,7 +124,9 @@ def _yaml_file() -> Path:
     file = ENVIRONMENTS / f"{environment}.yaml"
     if not file.exists():
         known = ", ".join(sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml")))
-        raise SettingsError(f"PIPELINE_ENV={environment} is not an environment; use one of: {known}")
+        raise SettingsError(
+            f"PIPELINE_ENV={environment} is not an environment; use one of: {known}"
+        )
     return file
 
 

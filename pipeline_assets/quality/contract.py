@@ -306,7 +306,9 @@ def _bound(place: str, quality: "DataQuality") -> Bound:
         if name.startswith("must")
     }
     if len(stated) > 1 or not set(stated) <= set(OPERATORS):
-        raise ContractError(f"{place}: {', '.join(stated)} is not supported; use mustBeLessOrEqualTo")
+        raise ContractError(
+            f"{place}: {', '.join(stated)} is not supported; use mustBeLessOrEqualTo"
+        )
     if quality.unit not in (None, "rows", "percent"):
         raise ContractError(f"{place}: unit {quality.unit} is not supported; use rows or percent")
     for name, value in stated.items():

@@ -24,7 +24,7 @@ def column_definition(column: Column) -> sql.Composed:
     # The type was matched against a list of known types when the contract was read.
     return sql.SQL("{} {}{}").format(
         sql.Identifier(column.name),
-        sql.SQL(column.physical_type),  # type: ignore[arg-type]  # not a literal, but from that list
+        sql.SQL(column.physical_type),
         sql.SQL(" NOT NULL" if column.required else ""),
     )
 
@@ -39,10 +39,10 @@ def ensure_table(connection: psycopg.Connection, contract: Contract) -> None:
             required in a table that has rows.
     """
     target = relation(contract.target_relation)
-    schema, _, table = contract.target_relation.partition(".")
+    schema = contract.target_relation.partition(".")[0]
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
     connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-    present = dict(
+    present: dict[str, str] = dict(
         connection.execute(
             """SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
                WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
@@ -58,7 +58,9 @@ def ensure_table(connection: psycopg.Connection, contract: Contract) -> None:
             )
         )
         connection.execute(
-            sql.SQL("CREATE INDEX ON {} ({})").format(target, sql.Identifier(contract.change_column))
+            sql.SQL("CREATE INDEX ON {} ({})").format(
+                target, sql.Identifier(contract.change_column)
+            )
         )
         connection.execute(
             sql.SQL("COMMENT ON TABLE {} IS {}").format(target, sql.Literal(contract.description))

@@ -4,11 +4,14 @@ Dagster builds these classes in each of its processes; each resolves the setting
 address stands in `dagster.yaml` and `dagster dev` needs no variable at all.
 """
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, Self
 
 from dagster import Field
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
 
@@ -26,17 +29,27 @@ class PipelineStorage(DagsterPostgresStorage):
 
     @classmethod
     def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
         """Build it from the project's settings."""
         url = Database("dagster", load_settings()).url()
         # dagster-postgres ships psycopg2; a bare postgresql:// may come to mean psycopg 3.
         url = "postgresql+psycopg2://" + url.partition("://")[2]
-        return cls(url, config_value["should_autocreate_tables"], inst_data)
+        storage = cls(url, config_value["should_autocreate_tables"], inst_data)
+        # Dagster keeps a connection open in its webserver only; elsewhere each statement connects anew.
+        # A ranged run of 319 days and three assets made 5,000 connections: 113 s, and 25 s without.
+        for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+            part.optimize_for_webserver(
+                statement_timeout=60_000, pool_recycle=3600, max_overflow=20
+            )
+        # Asked again for every materialization, on one more connection; tables don't vanish.
+        events = storage.event_log_storage
+        events.has_table = cache(events.has_table)  # type: ignore[attr-defined]  # PostgreSQL's has it
+        return storage
 
 
 class PipelineComputeLogs(LocalComputeLogManager):
-    """What runs print, in the data folder (a bare `dagster dev` would delete it when it ends)."""
+    """What runs print, in the data folder (`dagster dev` alone would delete it when it ends)."""
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -45,8 +58,29 @@ class PipelineComputeLogs(LocalComputeLogManager):
 
     @classmethod
     def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: dict[str, Any]
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
         """Build it from the project's settings."""
         del config_value
-        return cls(str(load_settings().pipeline_data_dir / "compute_logs"), inst_data=inst_data)
+        return cls(_in_data_folder("compute_logs"), inst_data=inst_data)
+
+
+class PipelineArtifacts(LocalArtifactStorage):
+    """What Dagster itself keeps as files; the assets' own are in `partitions`."""
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """Build it from the project's settings."""
+        del config_value
+        return cls(_in_data_folder("artifacts"), inst_data)
+
+
+def _in_data_folder(name: str) -> str:
+    return str(load_settings().pipeline_data_dir / name)

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -98,8 +99,8 @@ def connect_or_start(folder: Path, *, binaries: Path | None = None, timeout: flo
 
 def ensure_database(server: Server, name: str) -> str:
     """Create the database unless it exists, and return its URL; any number may do so at once."""
-    import psycopg  # noqa: PLC0415  (0.1 s that processes which only need the URL don't pay)
-    from psycopg import sql  # noqa: PLC0415
+    import psycopg
+    from psycopg import sql
 
     with psycopg.connect(server.url(), autocommit=True) as connection:
         # CREATE DATABASE knows no IF NOT EXISTS and no transaction: the lock ends with the session.
@@ -128,14 +129,14 @@ def stop(folder: Path, *, timeout: float = 60) -> None:
     with _readable_errors(folder):
         if not path.exists():
             return
-        lock = supervisor.take_lock(path, fcntl.LOCK_EX)
-        if lock is None:
-            (folder / supervisor.STOP_REQUEST).touch()
-            lock = supervisor.take_lock(path, fcntl.LOCK_EX, timeout)
-        if lock is None:
-            raise EmbeddedPostgresError(
-                f"the PostgreSQL of {folder} still runs after {timeout:g} s"
-            )
+        deadline = time.monotonic() + timeout
+        while (lock := supervisor.take_lock(path, fcntl.LOCK_EX)) is None:
+            if time.monotonic() > deadline:
+                raise EmbeddedPostgresError(
+                    f"PostgreSQL in {folder} still runs after {timeout:g} s"
+                )
+            (folder / supervisor.STOP_REQUEST).touch()  # again, for one that starts removes it
+            time.sleep(0.01)
         try:
             _end_leftover(folder)
         finally:
@@ -156,7 +157,7 @@ def _readable_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise EmbeddedPostgresError(
             f"the PostgreSQL folder {folder} can't be used: {error}. "
-            "Choose a folder of this user's, on a disk with space."
+            "It needs to be this user's, on a disk with space, and with nothing in it removed."
         ) from error
 
 
@@ -227,11 +228,10 @@ def _start(folder: Path, lock: int, binaries: Path, deadline: float) -> None:
     if not os.access(binaries / "postgres", os.X_OK):
         raise EmbeddedPostgresError(f"{binaries} has no PostgreSQL binaries: no postgres there")
     _end_leftover(folder)
-    (folder / supervisor.STOP_REQUEST).unlink(missing_ok=True)
     command = [sys.executable, "-I", "-S", supervisor.__file__, str(folder), str(binaries)]
     try:
         outcome = subprocess.run(
-            [*_without_root(folder, binaries), *command],
+            [*_as_acceptable_user(folder, binaries), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -240,7 +240,7 @@ def _start(folder: Path, lock: int, binaries: Path, deadline: float) -> None:
             pass_fds=[lock],
             start_new_session=True,  # Ctrl-C and a closed terminal are the clients', not its
             cwd="/",
-            # Not the caller's secrets, nor its PG* variables. macOS needs a valid LC_ALL.
+            # Without the caller's secrets and PG* variables. On macOS postgres needs an LC_ALL.
             env={
                 "PATH": os.defpath,
                 "TMPDIR": tempfile.gettempdir(),
@@ -268,12 +268,14 @@ def _end_leftover(folder: Path) -> None:
         pid_file = supervisor.read_pid_file(folder)
         expected = f"/postgres -D {folder / supervisor.DATA} "
         if pid_file and expected in _command_line(int(pid_file[0])):
-            os.kill(int(pid_file[0]), signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid_file[0]), signal.SIGINT)
         lock = supervisor.take_lock(path, fcntl.LOCK_EX, supervisor.SHUTDOWN_TIMEOUT)
     if lock is None:
         raise EmbeddedPostgresError(
             f"processes of an earlier server still use {folder}: end those that hold {path} open"
         )
+    (folder / supervisor.STOP_REQUEST).unlink(missing_ok=True)
     supervisor.clear_leftovers(folder)
     os.close(lock)
 
@@ -289,24 +291,25 @@ def _command_line(pid: int) -> str:
     return subprocess.run(ps, capture_output=True, text=True, check=False).stdout
 
 
-def _without_root(folder: Path, binaries: Path) -> list[str]:
-    """The command that runs another as somebody else: PostgreSQL refuses to run as root.
+def _as_acceptable_user(folder: Path, binaries: Path) -> list[str]:
+    """The command that runs another as a user whom PostgreSQL takes: not root, and with a name.
 
-    In a user namespace of its own root is nobody and its files stay root's. Where containers
-    forbid that, the supervisor becomes nobody, or the owner of the cluster, and keeps root's
-    passage through folders that are closed to others, such as a project below /root.
+    In a user namespace of its own root, or a container's user without a name, is called nobody, and
+    files stay its own. Where root may not make one, the supervisor becomes nobody, or the owner of
+    the folder, and keeps root's passage through closed folders, such as a project below /root.
     """
-    if os.geteuid() != 0:
+    user = os.geteuid()
+    if user != 0 and _has_name(user):
         return []
+    namespace = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
     data = folder / supervisor.DATA
-    owner = data.stat() if data.exists() else folder.stat()
+    owner = (data if data.exists() else folder).stat()
     uid, gid = (owner.st_uid, owner.st_gid) if owner.st_uid else (NOBODY, NOBODY)
-    namespace = ["unshare", "--user", f"--map-user={uid}", f"--map-group={gid}"]
     drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
     drop += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     needed = [folder, binaries / "postgres", Path(sys.executable), Path(__file__).parent]
     probe = ["sh", "-c", 'for path; do test -x "$path" || exit 1; done', "sh", *map(str, needed)]
-    for name, *options in [drop] if owner.st_uid else [namespace, drop]:
+    for name, *options in [namespace, drop] if owner.st_uid == user else [drop]:
         tool = shutil.which(name)
         if tool is None:
             continue
@@ -314,10 +317,18 @@ def _without_root(folder: Path, binaries: Path) -> list[str]:
         if subprocess.run([*prefix, *probe], capture_output=True, check=False).returncode == 0:
             return prefix
     raise EmbeddedPostgresError(
-        "PostgreSQL doesn't run as root, and here root can neither make a user namespace "
-        "(unshare) nor become another user (setpriv, both of util-linux). Run as a normal user, "
-        "or set the database URLs to a PostgreSQL server of your own."
+        "PostgreSQL runs neither as root nor as a user without a name, and here one can neither "
+        "make a user namespace (unshare) nor become another user (setpriv; both of util-linux). "
+        "Run as a normal user, or set the database URLs to a PostgreSQL server of your own."
     )
+
+
+def _has_name(user: int) -> bool:
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,8 +57,9 @@ class PartitionFiles:
                     writer = writer or pq.ParquetWriter(
                         hashed, table.schema, compression="lz4", use_dictionary=False
                     )
-                    writer.write_table(table)
-                    rows += table.num_rows
+                    if table.num_rows:
+                        writer.write_table(table)
+                        rows += table.num_rows
                 if writer is None:
                     raise ValueError(f"{path}: no batch, hence no schema to write")
                 writer.close()
@@ -72,7 +73,7 @@ class PartitionFiles:
     def read(
         self, asset: str, partition: str, columns: list[str] | None = None
     ) -> "Iterator[pa.Table]":
-        """Read a partition batch by batch, as it was written.
+        """Read a partition batch by batch, as it was written; an empty one gives no batch.
 
         Raises:
             MissingPartitionError: it was never written; the message says what to materialize.
@@ -87,8 +88,6 @@ class PartitionFiles:
                 f"{path} is missing: materialize partition {partition} of {asset} first"
             ) from None
         with file, pq.ParquetFile(file) as parquet:
-            if not parquet.num_row_groups:
-                yield parquet.schema_arrow.empty_table()
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns=columns)
 

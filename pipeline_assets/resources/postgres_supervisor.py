@@ -40,7 +40,7 @@ SOCKET_LINK = "socket"
 STOP_REQUEST = "stop"
 
 GRACE = 3.0  # seconds: a shell loop of short commands finds the server of the last one
-POLL = 0.1  # seconds between two looks at the clients: below 0.1 % of a core
+POLL = 0.2  # seconds between two looks at the clients: 0.1 % of a core
 SHUTDOWN_TIMEOUT = 30.0  # seconds for a clean shutdown; past it the next start replays the WAL
 LOG_LIMIT = 10_000_000  # bytes; one older log of that size is kept
 SOCKET_PATH_LIMIT = 103  # bytes on macOS; Linux allows 107
@@ -169,7 +169,7 @@ def _create_cluster(folder: Path, binaries: Path, lock: int) -> None:
     try:
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
         cluster_locale = "C.UTF-8"
-    except locale.Error:  # macOS before 15: only the case of non-ASCII letters is lost
+    except locale.Error:  # older macOS: upper() and lower() leave other than ASCII as is
         cluster_locale = "C"
     options = ["--auth=scram-sha-256", "--encoding=UTF8", f"--locale={cluster_locale}"]
     options += ["--data-checksums", "--no-instructions"]
@@ -195,9 +195,16 @@ def _create_cluster(folder: Path, binaries: Path, lock: int) -> None:
 
 
 def _check_version(folder: Path, binaries: Path) -> None:
-    version = subprocess.run(
-        [binaries / "postgres", "--version"], capture_output=True, text=True, check=True
-    ).stdout.split()[2]  # postgres (PostgreSQL) 15.18 (Debian ...)
+    answer = subprocess.run(
+        [binaries / "postgres", "--version"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if answer.returncode:
+        raise StartError(f"{binaries / 'postgres'} doesn't run here: {answer.stdout}")
+    version = answer.stdout.split()[2]  # postgres (PostgreSQL) 15.18 (Debian ...)
     made_by = (folder / DATA / "PG_VERSION").read_text().strip()
     if made_by != version.partition(".")[0]:
         raise StartError(
@@ -208,9 +215,7 @@ def _check_version(folder: Path, binaries: Path) -> None:
 
 
 def start(folder: Path, binaries: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start the server, on a new cluster if there is none; return it once ready, and its sockets'
-    folder.
-    """
+    """Start the server, on a new cluster at first; return it, ready, and its socket folder."""
     lock = take_lock(folder / SERVER_LOCK, fcntl.LOCK_EX, timeout=SHUTDOWN_TIMEOUT)
     if lock is None:
         raise StartError(f"processes of an earlier server still hold {folder / SERVER_LOCK}")

@@ -15,6 +15,7 @@ import dagster as dg
 
 from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
+from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
@@ -27,7 +28,6 @@ from pipeline_assets.warehouse.checks import (
     rule_results,
     rule_specs,
 )
-from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.warehouse.tables import Table
 
 GROUP = "warehouse"
@@ -85,7 +85,7 @@ def table_assets(
         source: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse.extract import check_source, extract, source_reader
         from pipeline_assets.warehouse.reconcile import source_digests
 
@@ -132,7 +132,7 @@ def table_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.gate import judge
 
@@ -141,7 +141,7 @@ def table_assets(
         with _permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
             for key in progress(windows, validated_name):
-                judgement = judge(table, key, windows[key], files, connection, context.run_id)
+                judgement = judge(table, key, windows[key], files, connection, context.run.run_id)
                 judgements[key] = judgement
                 verdict = judgement.verdict
                 context.add_asset_metadata(
@@ -176,7 +176,7 @@ def table_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult[None]:
+    ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.load import load
         from pipeline_assets.warehouse.reconcile import compare
@@ -192,9 +192,7 @@ def table_assets(
             for key in progress(windows, target):
                 begun = perf_counter()
                 try:
-                    loaded = load(
-                        table, key, files, source_connection, connection, context.run_id
-                    )
+                    loaded = load(table, key, files, source_connection, connection, context.run.run_id)
                 except ledger.GateError as error:
                     held[key] = str(error)
                     continue

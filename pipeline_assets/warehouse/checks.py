@@ -6,14 +6,16 @@ rule, while the ledger has each partition's own verdict.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipeline_assets.quality.contract import Contract, Rule
-from pipeline_assets.warehouse.gate import Judgement
-from pipeline_assets.warehouse.ledger import quarantine_query
 from pipeline_assets.metadata import preview
-from pipeline_assets.warehouse.reconcile import Comparison, Digest
+from pipeline_assets.quality.contract import Contract, Rule
+
+if TYPE_CHECKING:
+    from pipeline_assets.warehouse.gate import Judgement
+    from pipeline_assets.warehouse.reconcile import Comparison, Digest
 
 NAMED = 20
 """How many partitions a result names; the ledger has them all."""
@@ -51,7 +53,7 @@ def describe(rule: Rule) -> str:
 
 
 def rule_results(
-    contract: Contract, judgements: Mapping[str, Judgement]
+    contract: Contract, judgements: "Mapping[str, Judgement]"
 ) -> list[dg.AssetCheckResult]:
     """What each rule's check says of the run's partitions.
 
@@ -79,7 +81,7 @@ def rule_results(
     return results
 
 
-def _outcome(rule: Rule, broken: Mapping[str, Judgement], partitions: int) -> str:
+def _outcome(rule: Rule, broken: "Mapping[str, Judgement]", partitions: int) -> str:
     if not broken:
         return "Kept."
     held = "held back" if rule.blocking else "loaded all the same"
@@ -91,11 +93,13 @@ def _outcome(rule: Rule, broken: Mapping[str, Judgement], partitions: int) -> st
 def _evidence(
     contract: Contract,
     rule: Rule,
-    judgements: Mapping[str, Judgement],
-    broken: Mapping[str, Judgement],
+    judgements: "Mapping[str, Judgement]",
+    broken: "Mapping[str, Judgement]",
 ) -> dict[str, dg.MetadataValue]:
     rows = sum(judgement.verdict.rows for judgement in judgements.values())
     count = sum(judgement.verdict.violations[rule.name] for judgement in judgements.values())
+    from pipeline_assets.warehouse.ledger import quarantine_query
+
     evidence: dict[str, dg.MetadataValue] = {
         "violations": dg.MetadataValue.int(count),
         "rows": dg.MetadataValue.int(rows),
@@ -127,7 +131,7 @@ def complete_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.As
 
 
 def complete_result(
-    extracted: Mapping[str, int], held: Mapping[str, Digest]
+    extracted: Mapping[str, int], held: "Mapping[str, Digest]"
 ) -> dg.AssetCheckResult:
     """Compare rows read with rows counted; a source that changes meanwhile is a warning."""
     short = {
@@ -156,7 +160,7 @@ def in_step_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.Ass
     )
 
 
-def in_step_result(comparisons: Mapping[str, Comparison]) -> dg.AssetCheckResult:
+def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResult:
     """Name the partitions in which the two differ; the source may have moved on since the read."""
     differing = {
         key: f"source {comparison.source}, warehouse {comparison.warehouse}"

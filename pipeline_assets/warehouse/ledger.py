@@ -90,6 +90,7 @@ class Batch:
     rows_quarantined: int
     violations: dict[str, int]
     broken_rules: list[str]
+    source_watermark: datetime | None
     content_hash: str
     rows_written: int | None
     rows_deleted: int | None

@@ -71,7 +71,9 @@ def load(
                 relation(contract.target_relation)
             )
         )
-        _stage(warehouse, contract, (apply(table.derive, rows) for rows in files.read(validated, key)))
+        _stage(
+            warehouse, contract, (apply(table.derive, rows) for rows in files.read(validated, key))
+        )
         written = warehouse.execute(_upsert(contract)).rowcount
         deleted = _delete_gone(contract, batch, source, warehouse)
         deleted += warehouse.execute(_delete_superseded(contract), {"partition": key}).rowcount
@@ -87,9 +89,7 @@ def load(
     return Loaded(batch.rows_valid, written, deleted)
 
 
-def _stage(
-    warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[pa.Table]"
-) -> None:
+def _stage(warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[pa.Table]") -> None:
     from pgpq import ArrowToPostgresBinaryEncoder
 
     names = [column.name for column in contract.columns]
@@ -128,7 +128,10 @@ def _upsert(contract: Contract) -> sql.Composed:
 
 
 def _delete_gone(
-    contract: Contract, batch: ledger.Batch, source: psycopg.Connection, warehouse: psycopg.Connection
+    contract: Contract,
+    batch: ledger.Batch,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
 ) -> int:
     """Delete the window's rows that the file lacks, unless the source has them in another window.
 
@@ -156,9 +159,9 @@ def _delete_gone(
         quarantined = ledger.quarantined(warehouse, contract, [identity for identity, *_ in found])
         coming = {tuple(key) for identity, *key in found if identity not in quarantined}
         gone += [key for key in keys if key not in coming]
-    delete = sql.SQL("DELETE FROM {target} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))").format(
-        arrays=_key_arrays(contract), **names
-    )
+    delete = sql.SQL(
+        "DELETE FROM {target} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
+    ).format(arrays=_key_arrays(contract), **names)
     return sum(
         warehouse.execute(delete, _key_lists(contract, gone[i : i + KEYS_PER_QUESTION])).rowcount
         for i in range(0, len(gone), KEYS_PER_QUESTION)
@@ -174,7 +177,7 @@ def _key_arrays(contract: Contract) -> sql.Composed:
     arrays = [
         sql.SQL("{}::{}[]").format(
             sql.Placeholder(f"key{index}"),
-            sql.SQL(contract.column(name).physical_type),  # type: ignore[arg-type]  # one of a known list
+            sql.SQL(contract.column(name).physical_type),
         )
         for index, name in enumerate(contract.key)
     ]
@@ -191,12 +194,14 @@ def _delete_superseded(contract: Contract) -> sql.Composed:
     The source's row is the quarantined one now: to keep the older would show what no longer holds.
     """
     quarantined_key = sql.SQL(" AND ").join(
-        sql.SQL("t.{name} = CASE WHEN {misfit} <> ALL (q.broken_rules)"
-                " THEN (q.source_row ->> {literal})::{type} END").format(
+        sql.SQL(
+            "t.{name} = CASE WHEN {misfit} <> ALL (q.broken_rules)"
+            " THEN (q.source_row ->> {literal})::{type} END"
+        ).format(
             name=sql.Identifier(name),
             misfit=sql.Literal(f"{name}_type"),
             literal=sql.Literal(name),
-            type=sql.SQL(contract.column(name).physical_type),  # type: ignore[arg-type]  # one of a known list
+            type=sql.SQL(contract.column(name).physical_type),
         )
         for name in contract.key
     )

@@ -26,9 +26,13 @@ def derive(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     date = pd.ArrowDtype(pa.date32())
     day = frame["ordered_at"].dt.tz_localize(None).dt.floor("D")
-    monday = day - pd.to_timedelta(day.dt.dayofweek.astype("int64"), unit="D").astype("duration[us][pyarrow]")
+    monday = day - pd.to_timedelta(day.dt.dayofweek.astype("int64"), unit="D").astype(
+        "duration[us][pyarrow]"
+    )
+    amount = frame["amount"]
+    nothing = pd.Series(Decimal("0.00"), index=frame.index, dtype=amount.dtype)
     return frame.assign(
-        net_amount=frame["amount"].where(frame["status"] == "completed", Decimal("0.00")),
+        net_amount=amount.where(frame["status"] == "completed", nothing),
         business_day=day.astype(date),
         business_week=monday.astype(date),
     )

@@ -1,0 +1,108 @@
+"""Where a table stands: what is loaded, held and quarantined, told by the ledger and the databases."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+from psycopg import sql
+
+from pipeline_assets.quality.ddl import relation
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.reconcile import Windows, compare
+from pipeline_assets.warehouse.tables import Table
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table: days by what became of them, rows, and the sums of its money columns."""
+
+    relation: str
+    closed: int
+    loaded: int
+    newest: str | None
+    watermark: datetime | None
+    extracted: int
+    quarantined: dict[str, int]
+    """Rule name -> rows that broke it, of the days in the ledger."""
+    held: dict[str, list[str]]
+    """Partition key -> the rules that hold it back."""
+    rows: int
+    totals: dict[str, Decimal]
+
+
+def closed_days(settings: Settings, now: datetime | None = None) -> Windows:
+    """Partition key -> window of every day from the first that has ended, oldest first."""
+    zone = ZoneInfo(settings.pipeline_timezone)
+    today = (now or datetime.now(UTC)).astimezone(zone).date()
+    first = settings.warehouse_start_date
+    days = [first + timedelta(days=number) for number in range((today - first).days)]
+    return {day.isoformat(): (_midnight(day, zone), _midnight(day + DAY, zone)) for day in days}
+
+
+DAY = timedelta(days=1)
+
+
+def _midnight(day: date, zone: ZoneInfo) -> datetime:
+    return datetime.combine(day, time(), zone)
+
+
+def days_to_load(settings: Settings, table: Table, *, everything: bool = False) -> list[str]:
+    """The closed days on which source and warehouse differ, oldest first; or all closed days."""
+    windows = closed_days(settings)
+    if everything:
+        return list(windows)
+    contract = table.contract
+    with (
+        Database("source", settings).connect(autocommit=True) as source,
+        Database("warehouse", settings).connect(autocommit=True) as warehouse,
+    ):
+        ledger.ensure_schema(warehouse, contract)
+        known = ledger.batches(warehouse, contract)
+        comparisons = compare(source, warehouse, contract, windows)
+    return [key for key, found in comparisons.items() if key not in known or not found.in_step]
+
+
+def table_status(settings: Settings, table: Table) -> TableStatus:
+    """Where the table stands now."""
+    contract = table.contract
+    closed = closed_days(settings)
+    target = relation(contract.target_relation)
+    money = [
+        column.name for column in contract.columns if column.physical_type.startswith("numeric")
+    ]
+    with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        ledger.ensure_schema(warehouse, contract)
+        batches = list(ledger.batches(warehouse, contract).values())
+        exists = warehouse.execute("SELECT to_regclass(%s)", [target.as_string(warehouse)])
+        rows, totals = 0, {}
+        if exists.fetchone() != (None,):
+            sums = [sql.SQL(", sum({})").format(sql.Identifier(name)) for name in money]
+            query = sql.SQL("SELECT count(*){} FROM {}").format(sql.Composed(sums), target)
+            found = warehouse.execute(query).fetchone() or (0,)
+            rows, totals = found[0], dict(zip(money, found[1:], strict=True))
+    violations: Counter[str] = Counter()
+    for batch in batches:
+        violations.update(batch.violations)
+    loaded = [batch for batch in batches if batch.loaded_hash is not None]
+    return TableStatus(
+        relation=contract.target_relation,
+        closed=len(closed),
+        loaded=len(loaded),
+        newest=max((batch.partition_key for batch in loaded), default=None),
+        watermark=max(
+            (batch.source_watermark for batch in loaded if batch.source_watermark), default=None
+        ),
+        extracted=sum(batch.rows_extracted for batch in batches),
+        quarantined=dict(violations.most_common()),
+        held={
+            batch.partition_key: batch.broken_rules
+            for batch in batches
+            if batch.verdict == "failed"
+        },
+        rows=rows,
+        totals={name: total or Decimal(0) for name, total in totals.items()},
+    )
