@@ -5,6 +5,7 @@ capitals is its environment variable; the project's one `Settings` inherits them
 protect us from a server stand with the HTTP client, and how stories are told apart in `stories`.
 """
 
+from datetime import date
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
@@ -70,6 +71,8 @@ class NewsSettings(BaseModel):
     """The outlets asked for everything of the window, beside the top headlines."""
     news_feeds: tuple[Feed, ...] = DEFAULT_FEEDS
     """As JSON in the environment: `[{"outlet": ..., "section": ..., "url": ...}]`."""
+    news_start_date: date = date(2026, 11, 1)
+    """The first partition: its edition is that of the morning after."""
     news_language: str = Field(default="en", pattern="^[a-z]{2}$")
     """Articles in another language are kept in the table and left out of the digest."""
     news_mute: tuple[str, ...] = ()
