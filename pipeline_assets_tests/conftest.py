@@ -48,8 +48,8 @@ def settings(server: embedded_postgres.Server, tmp_path: Path) -> Iterator[Setti
         connection.execute(SOURCE_SCHEMA)
     yield Settings(
         pipeline_data_dir=tmp_path,
-        source_database_url=urls[0],  # type: ignore[arg-type]  # pydantic makes it a SecretStr
-        warehouse_database_url=urls[1],  # type: ignore[arg-type]
+        source_database_url=urls[0],
+        warehouse_database_url=urls[1],
     )
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for name in names:

@@ -192,7 +192,9 @@ def table_assets(
             for key in progress(windows, target):
                 begun = perf_counter()
                 try:
-                    loaded = load(table, key, files, source_connection, connection, context.run.run_id)
+                    loaded = load(
+                        table, key, files, source_connection, connection, context.run.run_id
+                    )
                 except ledger.GateError as error:
                     held[key] = str(error)
                     continue

@@ -217,7 +217,9 @@ def test_a_source_with_other_columns_is_named_and_nothing_is_written(
     assert "contract transactions" in failures(result)
     assert not list((settings.pipeline_data_dir).rglob("*.parquet"))
     # A permanent failure: no attempt but the first.
-    assert not [event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"]
+    assert not [
+        event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"
+    ]
 
 
 def test_a_gone_row_is_deleted_and_a_moved_one_is_not(

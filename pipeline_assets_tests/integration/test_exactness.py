@@ -43,7 +43,7 @@ def lenient() -> Table:
     """The transactions, with any number of bad rows allowed: what is bad is set aside, no day held."""
     (table,) = [table for table in load_tables() if table.contract.name == "transactions"]
     rules = tuple(
-        dataclasses.replace(rule, bound=Bound("<=", 100, "percent"))
+        dataclasses.replace(rule, bound=Bound("mustBeLessOrEqualTo", (100,), "percent"))
         for rule in table.contract.rules
     )
     return dataclasses.replace(table, contract=dataclasses.replace(table.contract, rules=rules))
@@ -223,7 +223,9 @@ def test_a_killed_loader_leaves_the_old_state_or_the_new(
         ).fetchone()
         assert rows is not None
         # A day is loaded in whole or not at all, and the ledger says which.
-        assert (len(loaded(warehouse)), int(rows[1])) in {(10 * days, 10 * days) for days in range(4)}
+        assert (len(loaded(warehouse)), int(rows[1])) in {
+            (10 * days, 10 * days) for days in range(4)
+        }
     pipeline = Pipeline(settings)
     assert pipeline.catch_up() == []
     assert loaded(warehouse) == truth(shop)
