@@ -21,21 +21,28 @@ $(VENV)/installed: requirements.lock pyproject.toml setup.py
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+# An independent judge of contracts, for one test. It wants newer packages than the project, so it lives
+# in an environment of its own.
+$(VENV)/referee/installed: $(VENV)/installed Makefile
+	@$(PYTHON) -m venv $(VENV)/referee
+	@$(BIN)/uv pip install --quiet --python $(VENV)/referee/bin/python 'datacontract-cli[postgres]==1.2.8'
+	@touch $@
+
 run: $(VENV)/installed ## install, then run the main job on embedded PostgreSQL and print what it did
 	@$(BIN)/pipeline-assets run
 
 dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev
 
-test: $(VENV)/installed ## install, then run the tests, the fast ones first
+test: $(VENV)/installed $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest -m "not slow"
 	$(BIN)/pytest -m slow
 
 check: $(VENV)/installed ## format, lint, types, layers and the Dagster definitions
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/dagster definitions validate
 
 lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml

@@ -1,17 +1,30 @@
-"""A contract's table in PostgreSQL: created as the contract says, widened when it grows.
+"""A contract's table in PostgreSQL: created as the contract says, changed where that loses nothing.
 
-Whatever would lose data (a column dropped, a type changed) is refused, for a person to decide.
+A new optional column is added, a type widened, NOT NULL set or dropped. Whatever would lose data, or
+would have to invent it (a column dropped, a type narrowed, another key), is refused, for a person to
+decide.
 """
+
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.quality.contract import Column, Contract
+from pipeline_assets.quality.types import is_wider
 
 
 class TableMismatchError(PermanentError):
     """The table in the database and its contract differ in a way that isn't mended here."""
+
+
+@dataclass(frozen=True)
+class _Present:
+    """A column as the database has it."""
+
+    physical_type: str
+    required: bool
 
 
 def relation(name: str) -> sql.Identifier:
@@ -30,66 +43,122 @@ def column_definition(column: Column) -> sql.Composed:
 
 
 def ensure_table(connection: psycopg.Connection, contract: Contract) -> None:
-    """Create the contract's table, or add the nullable columns it lacks, in the open transaction.
+    """Bring the contract's table to what the contract says, in the open transaction.
 
     The change column is indexed: partitions are compared and deleted from by it.
 
     Raises:
-        TableMismatchError: a column was dropped from the contract, has another type, or is new and
-            required in a table that has rows.
+        TableMismatchError: a column was dropped from the contract, has a type that isn't wider, or is
+            required where rows have no value; the key is another; or the relation is no table. The
+            message names both sides and says what to do.
     """
+    name = relation(contract.target_relation).as_string(connection)
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+    found = connection.execute(
+        "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)", [name]
+    ).fetchone()
+    if found is None:
+        _create(connection, contract)
+    elif found[0] not in ("r", "p"):
+        raise TableMismatchError(f"{contract.target_relation} exists and is no table; rename it")
+    else:
+        _change(connection, contract)
+
+
+def _create(connection: psycopg.Connection, contract: Contract) -> None:
     target = relation(contract.target_relation)
     schema = contract.target_relation.partition(".")[0]
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
-    connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
-    present: dict[str, str] = dict(
-        connection.execute(
-            """SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
-               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
-            [target.as_string(connection)],
-        ).fetchall()
-    )
-    if not present:
-        connection.execute(
-            sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))").format(
-                target,
-                sql.SQL(", ").join(column_definition(column) for column in contract.columns),
-                sql.SQL(", ").join(sql.Identifier(name) for name in contract.key),
-            )
+    statements = [
+        sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)),
+        sql.SQL("CREATE TABLE {} ({}, PRIMARY KEY ({}))").format(
+            target,
+            sql.SQL(", ").join(column_definition(column) for column in contract.columns),
+            sql.SQL(", ").join(sql.Identifier(name) for name in contract.key),
+        ),
+        sql.SQL("CREATE INDEX ON {} ({})").format(target, sql.Identifier(contract.change_column)),
+        sql.SQL("COMMENT ON TABLE {} IS {}").format(target, sql.Literal(contract.description)),
+    ]
+    for statement in statements:
+        connection.execute(statement)
+
+
+def _change(connection: psycopg.Connection, contract: Contract) -> None:
+    target, version = contract.target_relation, f"contract {contract.name} {contract.version}"
+    key, present = _read_table(connection, contract)
+    if key != contract.key:
+        raise TableMismatchError(
+            f"the primary key of {target} is ({', '.join(key)}), but {version} says "
+            f"({', '.join(contract.key)}); change it by hand, or load into a new table"
         )
-        connection.execute(
-            sql.SQL("CREATE INDEX ON {} ({})").format(
-                target, sql.Identifier(contract.change_column)
-            )
-        )
-        connection.execute(
-            sql.SQL("COMMENT ON TABLE {} IS {}").format(target, sql.Literal(contract.description))
-        )
-        return
     if extra := sorted(set(present) - {column.name for column in contract.columns}):
         raise TableMismatchError(
-            f"{contract.target_relation} has a column {extra[0]} that contract {contract.name} "
-            f"{contract.version} lacks; drop or rename it by hand if its data may go"
+            f"{target} has a column {extra[0]} that {version} lacks; drop or rename it by hand if its "
+            "data may go"
         )
     for column in contract.columns:
         if column.name not in present:
             _add_column(connection, contract, column)
-        elif present[column.name] != column.physical_type:
-            raise TableMismatchError(
-                f"{contract.target_relation}.{column.name} is {present[column.name]}, but contract "
-                f"{contract.name} {contract.version} says {column.physical_type}; change the table "
-                "by hand, or load into a new one"
-            )
+            continue
+        before = present[column.name]
+        if before.physical_type != column.physical_type:
+            if not is_wider(column.physical_type, before.physical_type):
+                raise TableMismatchError(
+                    f"{target}.{column.name} is {before.physical_type}, but {version} says "
+                    f"{column.physical_type}, which can't hold all of it; change the table by hand, or "
+                    "load into a new one"
+                )
+            _alter(connection, contract, column, f"TYPE {column.physical_type}")
+        if before.required and not column.required:
+            _alter(connection, contract, column, "DROP NOT NULL")
+        if column.required and not before.required:
+            if _exists(
+                connection, contract, sql.SQL("{} IS NULL").format(sql.Identifier(column.name))
+            ):
+                raise TableMismatchError(
+                    f"{version} makes {column.name} required, for which some rows of {target} have no "
+                    "value; fill them, or leave it optional"
+                )
+            _alter(connection, contract, column, "SET NOT NULL")
+
+
+def _read_table(
+    connection: psycopg.Connection, contract: Contract
+) -> tuple[tuple[str, ...], dict[str, _Present]]:
+    """The table's primary key, and its columns by name."""
+    rows = connection.execute(
+        """SELECT attname, format_type(atttypid, atttypmod), attnotnull,
+                  array_position(indkey::int2[], attnum)
+           FROM pg_attribute LEFT JOIN pg_index ON indrelid = attrelid AND indisprimary
+           WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
+        [relation(contract.target_relation).as_string(connection)],
+    ).fetchall()
+    key = sorted((place, name) for name, _, _, place in rows if place is not None)
+    present = {name: _Present(type_, required) for name, type_, required, _ in rows}
+    return tuple(name for _, name in key), present
+
+
+def _exists(connection: psycopg.Connection, contract: Contract, condition: sql.Composable) -> bool:
+    query = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {})")
+    target = relation(contract.target_relation)
+    return connection.execute(query.format(target, condition)).fetchone() == (True,)
 
 
 def _add_column(connection: psycopg.Connection, contract: Contract, column: Column) -> None:
-    target = relation(contract.target_relation)
-    has_rows = connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(target))
-    if column.required and has_rows.fetchone() == (True,):
+    if column.required and _exists(connection, contract, sql.SQL("true")):
         raise TableMismatchError(
             f"contract {contract.name} {contract.version} adds the required column {column.name}, "
             f"for which the rows of {contract.target_relation} have no value; make it optional first"
         )
     connection.execute(
-        sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(target, column_definition(column))
+        sql.SQL("ALTER TABLE {} ADD COLUMN {}").format(
+            relation(contract.target_relation), column_definition(column)
+        )
+    )
+
+
+def _alter(connection: psycopg.Connection, contract: Contract, column: Column, what: str) -> None:
+    connection.execute(
+        sql.SQL("ALTER TABLE {} ALTER COLUMN {} {}").format(
+            relation(contract.target_relation), sql.Identifier(column.name), sql.SQL(what)
+        )
     )

@@ -5,6 +5,7 @@ address stands in `dagster.yaml` and `dagster dev` needs no variable at all.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Self
 
 from dagster import Field
@@ -34,7 +35,17 @@ class PipelineStorage(DagsterPostgresStorage):
         url = Database("dagster", load_settings()).url()
         # dagster-postgres ships psycopg2; a bare postgresql:// may come to mean psycopg 3.
         url = "postgresql+psycopg2://" + url.partition("://")[2]
-        return cls(url, config_value["should_autocreate_tables"], inst_data)
+        storage = cls(url, config_value["should_autocreate_tables"], inst_data)
+        # Dagster keeps a connection open in its webserver only; elsewhere each statement connects anew.
+        # A ranged run of 319 days and three assets made 5,000 connections: 113 s, and 25 s without.
+        for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+            part.optimize_for_webserver(
+                statement_timeout=60_000, pool_recycle=3600, max_overflow=20
+            )
+        # Asked again for every materialization, on one more connection; tables don't vanish.
+        events = storage.event_log_storage
+        events.has_table = cache(events.has_table)  # type: ignore[attr-defined]  # PostgreSQL's has it
+        return storage
 
 
 class PipelineComputeLogs(LocalComputeLogManager):

@@ -7,6 +7,7 @@ file or the new one, never half of one.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -50,19 +51,17 @@ class PartitionFiles:
         part = f"{path}.{uuid4().hex}.part"
         try:
             with filesystem.open(part, "wb") as file:
-                hashed = _HashingFile(file)
-                writer, rows = None, 0
-                for table in batches:
-                    # Read once or twice, soon: speed matters more than size.
-                    writer = writer or pq.ParquetWriter(
-                        hashed, table.schema, compression="lz4", use_dictionary=False
-                    )
-                    if table.num_rows:
-                        writer.write_table(table)
-                        rows += table.num_rows
-                if writer is None:
-                    raise ValueError(f"{path}: no batch, hence no schema to write")
-                writer.close()
+                hashed, rows = _HashingFile(file), 0
+                tables = iter(batches)
+                first = next(tables)
+                # Read once or twice, soon: speed matters more than size.
+                with pq.ParquetWriter(
+                    hashed, first.schema, compression="lz4", use_dictionary=False
+                ) as writer:
+                    for table in chain([first], tables):
+                        if table.num_rows:
+                            writer.write_table(table)
+                            rows += table.num_rows
             filesystem.mv(part, path)
         except BaseException:
             if filesystem.exists(part):

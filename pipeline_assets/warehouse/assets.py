@@ -141,7 +141,7 @@ def table_assets(
         with _permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
             for key in progress(windows, validated_name):
-                judgement = judge(table, key, windows[key], files, connection, context.run_id)
+                judgement = judge(table, key, windows[key], files, connection, context.run.run_id)
                 judgements[key] = judgement
                 verdict = judgement.verdict
                 context.add_asset_metadata(
@@ -192,7 +192,9 @@ def table_assets(
             for key in progress(windows, target):
                 begun = perf_counter()
                 try:
-                    loaded = load(table, key, files, source_connection, connection, context.run_id)
+                    loaded = load(
+                        table, key, files, source_connection, connection, context.run.run_id
+                    )
                 except ledger.GateError as error:
                     held[key] = str(error)
                     continue

@@ -29,27 +29,12 @@ def rule_specs(
         dg.AssetCheckSpec(
             rule.name,
             asset=asset,
-            description=f"{describe(rule)} {rule.description}".strip(),
+            description=f"{rule.sentence} {rule.description}".strip(),
             blocking=rule.blocking,
             partitions_def=partitions,
         )
         for rule in contract.rules
     ]
-
-
-def describe(rule: Rule) -> str:
-    """A rule in a sentence, with its bound."""
-    words = {
-        "type": f"fits {rule.argument}",
-        "required": "has a value",
-        "unique": "occurs once in a partition",
-        "minimum": f"is at least {rule.argument}",
-        "exclusiveMinimum": f"is above {rule.argument}",
-        "maximum": f"is at most {rule.argument}",
-        "exclusiveMaximum": f"is below {rule.argument}",
-        "validValues": f"is one of {rule.argument}",
-    }
-    return f"{', '.join(rule.columns)} {words[rule.kind]}; {rule.bound} may break it."
 
 
 def rule_results(

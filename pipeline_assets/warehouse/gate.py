@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from pipeline_assets.quality.validation import Verdict, empty, find_duplicates, validate
+from pipeline_assets.quality.rules import find_duplicates
+from pipeline_assets.quality.validation import Verdict, empty, validate
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.tables import Table

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 import psycopg
@@ -161,10 +162,21 @@ class QuarantineWriter:
                     broken_rules,
                     identity,
                     row[self.contract.change_column],
-                    json.dumps(row, default=str, ensure_ascii=False),
+                    json.dumps(
+                        {name: _in_json(value) for name, value in row.items()},
+                        default=str,
+                        ensure_ascii=False,
+                    ),
                     self.run_id,
                 )
             )
+
+
+def _in_json(value: object) -> object:
+    """A value that JSON has no form for, as PostgreSQL writes it."""
+    if isinstance(value, float) and not isfinite(value):
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+    return f"\\x{value.hex()}" if isinstance(value, bytes) else value
 
 
 def source_identity(rows: "pa.Table", contract: Contract) -> list[str]:

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import ensure_table, relation
+from pipeline_assets.quality.types import travels_as_text
 from pipeline_assets.quality.validation import apply
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.warehouse import ledger
@@ -93,6 +94,9 @@ def _stage(warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[
     from pgpq import ArrowToPostgresBinaryEncoder
 
     names = [column.name for column in contract.columns]
+    texts = [column for column in contract.columns if travels_as_text(column.physical_type)]
+    for column in texts:
+        _alter_staged(warehouse, column.name, "text")
     statement = sql.SQL("COPY staged ({}) FROM STDIN (FORMAT binary)").format(_list(names))
     with warehouse.cursor().copy(statement) as copy:
         encoder = None
@@ -105,6 +109,17 @@ def _stage(warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[
                 copy.write(encoder.write_batch(part))
         if encoder is not None:
             copy.write(encoder.finish())
+    for column in texts:
+        _alter_staged(warehouse, column.name, column.physical_type)
+
+
+def _alter_staged(warehouse: psycopg.Connection, column: str, physical_type: str) -> None:
+    """What Arrow can't carry is staged as text and cast by PostgreSQL, before anything compares it."""
+    warehouse.execute(
+        sql.SQL("ALTER TABLE staged ALTER {0} TYPE {1} USING {0}::{1}").format(
+            sql.Identifier(column), sql.SQL(physical_type)
+        )
+    )
 
 
 def _upsert(contract: Contract) -> sql.Composed:

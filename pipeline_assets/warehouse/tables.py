@@ -5,7 +5,8 @@ A new table is a contract in `contracts/` and one line in `TABLES`.
 
 from dataclasses import dataclass
 
-from pipeline_assets.quality.contract import Contract, load_contract
+from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.quality.validation import Frames, unchanged
 from pipeline_assets.warehouse import transactions
 

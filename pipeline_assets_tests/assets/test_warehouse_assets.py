@@ -1,0 +1,272 @@
+"""The warehouse's assets, materialized by Dagster on real databases."""
+
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pipeline_assets.definitions import build_definitions
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.conftest import Shop
+
+DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
+
+
+def load(
+    settings: Settings,
+    first: str,
+    last: str | None = None,
+    instance: dg.DagsterInstance | None = None,
+    selection: list[str] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """Run the load's job for a day, or for a range of days in one run."""
+    job = build_definitions(settings).resolve_job_def("load_transactions")
+    span = {
+        "dagster/asset_partition_range_start": first,
+        "dagster/asset_partition_range_end": last or first,
+    }
+    return job.execute_in_process(
+        instance=instance,
+        partition_key=None if last else first,
+        tags=span if last else None,
+        raise_on_error=False,
+        asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
+    )
+
+
+def table(warehouse: psycopg.Connection, columns: str = "order_id, net_amount") -> list[Any]:
+    """The warehouse table, or nothing if it was never made."""
+    if warehouse.execute("SELECT to_regclass('analytics.fct_transactions')").fetchone() == (None,):
+        return []
+    return warehouse.execute(
+        f"SELECT {columns} FROM analytics.fct_transactions ORDER BY 1"
+    ).fetchall()
+
+
+def failures(result: dg.ExecuteInProcessResult) -> str:
+    """What the failed steps said."""
+    return "\n".join(
+        event.step_failure_data.user_failure_data.description or ""
+        for event in result.all_events
+        if event.is_step_failure and event.step_failure_data.user_failure_data
+    )
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    """Check name -> its evaluation."""
+    return {found.check_name: found for found in result.get_asset_check_evaluations()}
+
+
+def test_a_good_day_is_loaded_with_its_derived_columns(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a", currency=" usd ", status="Completed")
+    shop.put("b", status="refunded", amount="7.50")
+    shop.put("other day", day=1)
+
+    result = load(settings, DAY[0])
+
+    assert result.success
+    assert all(found.passed for found in checks(result).values())
+    assert [
+        tuple(map(str, row))
+        for row in table(
+            warehouse, "order_id, amount, net_amount, currency, status, business_day, business_week"
+        )
+    ] == [
+        ("a", "10.00", "10.00", "USD", "completed", "2026-01-07", "2026-01-05"),
+        ("b", "7.50", "0.00", "USD", "refunded", "2026-01-07", "2026-01-05"),
+    ]
+
+
+def test_a_failed_rule_halts_the_partition_and_shows_the_evidence(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a", amount="1.00")
+    assert load(settings, DAY[0]).success
+    before = table(warehouse, "*")
+    shop.put("a", second=1, amount="2.00")
+    shop.put("b", second=2)
+    shop.put("bad", second=3, currency="DOGE")
+
+    result = load(settings, DAY[0])
+
+    assert not result.success
+    assert table(warehouse, "*") == before
+    found = checks(result)["currency_known"]
+    assert (found.passed, found.blocking, found.severity.value) == (False, True, "ERROR")
+    evidence = {name: value.value for name, value in found.metadata.items()}
+    assert (evidence["violations"], evidence["rows"], evidence["percent"]) == (1, 3, 33.333)
+    assert "DOGE" in evidence["sample"]
+    rows = warehouse.execute(evidence["quarantine"]).fetchall()
+    assert [(row[0], row[1], row[4]["order_id"]) for row in rows] == [
+        (DAY[0], ["currency_known"], "bad")
+    ]
+    assert checks(result)["amount_positive"].passed
+
+
+def test_the_loader_refuses_a_held_batch_whoever_starts_it(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("bad", quantity=0)
+    load(settings, DAY[0])
+
+    alone = load(settings, DAY[0], selection=["fct_transactions"])
+
+    assert not alone.success
+    assert "held by quantity_minimum" in failures(alone)
+    assert table(warehouse) == []
+
+
+def test_the_loader_refuses_a_file_that_was_not_validated(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a")
+    load(settings, DAY[0], selection=["raw_transactions", "validated_transactions"])
+    files = settings.pipeline_data_dir / "partitions"
+    (files / "validated_transactions" / f"{DAY[0]}.parquet").write_bytes(
+        (files / "raw_transactions" / f"{DAY[0]}.parquet").read_bytes()
+    )
+
+    alone = load(settings, DAY[0], selection=["fct_transactions"])
+
+    assert "isn't the file that was validated" in failures(alone)
+    assert table(warehouse) == []
+
+
+def test_rows_within_the_bound_are_set_aside_and_the_rest_is_loaded(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    for number in range(39):
+        shop.put(f"{number:02}", second=number)
+    shop.put("free", amount=0)
+
+    result = load(settings, DAY[0])
+
+    assert result.success
+    assert checks(result)["amount_positive"].metadata["percent"].value == 2.5
+    assert len(table(warehouse)) == 39
+    assert warehouse.execute(
+        "SELECT source_row ->> 'order_id', broken_rules FROM quarantine.transactions"
+    ).fetchall() == [("free", ["amount_positive"])]
+
+
+def test_in_a_range_a_bad_day_is_held_alone_and_the_run_names_it(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a", day=0)
+    shop.put("bad", day=1, status="lost")
+    shop.put("c", day=2)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = load(settings, DAY[0], DAY[2], instance=instance)
+
+        assert not result.success
+        assert f"1 of 3 partitions held back: {DAY[1]}" in failures(result)
+        assert "status_known" in failures(result)
+        assert [row[0] for row in table(warehouse)] == ["a", "c"]
+        loaded = instance.get_materialized_partitions(dg.AssetKey("fct_transactions"))
+        assert loaded == {DAY[0], DAY[2]}
+
+        shop.put("bad", day=1, status="completed")
+        assert load(settings, DAY[1], instance=instance).success
+    assert [row[0] for row in table(warehouse)] == ["a", "bad", "c"]
+
+
+def test_a_replay_writes_nothing(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a")
+    assert load(settings, DAY[0]).success
+    version = "SELECT xmin::text, order_id FROM analytics.fct_transactions"
+    before = warehouse.execute(version).fetchall()
+
+    again = load(settings, DAY[0])
+
+    (event,) = again.asset_materializations_for_node("fct_transactions")
+    assert event.metadata["rows_written"].value == 0
+    assert warehouse.execute(version).fetchall() == before
+
+
+def test_a_day_without_rows_is_loaded_as_empty(
+    settings: Settings, warehouse: psycopg.Connection
+) -> None:
+    assert load(settings, DAY[0]).success
+    assert table(warehouse) == []
+    assert warehouse.execute("SELECT verdict, rows_extracted FROM pipeline.batches").fetchall() == [
+        ("passed", 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("ALTER TABLE shop.transactions DROP COLUMN status", "has lost status"),
+        ("ALTER TABLE shop.transactions ADD COLUMN coupon text", "has gained coupon"),
+        ("DROP TABLE shop.transactions", "doesn't exist"),
+    ],
+)
+def test_a_source_with_other_columns_is_named_and_nothing_is_written(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection, change: str, message: str
+) -> None:
+    shop.connection.execute(change)
+
+    result = load(settings, DAY[0])
+
+    assert message in failures(result)
+    assert "contract transactions" in failures(result)
+    assert not list((settings.pipeline_data_dir).rglob("*.parquet"))
+    # A permanent failure: no attempt but the first.
+    assert not [
+        event for event in result.all_events if event.event_type_value == "STEP_UP_FOR_RETRY"
+    ]
+
+
+def test_a_gone_row_is_deleted_and_a_moved_one_is_not(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("gone")
+    shop.put("moved")
+    shop.put("stays")
+    assert load(settings, DAY[0]).success
+    shop.remove("gone")
+    shop.put("moved", day=1, amount="11.00")
+
+    assert load(settings, DAY[0]).success
+
+    assert [row[0] for row in table(warehouse)] == ["moved", "stays"]
+    assert load(settings, DAY[1]).success
+    assert {row[0]: str(row[1]) for row in table(warehouse)} == {"moved": "11.00", "stays": "10.00"}
+
+
+def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> None:
+    from datetime import UTC, datetime
+
+    repository = build_definitions(settings).get_repository_def()
+    schedule = repository.get_schedule_def("load_transactions_daily")
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick = schedule.evaluate_tick(
+            dg.build_schedule_context(
+                instance=instance,
+                repository_def=repository,
+                scheduled_execution_time=datetime(2026, 3, 1, 0, 15, tzinfo=UTC),
+            )
+        )
+    (request,) = tick.run_requests or []
+    assert request.partition_key == "2026-02-28"
+
+
+def test_each_partition_has_its_own_verdict_in_dagster(settings: Settings, shop: Shop) -> None:
+    """A bad day followed by a good one must not open the gate for the bad one."""
+    shop.put("bad", day=0, status="lost")
+    shop.put("good", day=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        load(settings, DAY[0], instance=instance)
+        load(settings, DAY[1], instance=instance)
+        key = dg.AssetCheckKey(dg.AssetKey("validated_transactions"), "status_known")
+        history = instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
+    verdicts = {
+        record.partition: record.event.dagster_event.event_specific_data.passed  # type: ignore[union-attr]  # of a finished check
+        for record in history
+    }
+    assert verdicts == {DAY[0]: False, DAY[1]: True}

@@ -1,0 +1,168 @@
+"""The `pipeline-assets` command and `dagster dev`, as a person starts them, on the embedded defaults."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pipeline_assets.resources import embedded_postgres
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+# So that the command has twenty days to load instead of a year's.
+RECENTLY = {"WAREHOUSE_START_DATE": str(datetime.now(UTC).date() - timedelta(days=20))}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A data folder of the test's own and none of the project's variables."""
+    keep = ("PATH", "HOME", "LANG", "TMPDIR")
+    yield {name: os.environ[name] for name in keep if name in os.environ} | {
+        "PIPELINE_DATA_DIR": str(tmp_path / "data"),
+        "COLUMNS": "100",
+    }
+    embedded_postgres.stop(tmp_path / "data" / "postgres")
+
+
+def command(
+    environment: Mapping[str, str], *arguments: str, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "pipeline-assets"), *arguments],
+        env=dict(environment),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_wrong_setting_is_one_line_before_anything_starts(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    found = command(environment | {"PIPELINE_ENV": "prod"}, "run")
+    assert found.returncode == 2
+    assert "PIPELINE_ENV=prod is not an environment" in found.stdout
+    assert "Traceback" not in found.stdout + found.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_help_names_the_commands(environment: dict[str, str]) -> None:
+    found = command(environment, "--help")
+    assert found.returncode == 0
+    assert "run" in found.stdout
+    assert "status" in found.stdout
+
+
+@pytest.mark.slow
+def test_run_loads_the_sample_shop_once_and_says_so(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    first = command(environment | RECENTLY, "run", cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "fct_transactions" in first.stdout
+    assert "20 of 20 closed" in first.stdout
+
+    again = command(environment | RECENTLY, "run")
+    assert again.returncode == 0
+    assert "every closed day is in step" in again.stdout
+    assert [line for line in first.stdout.splitlines() if "rows in the warehouse" in line] == [
+        line for line in again.stdout.splitlines() if "rows in the warehouse" in line
+    ]
+
+    deadline = time.monotonic() + 20
+    while embedded_postgres.status(tmp_path / "data" / "postgres"):
+        assert time.monotonic() < deadline, "the embedded server outlived its clients"
+        time.sleep(0.1)
+
+
+@contextmanager
+def dagster_dev(environment: Mapping[str, str], log: Path) -> Iterator[str]:
+    """`dagster dev` in the project's folder until the block ends; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            [str(BIN / "dagster"), "dev", "--port", str(port)],
+            env=dict(environment),
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A shell that starts it in the background makes it ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        ) as process,
+    ):
+        deadline = time.monotonic() + 180
+        while True:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            try:
+                urllib.request.urlopen(f"{address}/server_info", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield address
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def graphql(address: str, query: str) -> dict[str, object]:
+    request = urllib.request.Request(
+        f"{address}/graphql",
+        json.dumps({"query": query}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: dict[str, object] = json.load(answer)["data"]
+    return found
+
+
+def processes_naming(text: str) -> list[str]:
+    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listing.stdout.splitlines() if text in line]
+
+
+@pytest.mark.slow
+def test_dagster_dev_keeps_its_history_and_leaves_nothing_behind(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = (
+        "from pipeline_assets.definitions import defs; import dagster as dg\n"
+        "job = defs.resolve_job_def('load_transactions')\n"
+        "job.execute_in_process(instance=dg.DagsterInstance.get(), partition_key='2026-01-08')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"DAGSTER_HOME": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    before = {path.name for path in ROOT.iterdir()}
+    query = "{ runsOrError { ... on Runs { results { jobName status } } } assetNodes { id } }"
+    for attempt in range(2):
+        with dagster_dev(environment, tmp_path / f"dev{attempt}.log") as address:
+            found = graphql(address, query)
+        assert found["runsOrError"] == {
+            "results": [{"jobName": "load_transactions", "status": "SUCCESS"}]
+        }
+        assert found["assetNodes"]
+    deadline = time.monotonic() + 20
+    while left := processes_naming(str(tmp_path)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert {path.name for path in ROOT.iterdir()} == before

@@ -1,0 +1,231 @@
+"""Source and warehouse agree whatever happened in between, told by SQL that shares nothing with the code."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from pipeline_assets.quality.contract import Bound
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.extract import extract, source_reader
+from pipeline_assets.warehouse.gate import judge
+from pipeline_assets.warehouse.load import load
+from pipeline_assets.warehouse.reconcile import compare
+from pipeline_assets.warehouse.tables import Table, load_tables
+from pipeline_assets_tests.conftest import FIRST_DAY, Shop
+
+DAYS = 3
+WINDOWS = {
+    f"{FIRST_DAY + timedelta(days=day):%Y-%m-%d}": (
+        FIRST_DAY + timedelta(days=day),
+        FIRST_DAY + timedelta(days=day + 1),
+    )
+    for day in range(DAYS)
+}
+KEYS = list(WINDOWS)
+
+
+def lenient() -> Table:
+    """The transactions, with any number of bad rows allowed: what is bad is set aside, no day held."""
+    (table,) = [table for table in load_tables() if table.contract.name == "transactions"]
+    rules = tuple(
+        dataclasses.replace(rule, bound=Bound("mustBeLessOrEqualTo", (100,), "percent"))
+        for rule in table.contract.rules
+    )
+    return dataclasses.replace(table, contract=dataclasses.replace(table.contract, rules=rules))
+
+
+class CrashError(Exception):
+    """Stands for whatever ends a load halfway."""
+
+
+class CrashingFiles(PartitionFiles):
+    """Files whose reader dies before its last batch."""
+
+    def read(self, asset: str, partition: str, columns: list[str] | None = None) -> Iterator[Any]:
+        batches = list(super().read(asset, partition, columns))
+        yield from batches[:-1]
+        raise CrashError
+
+
+class Pipeline:
+    """The load's three steps on the databases of a test."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.table = lenient()
+        self.source = Database("source", settings)
+        self.files = PartitionFiles(str(settings.pipeline_data_dir / "partitions"))
+        self.at_source = self.source.connect(autocommit=True)
+        self.at_warehouse = Database("warehouse", settings).connect(autocommit=True)
+        ledger.ensure_schema(self.at_warehouse, self.table.contract)
+
+    def extract(self, key: str) -> None:
+        with source_reader(self.source.url()) as reader:
+            batches = extract(reader, self.table.contract, WINDOWS[key])
+            self.files.write("raw_transactions", key, batches)
+
+    def judge(self, key: str, files: PartitionFiles | None = None) -> None:
+        judge(self.table, key, WINDOWS[key], files or self.files, self.at_warehouse, "run")
+
+    def load(self, key: str, files: PartitionFiles | None = None) -> None:
+        load(self.table, key, files or self.files, self.at_source, self.at_warehouse, "run")
+
+    def run(self, key: str) -> None:
+        self.extract(key)
+        self.judge(key)
+        self.load(key)
+
+    def catch_up(self) -> list[str]:
+        """Run the days that are out of step, as the sensor does; those still out of step after."""
+        for _ in range(2):
+            found = compare(self.at_source, self.at_warehouse, self.table.contract, WINDOWS)
+            late = [key for key, comparison in found.items() if not comparison.in_step]
+            for key in late:
+                self.run(key)
+        found = compare(self.at_source, self.at_warehouse, self.table.contract, WINDOWS)
+        return [key for key, comparison in found.items() if not comparison.in_step]
+
+
+VALID = "amount > 0 AND quantity >= 1"
+COLUMNS = "order_id, customer_id, ordered_at, amount::numeric(14,2), quantity, updated_at"
+
+
+def truth(shop: Shop) -> list[Any]:
+    return shop.connection.execute(
+        f"SELECT {COLUMNS} FROM shop.transactions WHERE {VALID} ORDER BY order_id"
+    ).fetchall()
+
+
+def loaded(warehouse: psycopg.Connection) -> list[Any]:
+    if warehouse.execute("SELECT to_regclass('analytics.fct_transactions')").fetchone() == (None,):
+        return []
+    return warehouse.execute(
+        f"SELECT {COLUMNS} FROM analytics.fct_transactions ORDER BY order_id"
+    ).fetchall()
+
+
+orders = st.sampled_from(["a", "b", "c", "d"])
+days = st.integers(0, DAYS - 1)
+actions = st.one_of(
+    st.tuples(st.just("put"), orders, days, st.integers(0, 5), st.sampled_from([0, 1, 2])),
+    st.tuples(st.just("delete"), orders),
+    st.tuples(st.just("run"), days),
+    st.tuples(st.just("replay"), days),
+    st.tuples(st.just("crash in gate"), days),
+    st.tuples(st.just("crash in load"), days),
+)
+
+
+@contextmanager
+def crash() -> Iterator[None]:
+    """A crash halfway, or before anything was there to crash on."""
+    from pipeline_assets.resources.files import MissingPartitionError
+
+    with pytest.raises((CrashError, ledger.GateError, MissingPartitionError, FileNotFoundError)):
+        yield
+
+
+@examples(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(actions, max_size=14))
+def test_any_history_ends_in_step_with_the_source(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection, history: list[tuple[Any, ...]]
+) -> None:
+    shop.connection.execute("TRUNCATE shop.transactions")
+    warehouse.execute("DROP SCHEMA IF EXISTS analytics, quarantine, pipeline CASCADE")
+    pipeline = Pipeline(settings)
+    crashing = CrashingFiles(pipeline.files.root)
+    clock = 0
+    for action, *arguments in history:
+        if action == "put":
+            order, day, quantity, amount = arguments
+            clock += 1  # a later change has a later time within its day
+            shop.put(order, day, clock, quantity=quantity, amount=amount)
+        elif action == "delete":
+            shop.remove(*arguments)
+        elif action == "run":
+            pipeline.run(KEYS[arguments[0]])
+        elif action == "replay":  # of what was extracted earlier, now perhaps stale
+            key = KEYS[arguments[0]]
+            if ledger.batches(pipeline.at_warehouse, pipeline.table.contract, [key]):
+                pipeline.judge(key)
+                pipeline.load(key)
+        elif action == "crash in gate":
+            with crash():
+                pipeline.judge(KEYS[arguments[0]], crashing)
+        else:
+            before = loaded(warehouse)
+            with crash():
+                pipeline.load(KEYS[arguments[0]], crashing)
+            assert loaded(warehouse) == before
+
+    assert pipeline.catch_up() == []
+
+    assert loaded(warehouse) == truth(shop)
+    pipeline.at_source.close()
+    pipeline.at_warehouse.close()
+
+
+LOADER = """
+import sys
+from pipeline_assets.settings import load_settings
+from pipeline_assets_tests.integration.test_exactness import KEYS, Pipeline
+
+pipeline = Pipeline(load_settings())
+print("ready", flush=True)
+while True:
+    for key in KEYS:
+        pipeline.run(key)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_loader_leaves_the_old_state_or_the_new(
+    settings: Settings,
+    shop: Shop,
+    warehouse: psycopg.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert settings.source_database_url
+    assert settings.warehouse_database_url
+    monkeypatch.setenv("SOURCE_DATABASE_URL", settings.source_database_url.get_secret_value())
+    monkeypatch.setenv("WAREHOUSE_DATABASE_URL", settings.warehouse_database_url.get_secret_value())
+    monkeypatch.setenv("PIPELINE_DATA_DIR", str(tmp_path))
+    for kill in range(8):
+        for number in range(30):
+            shop.put(f"{number:02}", number % DAYS, kill * 100 + number, amount=kill + 1)
+        with subprocess.Popen(
+            [sys.executable, "-c", LOADER], stdout=subprocess.PIPE, text=True
+        ) as loader:
+            assert loader.stdout
+            assert loader.stdout.readline() == "ready\n"
+            time.sleep(0.03 * kill)  # so that each kill hits another moment
+            loader.kill()
+        rows = warehouse.execute(
+            """SELECT count(*), coalesce(sum(rows_valid), 0) FROM pipeline.batches
+               WHERE loaded_hash IS NOT NULL"""
+        ).fetchone()
+        assert rows is not None
+        # A day is loaded in whole or not at all, and the ledger says which.
+        assert (len(loaded(warehouse)), int(rows[1])) in {
+            (10 * days, 10 * days) for days in range(4)
+        }
+    pipeline = Pipeline(settings)
+    assert pipeline.catch_up() == []
+    assert loaded(warehouse) == truth(shop)

@@ -1,0 +1,359 @@
+"""An independent referee, `datacontract test`, and our gate judge the same contract and the same rows.
+
+Each case is a table with one defect, or none. Where the referee measures something else than the gate,
+the case says so and both verdicts are pinned; what it can't judge at all stands at the end.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+from psycopg import sql
+
+from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.odcs import parse_contract
+from pipeline_assets.quality.rules import find_duplicates
+from pipeline_assets.quality.validation import Verdict, validate
+from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.warehouse.extract import extract, source_reader
+from pipeline_assets_tests.contracts import document
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[2]
+REFEREE = PROJECT / ".venv" / "referee"
+WINDOW = datetime(2026, 1, 7, tzinfo=UTC), datetime(2026, 1, 8, tzinfo=UTC)
+COLUMNS = """
+    shop text, id bigint, changed_at timestamptz, code text, name text, size text, pattern text,
+    kind text, n integer, above numeric(14,2), below numeric(14,2), day date, note text, unit text,
+    iban text, email text, tag text, a text, b text, low integer, high integer, gift numeric(14,2)
+"""
+ROWS = 10
+
+
+def _options(name: str, physical_type: str, logical_type: str, **options: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "physicalType": physical_type,
+        "logicalType": logical_type,
+        "logicalTypeOptions": options,
+    }
+
+
+def _quality(name: str, **quality: Any) -> dict[str, Any]:
+    # The id is how the referee tells which rule a result is of.
+    bounded = any(key.startswith("must") for key in quality)
+    return {"id": name, "name": name, **quality, **({} if bounded else {"mustBe": 0})}
+
+
+def _text(name: str, *quality: dict[str, Any], **more: Any) -> dict[str, Any]:
+    rules = {"quality": list(quality)} if quality else {}
+    return {"name": name, "physicalType": "text", "logicalType": "string", **rules, **more}
+
+
+PROPERTIES: list[dict[str, Any]] = [
+    _text("shop", primaryKey=True, primaryKeyPosition=1),
+    {
+        "name": "id",
+        "physicalType": "bigint",
+        "logicalType": "integer",
+        "primaryKey": True,
+        "primaryKeyPosition": 2,
+    },
+    _text("code", unique=True),
+    _text("name", required=True),
+    _options("size", "text", "string", minLength=2, maxLength=4),
+    _options("pattern", "text", "string", pattern="^[A-Z]{2}$"),
+    _text("kind", enum=[{"value": "x"}, {"value": "y"}]),
+    _options("n", "integer", "integer", minimum=1, maximum=9),
+    _options("above", "numeric(14,2)", "number", exclusiveMinimum=0),
+    _options("below", "numeric(14,2)", "number", exclusiveMaximum=100),
+    _options("day", "date", "date", minimum="2026-01-01"),
+    _text(
+        "note", _quality("note_null", metric="nullValues", mustBeLessOrEqualTo=20, unit="percent")
+    ),
+    _text(
+        "unit",
+        _quality(
+            "unit_known",
+            metric="invalidValues",
+            arguments={"validValues": ["kg", "m"]},
+            mustBeLessThan=2,
+        ),
+    ),
+    _text(
+        "iban",
+        _quality("iban_form", metric="invalidValues", arguments={"pattern": "^[A-Z]{2}[0-9]+$"}),
+    ),
+    _text(
+        "email",
+        _quality(
+            "email_missing", metric="missingValues", arguments={"missingValues": [None, "", "N/A"]}
+        ),
+        _quality("email_twice", metric="duplicateValues"),
+    ),
+    _text("tag", _quality("tag_repeats", metric="duplicateValues", mustBeLessThan=3)),
+    _text("a"),
+    _text("b"),
+    {"name": "low", "physicalType": "integer", "logicalType": "integer"},
+    {"name": "high", "physicalType": "integer", "logicalType": "integer"},
+    {
+        "name": "gift",
+        "physicalType": "numeric(14,2)",
+        "logicalType": "number",
+        "quality": [
+            _quality("gift_positive", metric="invalidValues", arguments={"exclusiveMinimum": 0})
+        ],
+    },
+]
+TABLE_QUALITY = [
+    _quality("rows_enough", metric="rowCount", mustBeBetween=[5, 100]),
+    _quality("a_b_once", metric="duplicateValues", arguments={"properties": ["a", "b"]}),
+    _quality("low_high", type="sql", query="SELECT COUNT(*) FROM {object} WHERE low > high"),
+    _quality(
+        "low_usual", type="sql", query="SELECT COUNT(*) FROM {object} WHERE low > 8", severity="warning"
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to clean rows, and the rules that are broken then."""
+
+    name: str
+    defect: str
+    broken: tuple[str, ...] = ()
+    referee: tuple[str, ...] | None = None
+    """What the referee says where it measures something else."""
+
+
+def _set(assignment: str, where: str = "id = 1") -> str:
+    return f"UPDATE {{table}} SET {assignment} WHERE {where}"
+
+
+CASES = [
+    Case("clean", "SELECT 1"),
+    Case("key_twice", _set("shop = 's', id = 2"), ("shop_id_unique",)),
+    Case("key_null", _set("shop = NULL"), ("shop_required",)),
+    Case("code_twice", _set("code = 'c2'"), ("code_unique",)),
+    Case("name_null", _set("name = NULL"), ("name_required",)),
+    Case("size_short", _set("size = 'é'"), ("size_min_length",)),
+    Case("size_long", _set("size = 'abcde'"), ("size_max_length",)),
+    Case("pattern_other", _set("pattern = 'Ab'"), ("pattern_pattern",)),
+    Case("kind_other", _set("kind = 'z'"), ("kind_enum",)),
+    Case("n_low", _set("n = 0"), ("n_minimum",)),
+    Case("n_high", _set("n = 10"), ("n_maximum",)),
+    Case("above_zero", _set("above = 0"), ("above_exclusive_minimum",)),
+    Case("below_hundred", _set("below = 100"), ("below_exclusive_maximum",)),
+    Case("day_early", _set("day = '2025-12-31'"), ("day_minimum",)),
+    Case("note_null_20_percent", _set("note = NULL", "id <= 2")),
+    Case("note_null_30_percent", _set("note = NULL", "id <= 3"), ("note_null",)),
+    Case("unit_one_unknown", _set("unit = 'lb'")),
+    Case("unit_two_unknown", _set("unit = 'lb'", "id <= 2"), ("unit_known",)),
+    Case("iban_form", _set("iban = 'D1'"), ("iban_form",)),
+    Case("email_blank", _set("email = ''"), ("email_missing",)),
+    Case("email_null", _set("email = NULL"), ("email_missing",)),
+    Case("email_twice", _set("email = 'e2'"), ("email_twice",)),
+    Case("a_b_twice", _set("a = 'a2', b = 'b2'"), ("a_b_once",)),
+    Case("rows_few", "DELETE FROM {table} WHERE id > 4", ("rows_enough",)),
+    Case("low_above_high", _set("low = 6"), ("low_high",)),
+    Case("only_a_warning", _set("low = 9, high = 9")),
+    Case("nulls_break_nothing_else", _set(", ".join(
+        f"{name} = NULL" for name in
+        ("size", "pattern", "kind", "n", "above", "below", "day", "unit", "iban", "low", "gift", "a")
+    ))),
+    Case("code_null_twice", _set("code = NULL", "id <= 2")),
+    Case("tag_twice", _set("tag = 't3'", "id = 4")),
+    # The referee counts the values that are there more than once; the gate counts, as in all its rules,
+    # the rows that are concerned, and sets them aside.
+    Case("tag_thrice", _set("tag = 't3'", "id IN (4, 5)"), ("tag_repeats",), ()),
+]  # fmt: skip
+
+# The referee has no such checks, whatever the rows: it compares a column's declared type and not the
+# values that arrive, and knows `invalidValues` only with ODCS's own arguments. The gate's unit tests
+# stand alone there.
+NOT_JUDGED = {"gift_positive"} | {
+    f"{name}_type" for name in ("id", "changed_at", "n", "above", "below", "day", "low", "high", "gift")
+}  # fmt: skip
+# The referee's checks that are no rules of ours: that a column exists and has the declared type.
+SCHEMA_CHECKS = {"field_is_present", "field_type", "field_physical_type"}
+
+
+@pytest.fixture(scope="module")
+def source(server: embedded_postgres.Server) -> Iterator[str]:
+    """A database with a table for each case."""
+    url = embedded_postgres.ensure_database(server, "referee")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for case in CASES:
+            table = sql.Identifier(case.name)
+            connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table, sql.SQL(COLUMNS)))
+            connection.execute(
+                sql.SQL(
+                    """INSERT INTO {} SELECT 's', i, '2026-01-07 12:00Z', 'c' || i, 'name', 'abc', 'AB',
+                       'x', 5, 1, 99, '2026-01-01', 'note', 'kg', 'DE1', 'e' || i, 't' || i,
+                       'a' || i, 'b' || i, 1, 5, 1 FROM generate_series(1, {}) AS i"""
+                ).format(table, sql.Literal(ROWS))
+            )
+            connection.execute(case.defect.replace("{table}", case.name))
+    yield url
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("DROP DATABASE referee WITH (FORCE)")
+
+
+def _contract(case: Case) -> Contract:
+    return parse_contract(
+        document(
+            PROPERTIES,
+            quality=TABLE_QUALITY,
+            customProperties=[{"property": "sourceRelation", "value": f"public.{case.name}"}],
+        )
+        | {"apiVersion": "v3.2.0"}
+    )
+
+
+@pytest.fixture(scope="module")
+def gate_says(source: str) -> dict[str, set[str]]:
+    """Case -> the blocking rules that hold it, by our gate."""
+    held = {}
+    with source_reader(source) as reader:
+        for case in CASES:
+            contract = _contract(case)
+            tables = list(extract(reader, contract, WINDOW))
+            duplicates = find_duplicates(
+                lambda columns, tables=tables: (each.select(columns) for each in tables),  # type: ignore[misc]
+                contract,
+            )
+            verdict = Verdict(contract)
+            for table in tables:
+                validate(table, contract, verdict, duplicates=duplicates)
+            held[case.name] = {rule.name for rule in verdict.broken}
+    return held
+
+
+@pytest.fixture(scope="module")
+def referee_says(
+    source: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, str]]:
+    """Case -> rule -> what `datacontract test` says of it: one run over the tables of all cases."""
+    subprocess.run(
+        ["/usr/bin/env", "make", "--silent", f"{REFEREE.relative_to(PROJECT)}/installed"],
+        cwd=PROJECT,
+        check=True,
+    )
+    folder = tmp_path_factory.mktemp("referee")
+    address = psycopg.conninfo.conninfo_to_dict(source)
+    base = document(PROPERTIES, quality=TABLE_QUALITY)
+    (table,) = base["schema"]
+    base |= {
+        "apiVersion": "v3.2.0",
+        "schema": [table | {"name": case.name, "physicalName": case.name} for case in CASES],
+        "servers": [
+            {
+                "server": "test",
+                "type": "postgres",
+                "host": address["host"],
+                "port": int(str(address["port"])),
+                "database": address["dbname"],
+                "schema": "public",
+            }
+        ],
+    }
+    file, results = folder / "things.odcs.yaml", folder / "results.json"
+    file.write_text(yaml.safe_dump(base, sort_keys=False), encoding="utf-8")
+    command: list[str | Path] = [
+        REFEREE / "bin" / "datacontract",
+        "test",
+        file,
+        "--output",
+        results,
+        "--output-format",
+        "json",
+    ]
+    ran = subprocess.run(
+        command,
+        env=os.environ
+        | {
+            "DATACONTRACT_POSTGRES_USERNAME": str(address["user"]),
+            "DATACONTRACT_POSTGRES_PASSWORD": str(address["password"]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,  # it exits with 1 when a rule is broken
+    )
+    assert results.exists(), ran.stdout + ran.stderr
+    says: dict[str, dict[str, str]] = {case.name: {} for case in CASES}
+    for check in json.loads(results.read_text(encoding="utf-8"))["checks"]:
+        if check["type"] not in SCHEMA_CHECKS:
+            rule, results_so_far = _rule(check), says[check["model"]]
+            if results_so_far.get(rule) in (None, "passed"):
+                results_so_far[rule] = check["result"]
+    return says
+
+
+# What the referee calls the checks that it derives from keywords.
+CHECK_NAMES = {
+    "field_primary_key_required": "required",
+    "field_required": "required",
+    "field_unique": "unique",
+    "field_min_length": "min_length",
+    "field_max_length": "max_length",
+    "field_regex": "pattern",
+    "field_enum": "enum",
+    "field_minimum": "minimum",
+    "field_maximum": "maximum",
+}
+
+
+def _rule(check: dict[str, Any]) -> str:
+    """The name that our rule has."""
+    if check["type"] == "primary_key_unique":
+        return "shop_id_unique"
+    if check["field"] in (
+        "above",
+        "below",
+    ):  # an exclusive limit is two checks there, in one message
+        return f"{check['field']}_exclusive_{'minimum' if check['field'] == 'above' else 'maximum'}"
+    return check["qualityId"] or f"{check['field']}_{CHECK_NAMES[check['type']]}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_gate_and_referee_hold_a_table_for_the_same_rules(
+    case: Case, gate_says: dict[str, set[str]], referee_says: dict[str, dict[str, str]]
+) -> None:
+    failed = {rule for rule, result in referee_says[case.name].items() if result == "failed"}
+    assert gate_says[case.name] == set(case.broken)
+    assert failed == set(case.broken if case.referee is None else case.referee)
+
+
+def test_the_referee_judges_every_rule_but_those_it_has_no_check_for(
+    referee_says: dict[str, dict[str, str]],
+) -> None:
+    says = referee_says["clean"]
+    judged = {rule for rule, result in says.items() if result == "passed"}
+    assert {rule.name for rule in _contract(CASES[0]).rules} - judged == NOT_JUDGED
+    assert judged <= {rule.name for rule in _contract(CASES[0]).rules}
+    assert {rule: result for rule, result in says.items() if result != "passed"} == {
+        "gift_positive": "warning"
+    }
+
+
+def test_a_warning_holds_nothing_back_on_either_side(
+    gate_says: dict[str, set[str]], referee_says: dict[str, dict[str, str]]
+) -> None:
+    assert referee_says["only_a_warning"]["low_usual"] == "warning"
+    assert not gate_says["only_a_warning"]
+
+
+def test_every_rule_has_a_case_that_breaks_it() -> None:
+    broken = {rule for case in CASES for rule in case.broken}
+    blocking = {rule.name for rule in _contract(CASES[0]).rules if rule.blocking}
+    without = {"id_required", "changed_at_required"}  # of the same kind as shop_required
+    assert blocking - NOT_JUDGED - broken <= without

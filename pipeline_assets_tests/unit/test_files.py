@@ -1,0 +1,52 @@
+"""Parquet files between assets: whole or not there."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles
+
+ROWS = pa.table({"key": [1, 2, 3], "name": ["a", None, "c"]})
+
+
+@pytest.mark.parametrize("root", ["folder", "memory://files"])
+def test_what_is_read_is_what_was_written(tmp_path: Path, root: str) -> None:
+    files = PartitionFiles(root if "://" in root else str(tmp_path / root))
+    written = files.write("asset", "2026-01-07", [ROWS.slice(0, 0), ROWS, ROWS.slice(1)])
+    assert written.rows == 5
+    assert pa.concat_tables(files.read("asset", "2026-01-07")).equals(
+        pa.concat_tables([ROWS, ROWS.slice(1)])
+    )
+    assert [table.column_names for table in files.read("asset", "2026-01-07", ["name"])] == [
+        ["name"]
+    ] * 2
+    assert files.sha256("asset", "2026-01-07") == written.sha256
+
+
+def test_the_hash_is_that_of_the_file_and_the_same_again(tmp_path: Path) -> None:
+    files = PartitionFiles(str(tmp_path))
+    first = files.write("asset", "day", [ROWS])
+    assert hashlib.sha256(Path(files.path("asset", "day")).read_bytes()).hexdigest() == first.sha256
+    assert files.write("asset", "day", [ROWS]) == first
+
+
+def test_a_writer_that_dies_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    files = PartitionFiles(str(tmp_path))
+    files.write("asset", "day", [ROWS])
+
+    def dying() -> Iterator[pa.Table]:
+        yield ROWS.slice(0, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write("asset", "day", dying())
+    assert pa.concat_tables(files.read("asset", "day")).equals(ROWS)
+    assert [path.name for path in (tmp_path / "asset").iterdir()] == ["day.parquet"]
+
+
+def test_a_partition_that_was_never_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingPartitionError, match="materialize partition day of asset first"):
+        list(PartitionFiles(str(tmp_path)).read("asset", "day"))
