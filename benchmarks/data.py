@@ -19,8 +19,9 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from pipeline_assets.quality.contract import Contract, load_contract
+from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import ensure_table
+from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.embedded_postgres import Server, ensure_database
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
