@@ -7,7 +7,6 @@ one process, and one that breaks its contract is held back alone.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +15,7 @@ import dagster as dg
 from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.metadata import column_lineage, column_schema, preview
+from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
@@ -29,6 +29,7 @@ from pipeline_assets.warehouse.checks import (
     rebuild_spec,
     rule_results,
     rule_specs,
+    source_key,
 )
 from pipeline_assets.warehouse.tables import Table
 
@@ -37,11 +38,6 @@ GROUP = "warehouse"
 RETRY = dg.RetryPolicy(
     max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
-
-
-def source_key(contract: Contract) -> dg.AssetKey:
-    """The source relation as an asset, so that the lineage starts where the data does."""
-    return dg.AssetKey(["source", *contract.source_relation.split(".")])
 
 
 def target_name(contract: TableContract) -> str:
@@ -96,7 +92,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         from pipeline_assets.warehouse.extract import check_source, extract, source_reader
         from pipeline_assets.warehouse.reconcile import source_digests
 
-        windows = _windows(context)
+        windows = partition_windows(partitions, context.partition_keys)
         extracted = {}
         with (
             _permanent_failures(),
@@ -151,7 +147,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.gate import judge
 
-        windows = _windows(context)
+        windows = partition_windows(partitions, context.partition_keys)
         judgements = {}
         with _permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
@@ -206,7 +202,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         from pipeline_assets.warehouse.marts import differing_groups
         from pipeline_assets.warehouse.reconcile import compare
 
-        windows = _windows(context)
+        windows = partition_windows(partitions, context.partition_keys)
         loads: dict[str, dict[str, dict[str, int]]] = {}
         held = {}
         with (
@@ -281,17 +277,6 @@ def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
             "dagster/table_name": contract.target_relation,
         },
     )
-
-
-def _windows(context: dg.AssetExecutionContext) -> dict[str, tuple[datetime, datetime]]:
-    """The run's partitions, oldest first, and their windows [start, end)."""
-    partitions = context.assets_def.partitions_def
-    assert isinstance(partitions, dg.TimeWindowPartitionsDefinition)  # noqa: S101 - for the type checker
-    windows = {}
-    for key in context.partition_keys:
-        window = partitions.time_window_for_partition_key(key)
-        windows[key] = (window.start, window.end)
-    return windows
 
 
 def _report_held(

@@ -17,10 +17,32 @@ from pipeline_assets.quality.ddl import ensure_index, ensure_table, relation
 def ensure_marts(
     connection: psycopg.Connection, contract: Contract, marts: Sequence[MartContract]
 ) -> None:
-    """Create the marts' tables, and index the loaded table by their keys, to find a group's rows."""
+    """Create the marts' tables and index the loaded table by their keys, to find a group's rows.
+
+    A mart that is new, or was computed by another version of its contract, is built in full.
+    """
     for mart in marts:
         ensure_table(connection, mart)
         ensure_index(connection, contract.target_relation, mart.key)
+        parts = _parts(mart)
+        built_by = f"{mart.description} Computed by contract {mart.name} {mart.version}."
+        found = connection.execute(
+            "SELECT obj_description(to_regclass(%s), 'pg_class')",
+            [parts["mart"].as_string(connection)],
+        ).fetchone()
+        if found != (built_by,):
+            _wait_for_others(connection, mart)
+            connection.execute(sql.SQL("DELETE FROM {mart}").format(**parts))
+            connection.execute(
+                sql.SQL(
+                    "INSERT INTO {mart} ({columns}) SELECT {values} FROM {source} GROUP BY {key}"
+                ).format(**parts)
+            )
+            connection.execute(
+                sql.SQL("COMMENT ON TABLE {mart} IS {built_by}").format(
+                    built_by=sql.Literal(built_by), **parts
+                )
+            )
 
 
 def group_columns(marts: Sequence[MartContract]) -> list[str]:
@@ -50,9 +72,7 @@ def refresh(connection: psycopg.Connection, marts: Sequence[MartContract]) -> di
     """Compute the touched groups anew; returns mart name -> number of groups that it now has of them."""
     written = {}
     for mart in marts:
-        # Loads of other partitions may touch the same group. Each waits here for the one before to
-        # commit and then sees its rows, as every statement has a snapshot of its own.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [mart.target_relation])
+        _wait_for_others(connection, mart)
         parts = _parts(mart)
         connection.execute(sql.SQL("DELETE FROM {mart} WHERE {touched}").format(**parts))
         computed = connection.execute(
@@ -83,6 +103,15 @@ def differing_groups(
     ).format(**parts)
     row = connection.execute(query, window).fetchone()
     return int(row[0]) if row else 0
+
+
+def _wait_for_others(connection: psycopg.Connection, mart: MartContract) -> None:
+    """Be alone with the mart until the transaction ends.
+
+    Loads of other partitions may touch the same group: each waits for the one before to commit, and
+    then sees its rows, as every statement has a snapshot of its own.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [mart.target_relation])
 
 
 def _parts(mart: MartContract) -> dict[str, sql.Composable]:

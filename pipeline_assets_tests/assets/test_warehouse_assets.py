@@ -1,14 +1,15 @@
 """The warehouse's assets, materialized by Dagster on real databases."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
 
-from pipeline_assets.definitions import build_definitions
+from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.settings import Settings
-from pipeline_assets_tests.conftest import Shop
+from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
 WAREHOUSE = ["fct_transactions", "dim_customers", "daily_sales"]
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
@@ -277,8 +278,6 @@ def test_marts_follow_every_change_of_the_table(
 
 
 def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> None:
-    from datetime import UTC, datetime
-
     repository = build_definitions(settings).get_repository_def()
     schedule = repository.get_schedule_def("load_transactions_daily")
     with dg.DagsterInstance.ephemeral() as instance:
@@ -291,6 +290,71 @@ def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> N
         )
     (request,) = tick.run_requests or []
     assert request.partition_key == "2026-02-28"
+
+
+def sensor_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
+    """Partition -> run key of what the sensor requests now."""
+    definitions = build_definitions(settings)
+    sensor = definitions.get_repository_def().get_sensor_def("source_changes_sensor_transactions")
+    tick = sensor.evaluate_tick(
+        dg.build_sensor_context(
+            instance=instance,
+            repository_def=definitions.get_repository_def(),
+            resources=build_resources(settings),
+        )
+    )
+    return {str(request.partition_key): str(request.run_key) for request in tick.run_requests or []}
+
+
+def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
+    settings: Settings, shop: Shop
+) -> None:
+    today = (datetime.now(UTC) - FIRST_DAY).days
+    recent = [f"{FIRST_DAY + timedelta(days=today - back):%Y-%m-%d}" for back in (3, 2, 1)]
+    shop.put("old", day=0)
+    shop.put("a", day=today - 2)
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = sensor_tick(settings, instance)
+        assert list(first) == [recent[1]]
+        assert sensor_tick(settings, instance) == first  # the same run key: Dagster starts it once
+
+        assert load(settings, recent[1], instance=instance).success
+        assert sensor_tick(settings, instance) == {}
+
+        shop.put("held", day=today - 1, status="lost")
+        asked = sensor_tick(settings, instance)
+        assert list(asked) == [recent[2]]
+        assert not load(settings, recent[2], instance=instance).success
+        # Held: its rows are all in the quarantine, and what is loaded agrees with the source.
+        shop.put("good", day=today - 1, second=1)
+        again = sensor_tick(settings, instance)
+        assert list(again) == [recent[2]]
+        assert again[recent[2]] != asked[recent[2]]
+
+        shop.remove("a")  # a hard delete leaves no other trace
+        assert recent[1] in sensor_tick(settings, instance)
+
+
+def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repairs_it(
+    settings: Settings, shop: Shop
+) -> None:
+    shop.put("old", day=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert sensor_tick(settings, instance) == {}
+
+        def reconcile() -> dg.AssetCheckEvaluation:
+            job = build_definitions(settings).resolve_job_def("reconcile_transactions")
+            result = job.execute_in_process(instance=instance)
+            (evaluation,) = result.get_asset_check_evaluations()
+            return evaluation
+
+        found = reconcile()
+        assert (found.passed, found.metadata["out_of_step"].value) == (False, DAY[1])
+        assert list(sensor_tick(settings, instance)) == [DAY[1]]
+
+        assert load(settings, DAY[1], instance=instance).success
+        assert reconcile().passed
+        assert sensor_tick(settings, instance) == {}
 
 
 def test_each_partition_has_its_own_verdict_in_dagster(settings: Settings, shop: Shop) -> None:
