@@ -213,7 +213,7 @@ def _repeated_hashes(keys: Iterable[Iterable[tuple[Any, ...]]]) -> set[int]:
 
     hashes = array("q")
     for batch in keys:
-        hashes.extend(map(hash, batch))
+        hashes.frombytes(np.fromiter(map(hash, batch), np.int64).tobytes())
     ordered = np.frombuffer(hashes, np.int64)
     ordered.sort()
     return set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
