@@ -48,5 +48,8 @@ check: $(VENV)/installed ## format, lint, types, layers and the Dagster definiti
 lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url pyproject.toml --output-file requirements.lock
 
+bench: $(VENV)/installed ## install, then measure the load beside other tools; ARGS=--help says more
+	@$(BIN)/python -m benchmarks.load $(ARGS)
+
 clean: ## remove the environment, the data folder and caches
 	rm -rf $(VENV) .data .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

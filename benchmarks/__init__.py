@@ -1,0 +1,1 @@
+"""Benchmarks: measured by hand or before a release, never as a test."""

@@ -1,0 +1,169 @@
+"""The results: kept as JSON, shown as a table in the terminal, and as a page of the documentation."""
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import psutil
+from rich.table import Table
+
+from benchmarks.data import Wrong
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "load.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+PLOT = ROOT / "docs" / "benchmarks.svg"
+COMMAND = "make bench ARGS=--full"
+HEADINGS = (
+    "tool",
+    "seconds",
+    "min to max",
+    "of the floor",
+    "CPU s",
+    "server CPU s",
+    "peak MB",
+    "bad rows",
+    "older versions",
+    "deleted rows",
+    "differing rows",
+)
+
+
+class Seconds(TypedDict):
+    """Wall time of a case's runs."""
+
+    median: float
+    min: float
+    max: float
+
+
+class Result(TypedDict):
+    """What the runs of one tool on one case came to; the CPU figures are medians."""
+
+    case: str
+    tool: str
+    version: str
+    runs: int
+    seconds: Seconds
+    cpu_seconds: float
+    server_cpu_seconds: float
+    peak_mb: float
+    wrong_rows: int | None
+    """All that is in `wrong`; none for what loads nothing."""
+    wrong: Wrong | None
+
+
+def load() -> list[Result]:
+    """All results on file."""
+    results: list[Result] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    return results
+
+
+def merge(results: list[Result]) -> None:
+    """Put results into the file, in the place of earlier ones of the same case and tool."""
+    entries = {(result["case"], result["tool"]): result for result in [*load(), *results]}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+
+
+def table(results: list[Result]) -> Table:
+    """One case as a table."""
+    shown = Table(title=results[0]["case"])
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading == "tool" else "right")
+    for row in _rows(results):
+        shown.add_row(*row)
+    return shown
+
+
+def write_page() -> None:
+    """Write the documentation's page and plot from the results of the full table's size."""
+    results = [result for result in load() if "6M" in result["case"]]
+    _plot(results)
+    parts = [PREAMBLE.format(command=COMMAND, machine=_machine(), plot=PLOT.name)]
+    for case in dict.fromkeys(result["case"] for result in results):
+        of_case = [result for result in results if result["case"] == case]
+        parts.append(
+            f"\n## {case}\n\n" + _markdown(HEADINGS, ["---"] * len(HEADINGS), *_rows(of_case))
+        )
+    PAGE.write_text("".join(parts))
+
+
+PREAMBLE = """# Benchmarks of the load
+
+```
+{command}
+```
+
+writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on.
+
+A day of changes goes from one PostgreSQL database into a table of another. The data are TPC-H's order
+lines; a mixed day is half changed rows from all over the table and half new ones. One row in a
+thousand breaks the contract, a few are older than what the warehouse has, and a few that the warehouse
+has are gone from the source. Every run starts from a fresh copy of the warehouse; the tools take
+turns; figures are medians. The last four columns count, by SQL after the run, the rows of the target
+that are not as they should be.
+
+The floor is psql alone: binary COPY out, COPY into a temporary table, and an upsert sorted by key. It
+validates nothing. This project's own runs go through the Dagster assets, with gate, quarantine, ledger
+and the files between assets in the time, as a whole process and in one that is warm; "without Dagster"
+calls the same functions, and three empty assets with as many checks are Dagster's own part.
+
+CPU is the process and its children; server CPU is all of PostgreSQL meanwhile; peak memory is that of
+the largest process. Each tool has an environment of its own with the version in the table.
+
+![Seconds of each tool as a multiple of the floor]({plot})
+"""
+
+
+def _rows(results: list[Result]) -> Iterator[list[str]]:
+    floor = next((each["seconds"]["median"] for each in results if "upsert" in each["tool"]), None)
+    for result in results:
+        seconds, wrong = result["seconds"], result["wrong"]
+        yield [
+            f"{result['tool']} {result['version']}",
+            f"{seconds['median']:.2f}",
+            f"{seconds['min']:.2f} to {seconds['max']:.2f}",
+            f"{seconds['median'] / floor:.2f}" if floor else "",
+            f"{result['cpu_seconds']:.1f}",
+            f"{result['server_cpu_seconds']:.1f}",
+            f"{result['peak_mb']:.0f}",
+            *([str(count) for count in wrong.values()] if wrong else [""] * 4),
+        ]
+
+
+def _markdown(*rows: Iterable[str]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _machine() -> str:
+    memory = psutil.virtual_memory().total / (1 << 30)
+    return f"{os.cpu_count()} cores and {memory:.0f} GB of memory ({platform.system()}, {platform.machine()})"
+
+
+def _plot(results: list[Result]) -> None:
+    from matplotlib.figure import Figure
+
+    cases = list(dict.fromkeys(result["case"] for result in results))
+    figure = Figure(figsize=(8, 1.1 + 0.32 * len(results)), layout="constrained")
+    axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
+    for axis, case in zip(axes, cases, strict=True):
+        shown = [result for result in results if result["case"] == case][::-1]
+        seconds = [result["seconds"] for result in shown]
+        axis.barh(
+            [result["tool"] for result in shown],
+            [each["median"] for each in seconds],
+            xerr=[
+                [each["median"] - each["min"] for each in seconds],
+                [each["max"] - each["median"] for each in seconds],
+            ],
+            color=["tab:blue" if "pipeline" in result["tool"] else "lightgrey" for result in shown],
+        )
+        axis.set_title(case, loc="left", fontsize=10)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("seconds (median, minimum and maximum)")
+    figure.savefig(PLOT)
