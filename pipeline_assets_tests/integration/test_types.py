@@ -9,10 +9,9 @@ import pytest
 
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
-from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.extract import extract, source_reader
 from pipeline_assets.warehouse.gate import judge
-from pipeline_assets.warehouse.load import load
+from pipeline_assets.warehouse.load import load, prepare
 from pipeline_assets.warehouse.tables import Table
 from pipeline_assets_tests.contracts import contract
 
@@ -83,7 +82,7 @@ def run(
     url = settings.source_database_url.get_secret_value()
     with source_reader(url) as reader:
         files.write("raw_things", DAY, extract(reader, table.contract, WINDOW))
-    ledger.ensure_schema(warehouse, table.contract)
+    prepare(warehouse, table)
     judgement = judge(table, DAY, WINDOW, files, warehouse, "run")
     if judgement.verdict.passed:
         load(table, DAY, files, source, warehouse, "run")
