@@ -5,8 +5,6 @@ They say where data comes from and goes to, and tell Dagster about it; the work 
 one process, and one that breaks its contract is held back alone.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from time import perf_counter
 from typing import Any
@@ -14,12 +12,12 @@ from typing import Any
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.failures import PermanentError
 from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import Progress
+from pipeline_assets.running import RETRY, permanent_failures
 from pipeline_assets.warehouse.checks import (
     complete_result,
     complete_spec,
@@ -31,10 +29,6 @@ from pipeline_assets.warehouse.checks import (
 from pipeline_assets.warehouse.tables import Table
 
 GROUP = "warehouse"
-# What a database or a network needs to come back, and not all workers in the same second.
-RETRY = dg.RetryPolicy(
-    max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-)
 
 
 def source_key(contract: Contract) -> dg.AssetKey:
@@ -92,7 +86,7 @@ def table_assets(
         windows = _windows(context)
         extracted = {}
         with (
-            _permanent_failures(),
+            permanent_failures(),
             source.connect(autocommit=True) as connection,
             source_reader(source.url()) as reader,
         ):
@@ -138,7 +132,7 @@ def table_assets(
 
         windows = _windows(context)
         judgements = {}
-        with _permanent_failures(), warehouse.connect(autocommit=True) as connection:
+        with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
             for key in progress(windows, validated_name):
                 judgement = judge(table, key, windows[key], files, connection, context.run.run_id)
@@ -184,7 +178,7 @@ def table_assets(
         windows = _windows(context)
         loads, held = {}, {}
         with (
-            _permanent_failures(),
+            permanent_failures(),
             source.connect(autocommit=True) as source_connection,
             warehouse.connect(autocommit=True) as connection,
         ):
@@ -243,12 +237,3 @@ def _report_held(
         metadata=held,
         allow_retries=False,
     )
-
-
-@contextmanager
-def _permanent_failures() -> Iterator[None]:
-    """Keep Dagster from retrying what a retry can't mend."""
-    try:
-        yield
-    except PermanentError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
