@@ -42,11 +42,6 @@ def build_definitions(
     days = dg.DailyPartitionsDefinition(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
-    status = (
-        dg.DefaultScheduleStatus.RUNNING
-        if settings.pipeline_automation == "running"
-        else dg.DefaultScheduleStatus.STOPPED
-    )
     parts = []
     with _known_previews():
         for table in load_tables():
@@ -54,7 +49,13 @@ def build_definitions(
             materializable = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
             parts += [
                 dg.Definitions(assets=assets),
-                table_automation(table.contract, materializable, status),
+                table_automation(
+                    table.contract,
+                    materializable,
+                    days,
+                    lateness_days=settings.warehouse_lateness_days,
+                    running=settings.pipeline_automation == "running",
+                ),
             ]
         partitions = mornings(settings)
         news = news_assets(settings, partitions)

@@ -65,6 +65,9 @@ class Settings(NewsSettings, BaseSettings):
 
     warehouse_start_date: date = date(2026, 1, 7)
     """The first partition of the warehouse tables; the sample shop opened on this day."""
+    warehouse_lateness_days: int = Field(default=3, ge=1)
+    """How many of the newest days are compared with the source at every tick of the sensor; older
+    ones are compared once a day."""
 
     @field_validator("pipeline_data_dir")
     @classmethod

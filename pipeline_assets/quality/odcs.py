@@ -6,9 +6,9 @@ stands in `rules`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 
@@ -21,7 +21,9 @@ from pipeline_assets.quality.contract import (
     Contract,
     ContractError,
     Kind,
+    MartContract,
     Rule,
+    TableContract,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     )
     from pydantic import BaseModel
 
+_Found = TypeVar("_Found", bound=TableContract)
 CONTRACTS = Path(__file__).parent.parent / "contracts"
 
 # What a file may say: what is used here, and what informs people and other tools (`servers` is for
@@ -48,7 +51,7 @@ _TABLE_KEYS = {"name", "physicalName", "description", "properties", "quality"} |
 _PROPERTY_KEYS = {
     "name", "physicalName", "physicalType", "description", "required", "unique", "primaryKey",
     "primaryKeyPosition", "partitioned", "logicalTypeOptions", "enum", "quality",
-    "transformSourceObjects", "transformDescription",
+    "transformSourceObjects", "transformDescription", "transformLogic",
 } | {
     *_ABOUT, "logicalType", "partitionKeyPosition", "classification", "criticalDataElement",
     "examples",
@@ -85,12 +88,21 @@ _YAML_LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_contract(file: str | Path) -> Contract:
-    """Read a contract; a bare name such as `transactions` means the one in `contracts/`.
+    """Read a loaded table's contract; a bare name such as `transactions` means that in `contracts/`.
 
     Raises:
         ContractError: the file is missing, is no ODCS v3 contract of one table, or asks for
             something that would be ignored. The message names the file, the place in it and the value.
     """
+    return _load(file, parse_contract)
+
+
+def load_mart(file: str | Path) -> MartContract:
+    """Read a mart's contract, as `load_contract` does a loaded table's."""
+    return _load(file, parse_mart)
+
+
+def _load(file: str | Path, parse: Callable[[object], _Found]) -> _Found:
     path = file if isinstance(file, Path) else CONTRACTS / f"{file}.odcs.yaml"
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)  # noqa: S506 - a safe loader, in C
@@ -99,13 +111,35 @@ def load_contract(file: str | Path) -> Contract:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ContractError(f"{path.name}: is not YAML: {error}") from error
     try:
-        return parse_contract(document)
+        return parse(document)
     except ContractError as error:
         raise ContractError(f"{path.name}: {error}") from error
 
 
 def parse_contract(document: object) -> Contract:
     """Turn an ODCS document into a `Contract`. Raises `ContractError`."""
+    return _contract(_model(document))
+
+
+def parse_mart(document: object) -> MartContract:
+    """Turn an ODCS document into a `MartContract`. Raises `ContractError`.
+
+    The key's columns are those of the source relation, every other has SQL in `transformLogic`.
+    """
+    model = _model(document)
+    table = _table(model)
+    properties = table.properties or []
+    for prop in properties:
+        if bool(prop.primaryKey) == bool(prop.transformLogic):
+            _refuse(str(prop.name), prop.transformLogic, "as transformLogic: all but keys need it")
+        if prop.quality or prop.logicalTypeOptions or prop.enum or prop.unique or prop.partitioned:
+            raise ContractError(f"{prop.name}: rules hold for loaded tables, this is a mart")
+    if table.quality or model.slaProperties:
+        raise ContractError("schema: rules and SLA hold for loaded tables, this is a mart")
+    return MartContract(**_shape(model))
+
+
+def _model(document: object) -> "OpenDataContractStandard":
     from open_data_contract_standard.model import OpenDataContractStandard
     from pydantic import ValidationError
 
@@ -122,7 +156,8 @@ def parse_contract(document: object) -> Contract:
     unknown = sorted(set(_paths(document)) - set(_paths(model.model_dump(by_alias=True))))
     if unknown:
         raise ContractError(f"{unknown[0]}: is not part of ODCS")
-    return _contract(model)
+    _refuse_others("contract", model, _CONTRACT_KEYS)
+    return model
 
 
 def _paths(node: object, prefix: str = "") -> Iterator[str]:
@@ -149,8 +184,7 @@ def _refuse_others(place: str, node: "BaseModel", known: set[str]) -> None:
             _refuse(f"{place}.{name.rstrip('_')}", getattr(node, name))
 
 
-def _contract(model: "OpenDataContractStandard") -> Contract:
-    _refuse_others("contract", model, _CONTRACT_KEYS)
+def _table(model: "OpenDataContractStandard") -> "SchemaObject":
     if len(model.schema_ or ()) != 1:
         raise ContractError(
             f"schema: has {len(model.schema_ or ())} tables; one a file is supported"
@@ -161,14 +195,44 @@ def _contract(model: "OpenDataContractStandard") -> Contract:
         _refuse(
             "schema.name", table.name, "must be lower-case letters, digits and _: it names assets"
         )
+    return table
+
+
+def _shape(model: "OpenDataContractStandard") -> dict[str, Any]:
+    """What contracts of either kind say, by field."""
+    table = _table(model)
     properties = table.properties or []
     columns = tuple(_column(prop) for prop in properties)
     if doubled := _doubled(column.name for column in columns):
         _refuse("schema.properties", doubled, "is there twice")
     keys = [prop for prop in properties if prop.primaryKey]
-    key = tuple(str(p.name) for p in sorted(keys, key=lambda p: p.primaryKeyPosition or 0))
-    if not key:
+    if not keys:
         raise ContractError("schema: no property has primaryKey: true; rows are upserted by it")
+    team = model.team if not isinstance(model.team, list) else None
+    if team is None or not team.name:
+        raise ContractError("team.name: must say who owns the table")
+    return {
+        "name": table.name,
+        "version": str(model.version),
+        "description": str(table.description or (model.description and model.description.purpose)),
+        "owner": team.name,
+        "source_relation": _relation("sourceRelation", _custom(table, "sourceRelation")),
+        "target_relation": _relation(
+            "schema.physicalName", table.physicalName or f"analytics.{table.name}"
+        ),
+        "columns": columns,
+        "key": tuple(str(p.name) for p in sorted(keys, key=lambda p: p.primaryKeyPosition or 0)),
+    }
+
+
+def _contract(model: "OpenDataContractStandard") -> Contract:
+    shape = _shape(model)
+    columns, key = shape["columns"], shape["key"]
+    table = _table(model)
+    properties = table.properties or []
+    for prop in properties:
+        if prop.transformLogic:
+            _refuse(f"{prop.name}.transformLogic", prop.transformLogic, "is for marts")
     rules = (
         *(rule for prop in properties for rule in _property_rules(prop, key, columns)),
         *([Rule(_name(*key, "unique"), "unique", key)] if len(key) > 1 else []),
@@ -176,20 +240,8 @@ def _contract(model: "OpenDataContractStandard") -> Contract:
     )
     if doubled := _doubled(rule.name for rule in rules):
         _refuse("quality.name", doubled, "names two rules; give each a name of its own")
-    team = model.team if not isinstance(model.team, list) else None
-    if team is None or not team.name:
-        raise ContractError("team.name: must say who owns the table")
     return Contract(
-        name=table.name,
-        version=str(model.version),
-        description=str(table.description or (model.description and model.description.purpose)),
-        owner=team.name,
-        source_relation=_relation("sourceRelation", _custom(table, "sourceRelation")),
-        target_relation=_relation(
-            "schema.physicalName", table.physicalName or f"analytics.{table.name}"
-        ),
-        columns=columns,
-        key=key,
+        **shape,
         change_column=_change_column(properties, columns),
         rules=rules,
         latency_hours=_latency_hours(model),
@@ -261,6 +313,7 @@ def _column(prop: "SchemaProperty") -> Column:
         description=str(prop.description or ""),
         derived_from=tuple(prop.transformSourceObjects or ()),
         transformation=prop.transformDescription or "",
+        logic=prop.transformLogic or "",
     )
 
 
