@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 
-from pipeline_assets.news import articles, digest, feeds, stories
+from pipeline_assets.news import digest, feeds, intake
 from pipeline_assets.news.items import Run, Window
 from pipeline_assets.news.settings import Feed, NewsSettings
 from pipeline_assets.resources.http import HttpClient
@@ -90,40 +90,22 @@ def main() -> None:
         settings = NewsSettings(news_provider="rss", news_feeds=tuple(pack), news_language="en")
         at = began = time.perf_counter()
         run = Run(WINDOW, settings, HttpClient(feeds.USER_AGENT), WINDOW.end)
-        collected = feeds.collect(run, folder / "archive")
-        at = step("fetch, archive, parse", at)
-    cleaned = articles.clean(collected.items, WINDOW, "en")
+        taken, found = intake.take_in(run, folder / "archive")
+        at = step("fetch, archive, clean", at)
     # The words are of no language, so what is detected is left aside here; it has been paid for.
-    in_language = [replace(a, language="en") for a in cleaned.articles]
-    at = step("clean, deduplicate", at)
-    selection = stories.select(in_language, [], settings)
+    in_language = [replace(article, language="en") for article in found]
+    edition = digest.compose(WINDOW, settings, taken, in_language, [])
     at = step("tell apart, rank, sum up", at)
-    edition = digest.Edition(
-        date=WINDOW.edition,
-        starts_at=WINDOW.start,
-        ends_at=WINDOW.end,
-        timezone="UTC",
-        provider="rss",
-        language="en",
-        stories=selection.stories,
-        missing=tuple(collected.missing.items()),
-        sources=collected.asked,
-        articles=selection.articles,
-        duplicates=cleaned.duplicates,
-        muted=selection.muted,
-        other_languages=selection.other_languages,
-        repeated=selection.repeated,
-    )
     digest.publish(edition, folder / "digests")
     step("publish", at)
     seconds = time.perf_counter() - began
     megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     shutil.rmtree(folder)
-    for name, taken in steps:
-        print(f"{name:<28}{taken:6.2f} s")  # noqa: T201 - what it is for
-    carried = max(len(story.also_at) + 1 for story in selection.stories)
+    for name, spent in steps:
+        print(f"{name:<28}{spent:6.2f} s")  # noqa: T201 - what it is for
+    carried = max(len(story.also_at) + 1 for story in edition.stories)
     print(  # noqa: T201 - what it is for
-        f"{len(collected.items):,} articles of {collected.asked} feeds to"
+        f"{taken.items:,} articles of {taken.sources} feeds to"
         f" {len(edition.stories)} stories (the first in {carried} outlets):"
         f" {seconds:.1f} s, {megabytes:.0f} MB at most"
     )

@@ -1,7 +1,7 @@
 """An edition on disk: data, CSV, page, text, and the index and feed of all editions.
 
-Belongs here: everything that readers and spreadsheets open. What is in an edition is decided before
-(`stories`). `<date>.json` is the edition; every other file is made of such files and nothing else,
+Belongs here: everything that readers and spreadsheets open. Which stories are in an edition is for
+`stories` to say. `<date>.json` is the edition; every other file is made of such files and nothing else,
 so the same editions give the same bytes, whatever the order in which they were published.
 """
 
@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cache
@@ -21,7 +21,11 @@ from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter
 
-from pipeline_assets.news.stories import Story
+from pipeline_assets.news.articles import Article
+from pipeline_assets.news.intake import Intake
+from pipeline_assets.news.items import Window
+from pipeline_assets.news.settings import NewsSettings
+from pipeline_assets.news.stories import Story, select
 from pipeline_assets.resources.local_files import write_atomically
 
 if TYPE_CHECKING:
@@ -102,6 +106,33 @@ class Edition:
 
 
 _EDITION = TypeAdapter(Edition)
+
+
+def compose(
+    window: Window,
+    settings: NewsSettings,
+    intake: Intake,
+    today: Iterable[Article],
+    yesterday: Iterable[Article],
+) -> Edition:
+    """The edition of a window: its articles told apart as stories, and what readers should know."""
+    selection = select(today, yesterday, settings)
+    return Edition(
+        date=window.edition,
+        starts_at=window.start.astimezone(UTC),
+        ends_at=window.end.astimezone(UTC),
+        timezone=str(window.start.tzinfo),
+        provider=intake.provider,
+        language=settings.news_language,
+        stories=selection.stories,
+        missing=tuple(sorted(intake.missing.items())),
+        sources=intake.sources,
+        articles=selection.articles,
+        duplicates=intake.duplicates,
+        muted=selection.muted,
+        other_languages=selection.other_languages,
+        repeated=selection.repeated,
+    )
 
 
 def publish(edition: Edition, folder: Path, site_url: str = "") -> Path:

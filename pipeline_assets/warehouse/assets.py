@@ -6,20 +6,19 @@ one process, and one that breaks its contract is held back alone.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.failures import PermanentError
 from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import Progress
+from pipeline_assets.running import RETRY, permanent_failures
 from pipeline_assets.warehouse.checks import (
     complete_result,
     complete_spec,
@@ -34,10 +33,6 @@ from pipeline_assets.warehouse.checks import (
 from pipeline_assets.warehouse.tables import Table
 
 GROUP = "warehouse"
-# What a database or a network needs to come back, and not all workers in the same second.
-RETRY = dg.RetryPolicy(
-    max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-)
 
 
 def target_name(contract: TableContract) -> str:
@@ -95,7 +90,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         windows = partition_windows(partitions, context.partition_keys)
         extracted = {}
         with (
-            _permanent_failures(),
+            permanent_failures(),
             source.connect(autocommit=True) as connection,
             source_reader(source.url()) as reader,
         ):
@@ -149,7 +144,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
 
         windows = partition_windows(partitions, context.partition_keys)
         judgements = {}
-        with _permanent_failures(), warehouse.connect(autocommit=True) as connection:
+        with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
             for key in progress(windows, name):
                 judgement = judge(table, key, windows[key], files, connection, context.run.run_id)
@@ -206,7 +201,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         loads: dict[str, dict[str, dict[str, int]]] = {}
         held = {}
         with (
-            _permanent_failures(),
+            permanent_failures(),
             source.connect(autocommit=True) as source_connection,
             warehouse.connect(autocommit=True) as connection,
         ):
@@ -297,12 +292,3 @@ def _report_held(
         metadata=held,
         allow_retries=False,
     )
-
-
-@contextmanager
-def _permanent_failures() -> Iterator[None]:
-    """Keep Dagster from retrying what a retry can't mend."""
-    try:
-        yield
-    except PermanentError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error

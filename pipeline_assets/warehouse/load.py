@@ -65,13 +65,14 @@ def load(
     table: Table,
     key: str,
     files: PartitionFiles,
-    source: psycopg.Connection,
+    source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
     run_id: str,
 ) -> Loaded:
     """Bring the warehouse table to what the partition's validated file says; `prepare` it first.
 
-    `source` is asked about rows that the warehouse has in this window and the file has not.
+    `source` is asked about rows that the warehouse has in this window and the file has not. None
+    says that there is no database to ask: such rows are gone.
 
     Raises:
         ledger.GateError: the partition isn't validated, broke the contract, or its file is another
@@ -191,7 +192,7 @@ def _comparable(contract: Contract, names: list[str], prefix: str) -> sql.Compos
 def _delete_gone(
     table: Table,
     batch: ledger.Batch,
-    source: psycopg.Connection,
+    source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
 ) -> int:
     """Delete the window's rows that the file lacks, unless the source has them in another window.
@@ -216,7 +217,8 @@ def _delete_gone(
     ).format(identity=ledger.identity_sql(contract), arrays=_key_arrays(contract), **names)
     gone: list[tuple[Any, ...]] = []
     for keys in _chunks(warehouse.execute(missing, window)):
-        found = source.execute(elsewhere, {**window, **_key_lists(contract, keys)}).fetchall()
+        asked = {**window, **_key_lists(contract, keys)}
+        found = source.execute(elsewhere, asked).fetchall() if source else []
         quarantined = ledger.quarantined(warehouse, contract, [identity for identity, *_ in found])
         coming = {tuple(key) for identity, *key in found if identity not in quarantined}
         gone += [key for key in keys if key not in coming]

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -13,7 +13,8 @@ from xml.sax.saxutils import escape
 import pytest
 from pytest_httpserver import HTTPServer
 
-from pipeline_assets.news import articles, digest, feeds, stories
+from pipeline_assets.news import digest
+from pipeline_assets.news.intake import take_in
 from pipeline_assets.news.items import Run, Window
 from pipeline_assets.news.settings import Feed, NewsSettings
 from pipeline_assets.resources.http import HttpClient, Limits
@@ -35,26 +36,9 @@ WIDTHS = {"phone": 390, "desktop": 1280}
 
 def edition(run: Run, folder: Path) -> digest.Edition:
     """A morning's edition as the pipeline makes it, without the warehouse between."""
-    collected = feeds.collect(run, folder / "archive")
-    cleaned = articles.clean(collected.items, run.window, "en")
-    good = [article for article in cleaned.articles if article.title and article.url]
-    selection = stories.select(good, [], run.settings)
-    return digest.Edition(
-        date=run.window.edition,
-        starts_at=run.window.start,
-        ends_at=run.window.end,
-        timezone="Europe/Berlin",
-        provider=run.settings.news_provider,
-        language="en",
-        stories=selection.stories,
-        missing=tuple(collected.missing.items()),
-        sources=collected.asked,
-        articles=selection.articles,
-        duplicates=cleaned.duplicates,
-        muted=selection.muted,
-        other_languages=selection.other_languages,
-        repeated=selection.repeated,
-    )
+    taken, articles = take_in(run, folder / "archive")
+    good = [article for article in articles if article.title and article.url]
+    return digest.compose(run.window, run.settings, taken, good, [])
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +62,7 @@ def sample_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = Run(window, NewsSettings(), HttpClient("test"), window.end)
         one = edition(run, folder)
         if window is WINDOW:
-            one = digest.Edition(**{**vars(one), "missing": (("Sample Gazette", "answered 503"),)})
+            one = replace(one, missing=(("Sample Gazette", "answered 503"),))
         page = digest.publish(one, folder / "digests")
     return page
 
