@@ -74,6 +74,8 @@ def test_run_loads_the_sample_shop_once_and_says_so(
     assert first.returncode == 0, first.stdout + first.stderr
     assert "fct_transactions" in first.stdout
     assert "20 of 20 closed" in first.stdout
+    (page,) = (tmp_path / "data" / "digests").glob("2*.html")
+    assert str(page) in first.stdout
 
     again = command(environment | RECENTLY, "run")
     assert again.returncode == 0
