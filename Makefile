@@ -35,8 +35,8 @@ dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:30
 	@$(BIN)/dagster dev
 
 test: $(VENV)/installed $(VENV)/referee/installed ## install, then run the tests, the fast ones first
-	$(BIN)/pytest -m "not slow"
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"
+	$(BIN)/pytest --numprocesses auto --quiet -m slow
 
 check: $(VENV)/installed ## format, lint, types, layers and the Dagster definitions
 	$(BIN)/ruff format --check --quiet
@@ -48,8 +48,10 @@ check: $(VENV)/installed ## format, lint, types, layers and the Dagster definiti
 lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url pyproject.toml --output-file requirements.lock
 
-bench: $(VENV)/installed ## install, then measure the load beside other tools; ARGS=--help says more
+bench: $(VENV)/installed ## install, then measure: the load beside other tools, the digest, Dagster's start
 	@$(BIN)/python -m benchmarks.load $(ARGS)
+	@$(BIN)/python -m benchmarks.news
+	@$(BIN)/python -m benchmarks.overhead
 
 clean: ## remove the environment, the data folder and caches
 	rm -rf $(VENV) .data .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.metadata import column_lineage, column_schema, preview
+from pipeline_assets.metadata import DAYS_SHOWN, column_lineage, column_schema, daily_plot, preview
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
@@ -161,6 +161,13 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
                     },
                     partition_key=key,
                 )
+            recent = list(ledger.batches(connection, contract).values())[-DAYS_SHOWN:]
+        plot = daily_plot(
+            [batch.partition_key for batch in recent],
+            {"rows": [batch.rows_extracted for batch in recent]},
+            {"violations": [sum(batch.violations.values()) for batch in recent]},
+        )
+        context.add_asset_metadata({"recent_days": plot}, partition_key=max(windows))
         return dg.MaterializeResult(check_results=rule_results(contract, judgements))
 
     return validated

@@ -163,7 +163,9 @@ def test_dagster_dev_keeps_its_history_and_leaves_nothing_behind(
     while left := processes_naming(str(tmp_path)):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert {path.name for path in ROOT.iterdir()} == before
+    # What the test runner itself keeps there may come meanwhile.
+    new = {path.name for path in ROOT.iterdir()} - before - {".hypothesis", ".pytest_cache"}
+    assert new == set()
 
 
 @pytest.mark.slow

@@ -259,4 +259,5 @@ def test_every_contract_of_the_project_is_in_use() -> None:
     tables = load_tables()
     used = {table.contract.name for table in tables}
     used |= {mart.name for table in tables for mart in table.marts}
+    used |= {"news_articles"}  # which the digest's own asset loads
     assert {file.name for file in CONTRACTS.iterdir()} == {f"{name}.odcs.yaml" for name in used}
