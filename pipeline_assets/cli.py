@@ -178,6 +178,7 @@ def _materialize(settings: "Settings", table: "Table", days: list[str]) -> bool:
         job = build_definitions(settings, {"progress": _bar(bars)}).resolve_job_def(
             f"load_{table.contract.name}"
         )
+        bars.add_task("recorded by Dagster", total=None)
         for first, last in _spans(days):
             result = job.execute_in_process(
                 instance=dg.DagsterInstance.get(),

@@ -24,6 +24,8 @@ from pipeline_assets.warehouse.checks import (
     complete_spec,
     in_step_result,
     in_step_spec,
+    log_partition,
+    log_partitions_of_range,
     rebuild_result,
     rebuild_spec,
     rule_results,
@@ -108,7 +110,10 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
                     partition_key=key,
                 )
             held = source_digests(connection, contract, windows)
-        return dg.MaterializeResult(check_results=[complete_result(extracted, held)])
+        complete = complete_result(extracted, held)
+        if len(windows) > 1:
+            log_partition(context, name, max(windows), [complete])
+        return dg.MaterializeResult(check_results=[complete])
 
     return raw
 
@@ -168,6 +173,8 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
             {"violations": [sum(batch.violations.values()) for batch in recent]},
         )
         context.add_asset_metadata({"recent_days": plot}, partition_key=max(windows))
+        if len(windows) > 1:
+            log_partitions_of_range(context, contract, name, judgements)
         return dg.MaterializeResult(check_results=rule_results(contract, judgements))
 
     return validated
@@ -245,9 +252,12 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         for key, by_asset in loads.items():
             for name, metadata in by_asset.items():
                 context.add_asset_metadata(metadata, asset_key=name, partition_key=key)
-        yield dg.MaterializeResult(target, check_results=[in_step_result(target, comparisons)])
-        for name, groups in differing.items():
-            yield dg.MaterializeResult(name, check_results=[rebuild_result(name, groups)])
+        results = {target: in_step_result(target, comparisons)}
+        results |= {name: rebuild_result(name, groups) for name, groups in differing.items()}
+        for name, result in results.items():
+            if len(windows) > 1:
+                log_partition(context, name, max(windows), [result])
+            yield dg.MaterializeResult(name, check_results=[result])
 
     return warehouse_tables
 

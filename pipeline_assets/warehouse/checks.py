@@ -5,7 +5,7 @@ ranged run Dagster stores a check once for the whole range: it then says how man
 rule, while the ledger has each partition's own verdict.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -66,6 +66,47 @@ def rule_results(
             )
         )
     return results
+
+
+def log_partition(
+    context: dg.AssetExecutionContext, asset: str, day: str, results: Iterable[dg.AssetCheckResult]
+) -> None:
+    """Store results for one partition of a ranged run.
+
+    Dagster stores them for the range as a whole and shows each of its partitions as skipped. An event
+    a rule and partition would take longer than the load; so the newest partition has all its results,
+    as the UI shows that one's first, and the others those rules that rows broke.
+    """
+    for result in results:
+        context.log_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey(asset),
+                check_name=str(result.check_name),
+                passed=result.passed,
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+                partition=day,
+            )
+        )
+
+
+def log_partitions_of_range(
+    context: dg.AssetExecutionContext,
+    contract: Contract,
+    asset: str,
+    judgements: "Mapping[str, Judgement]",
+) -> None:
+    """Store what the rules found in the newest partition of a ranged run, and where rows broke them."""
+    newest = max(judgements)
+    for day, judgement in judgements.items():
+        results = rule_results(contract, {day: judgement})
+        broken = [
+            result
+            for result in results
+            if judgement.verdict.violations[str(result.check_name)] or not result.passed
+        ]
+        log_partition(context, asset, day, results if day == newest else broken)
 
 
 def _outcome(rule: Rule, broken: "Mapping[str, Judgement]", partitions: int) -> str:
