@@ -4,15 +4,17 @@ It drives the same definitions as Dagster's UI and records its runs in the same 
 decided here that an asset, the gate or the ledger could decide.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -85,6 +87,58 @@ def status() -> None:
             _print_status(table_status(settings, table))
 
 
+quarantine = typer.Typer(help="Rows that broke their contract.", no_args_is_help=True)
+app.add_typer(quarantine, name="quarantine")
+TableName = Annotated[str, typer.Argument(help="A table's contract, such as transactions.")]
+RuleName = Annotated[str, typer.Option("--rule", help="Only rows that broke this rule.")]
+
+
+@quarantine.command()
+def show(
+    name: TableName,
+    day: Annotated[str, typer.Option("--day", help="Only this partition.")] = "",
+    rule: RuleName = "",
+    limit: Annotated[int, typer.Option(help="How many rows at most.")] = 20,
+) -> None:
+    """Show quarantined rows as the source had them, with the rules they broke, newest first."""
+    settings = _settings()
+    from pipeline_assets.warehouse.status import quarantined_rows
+
+    with _clear_errors():
+        rows, total = quarantined_rows(settings, _table(name), day=day, rule=rule, limit=limit)
+    grid = Grid("day", "broken rules", "row", title=f"quarantine.{name}", title_justify="left")
+    for partition, broken_rules, row in rows:
+        grid.add_row(partition, ", ".join(broken_rules), escape(json.dumps(row)))
+    console.print(grid)
+    console.print(f"{len(rows):,} of {total:,} rows.")
+
+
+@quarantine.command()
+def replay(name: TableName, rule: RuleName = "") -> None:
+    """Run again exactly the days that have quarantined rows, after a fix in source or contract."""
+    settings = _settings()
+    from pipeline_assets.warehouse.status import quarantined_days, table_status
+
+    with _clear_errors():
+        table = _table(name)
+        days = quarantined_days(settings, table, rule=rule)
+        if not days:
+            console.print(f"{name}: nothing is quarantined{f' by {rule}' if rule else ''}.")
+            return
+        succeeded = _materialize(settings, table, days)
+        _print_status(table_status(settings, table))
+    raise typer.Exit(0 if succeeded else 1)
+
+
+def _table(name: str) -> "Table":
+    from pipeline_assets.warehouse.tables import load_tables
+
+    tables = {table.contract.name: table for table in load_tables()}
+    if name not in tables:
+        raise PermanentError(f"{name} is not a table; there are: {', '.join(tables)}")
+    return tables[name]
+
+
 def _settings() -> "Settings":
     with _clear_errors():
         return load_settings()
@@ -103,11 +157,12 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _materialize(settings: "Settings", table: "Table", days: list[str]) -> bool:
-    """Run the table's job over a range of days in this process; whether nothing failed."""
+    """Run the table's job over days in this process; whether nothing failed."""
     import dagster as dg
 
     from pipeline_assets.definitions import build_definitions
 
+    succeeded = True
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<24}"),
@@ -116,22 +171,38 @@ def _materialize(settings: "Settings", table: "Table", days: list[str]) -> bool:
         TimeElapsedColumn(),
         console=console,
     ) as bars:
-        definitions = build_definitions(settings, {"progress": _bar(bars)})
-        result = definitions.resolve_job_def(f"load_{table.contract.name}").execute_in_process(
-            instance=dg.DagsterInstance.get(),
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            tags={
-                "dagster/asset_partition_range_start": days[0],
-                "dagster/asset_partition_range_end": days[-1],
-            },
-            raise_on_error=False,
+        job = build_definitions(settings, {"progress": _bar(bars)}).resolve_job_def(
+            f"load_{table.contract.name}"
         )
-    for event in result.all_events:
-        if event.is_step_failure:
-            failure = event.step_failure_data
-            reason = failure.user_failure_data.description if failure.user_failure_data else None
-            console.print(f"[red]{event.step_key}: {reason or failure.error_display_string}[/red]")
-    return result.success
+        for first, last in _spans(days):
+            result = job.execute_in_process(
+                instance=dg.DagsterInstance.get(),
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={
+                    "dagster/asset_partition_range_start": first,
+                    "dagster/asset_partition_range_end": last,
+                },
+                raise_on_error=False,
+            )
+            succeeded &= result.success
+            for event in result.all_events:
+                if event.is_step_failure:
+                    failure = event.step_failure_data
+                    told = failure.user_failure_data
+                    reason = (told and told.description) or failure.error_display_string
+                    console.print(f"[red]{event.step_key}: {reason}[/red]", highlight=False)
+    return succeeded
+
+
+def _spans(days: list[str]) -> Iterator[tuple[str, str]]:
+    """Days in order as first and last of each unbroken span: a span is one run."""
+    first = previous = days[0]
+    for day in days[1:]:
+        if date.fromisoformat(day) - date.fromisoformat(previous) > timedelta(days=1):
+            yield first, previous
+            first = day
+        previous = day
+    yield first, previous
 
 
 def _bar(bars: Progress) -> Callable[[Iterable[str], str], Iterator[str]]:

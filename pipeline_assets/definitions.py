@@ -11,7 +11,11 @@ from typing import Any
 
 import dagster as dg
 
+from pipeline_assets.news.assets import mornings, news_assets
+from pipeline_assets.news.automation import news_automation
+from pipeline_assets.news.feeds import USER_AGENT
 from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.http import HttpClient
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
 from pipeline_assets.settings import Settings, load_settings
@@ -26,6 +30,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "source": Database("source", settings),
         "warehouse": Database("warehouse", settings),
         "files": PartitionFiles(str(settings.pipeline_data_dir / "partitions")),
+        "http": HttpClient(USER_AGENT),
         "progress": no_progress,
     }
 
@@ -37,11 +42,6 @@ def build_definitions(
     days = dg.DailyPartitionsDefinition(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
-    status = (
-        dg.DefaultScheduleStatus.RUNNING
-        if settings.pipeline_automation == "running"
-        else dg.DefaultScheduleStatus.STOPPED
-    )
     parts = []
     with _known_previews():
         for table in load_tables():
@@ -49,8 +49,20 @@ def build_definitions(
             materializable = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
             parts += [
                 dg.Definitions(assets=assets),
-                table_automation(table.contract, materializable, status),
+                table_automation(
+                    table.contract,
+                    materializable,
+                    days,
+                    lateness_days=settings.warehouse_lateness_days,
+                    running=settings.pipeline_automation == "running",
+                ),
             ]
+        partitions = mornings(settings)
+        news = news_assets(settings, partitions)
+        parts += [
+            dg.Definitions(assets=news),
+            news_automation(news, partitions, running=settings.pipeline_automation == "running"),
+        ]
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
@@ -62,12 +74,13 @@ def build_definitions(
 
 @contextmanager
 def _known_previews() -> Iterator[None]:
-    """Silence Dagster's warnings on the two unfinished features that the project relies on."""
+    """Silence Dagster's warnings on the three unfinished features that the project relies on."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Specifying a partitions_def on an AssetCheckSpec", dg.PreviewWarning
         )
         warnings.filterwarnings("ignore", "Parameter `backfill_policy`", dg.BetaWarning)
+        warnings.filterwarnings("ignore", "Parameter `allow_nonexistent_ups", dg.BetaWarning)
         yield
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipeline_assets.quality.contract import Column, Contract
+from pipeline_assets.quality.contract import Column, TableContract
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +26,7 @@ def column_schema(columns: Iterable[Column]) -> dg.TableSchema:
     )
 
 
-def column_lineage(contract: Contract, upstream: dg.AssetKey) -> dg.TableColumnLineage:
+def column_lineage(contract: TableContract, upstream: dg.AssetKey) -> dg.TableColumnLineage:
     """Which of the upstream asset's columns each column is made of."""
     return dg.TableColumnLineage(
         {

@@ -21,6 +21,9 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as UnreadableSettingError
+
+from pipeline_assets.news.settings import NewsSettings
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
@@ -38,7 +41,7 @@ def project_root() -> Path:
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
-class Settings(BaseSettings):
+class Settings(NewsSettings, BaseSettings):
     """The settings of one deployment. Build it with `load_settings`, which words errors clearly.
 
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
@@ -62,6 +65,9 @@ class Settings(BaseSettings):
 
     warehouse_start_date: date = date(2026, 1, 7)
     """The first partition of the warehouse tables; the sample shop opened on this day."""
+    warehouse_lateness_days: int = Field(default=3, ge=1)
+    """How many of the newest days are compared with the source at every tick of the sensor; older
+    ones are compared once a day."""
 
     @field_validator("pipeline_data_dir")
     @classmethod
@@ -135,7 +141,7 @@ def _unknown_names() -> list[str]:
     yaml_file = _yaml_file()
     in_yaml = YamlConfigSettingsSource(Settings, yaml_file)()
     errors = [f"{yaml_file.name}: {name} is not a setting" for name in in_yaml if name not in known]
-    prefixed = [name for name in os.environ if name.startswith("PIPELINE_")]
+    prefixed = [name for name in os.environ if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_"))]
     errors += [f"{name} is not a setting" for name in prefixed if name.lower() not in known]
     return errors
 
@@ -157,6 +163,8 @@ def load_settings(**overrides: Any) -> Settings:
         raise SettingsError("; ".join(errors))
     try:
         return Settings(**overrides)
+    except UnreadableSettingError as error:
+        raise SettingsError(f"{error}: lists are written as JSON") from None
     except ValidationError as error:
         lines = [
             " ".join([*(str(part).upper() for part in problem["loc"]), _message(problem["msg"])])

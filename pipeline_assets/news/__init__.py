@@ -1,1 +1,1 @@
-"""The news digest: feeds, articles, stories and the page. Only assets, checks and automation know Dagster."""
+"""News: feeds, articles, stories and page. Only assets, checks and automation import Dagster."""

@@ -4,7 +4,8 @@ What a careful team writes of rows is a small part of SQL: comparisons, `AND`, `
 `IN`, `BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else is refused where it stands,
 with its columns and types, while definitions load; an embedded database would tell only once rows are
 there, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and 2.0) has no time zones without
-a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false.
+a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false. Only a
+float's NaN differs, which is equal to, above and below nothing here.
 """
 
 import re
@@ -42,7 +43,7 @@ _FUNCTIONS: Mapping[str, tuple[str, str, str]] = {
     "upper": ("text", "utf8_upper", "text"),
     "abs": ("number", "abs_checked", "number"),
 }
-_UNITS = {"second", "minute", "hour", "day", "week"}
+_UNITS = ("second", "minute", "hour", "day", "week")
 # Stay text here, and text has another order and equality.
 _INCOMPARABLE = ("json", "numeric")
 _RESERVED = {"and", "or", "not", "is", "in", "between", "like", "null", "interval", "true", "false"}
@@ -256,7 +257,7 @@ class _Parser:
         number, _, unit = (term.text or "").strip().partition(" ")
         unit = unit.lower().removesuffix("s")
         if not number.isdecimal() or unit not in _UNITS:
-            raise ValueError(f"an interval is a number of {', '.join(sorted(_UNITS))}s")
+            raise ValueError(f"an interval is a number of {', '.join(f'{u}s' for u in _UNITS)}")
         return _constant("interval", timedelta(**{f"{unit}s": int(number)}))
 
 

@@ -122,11 +122,13 @@ class Column:
     description: str
     derived_from: tuple[str, ...] = ()
     transformation: str = ""
+    logic: str = ""
+    """SQL, for a column of a mart."""
 
 
-@dataclass(frozen=True)
-class Contract:
-    """What one table holds, where it comes from and what its rows must keep."""
+@dataclass(frozen=True, kw_only=True)
+class TableContract:
+    """What any contract says: a table, its columns and key, and whose it is."""
 
     name: str
     version: str
@@ -136,6 +138,16 @@ class Contract:
     target_relation: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+
+    def column(self, name: str) -> Column:
+        """The column of that name."""
+        return next(column for column in self.columns if column.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract(TableContract):
+    """A table that is loaded from a source, and what its rows must keep."""
+
     change_column: str
     """The source's change time: its day is the row's partition, its value the row's version."""
     rules: tuple[Rule, ...]
@@ -146,6 +158,7 @@ class Contract:
         """The columns that the source has, in the contract's order."""
         return tuple(column for column in self.columns if not column.derived_from)
 
-    def column(self, name: str) -> Column:
-        """The column of that name."""
-        return next(column for column in self.columns if column.name == name)
+
+@dataclass(frozen=True, kw_only=True)
+class MartContract(TableContract):
+    """A table that is grouped out of another by its key; each column's `logic` is SQL over that."""

@@ -5,13 +5,14 @@ would have to invent it (a column dropped, a type narrowed, another key), is ref
 decide.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
 from pipeline_assets.failures import PermanentError
-from pipeline_assets.quality.contract import Column, Contract
+from pipeline_assets.quality.contract import Column, TableContract
 from pipeline_assets.quality.types import is_wider
 
 
@@ -42,10 +43,8 @@ def column_definition(column: Column) -> sql.Composed:
     )
 
 
-def ensure_table(connection: psycopg.Connection, contract: Contract) -> None:
+def ensure_table(connection: psycopg.Connection, contract: TableContract) -> None:
     """Bring the contract's table to what the contract says, in the open transaction.
-
-    The change column is indexed: partitions are compared and deleted from by it.
 
     Raises:
         TableMismatchError: a column was dropped from the contract, has a type that isn't wider, or is
@@ -65,7 +64,22 @@ def ensure_table(connection: psycopg.Connection, contract: Contract) -> None:
         _change(connection, contract)
 
 
-def _create(connection: psycopg.Connection, contract: Contract) -> None:
+def ensure_index(connection: psycopg.Connection, target: str, columns: Sequence[str]) -> None:
+    """Index a table by these columns, if no index begins with them."""
+    found = connection.execute(
+        """SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND (
+               SELECT array_agg(attname::text ORDER BY place)
+               FROM unnest(indkey::int2[]) WITH ORDINALITY AS part (number, place)
+               JOIN pg_attribute ON attrelid = indrelid AND attnum = number
+           )[:%s] = %s""",
+        [relation(target).as_string(connection), len(columns), list(columns)],
+    ).fetchone()
+    if found is None:
+        names = sql.SQL(", ").join(map(sql.Identifier, columns))
+        connection.execute(sql.SQL("CREATE INDEX ON {} ({})").format(relation(target), names))
+
+
+def _create(connection: psycopg.Connection, contract: TableContract) -> None:
     target = relation(contract.target_relation)
     schema = contract.target_relation.partition(".")[0]
     statements = [
@@ -75,14 +89,13 @@ def _create(connection: psycopg.Connection, contract: Contract) -> None:
             sql.SQL(", ").join(column_definition(column) for column in contract.columns),
             sql.SQL(", ").join(sql.Identifier(name) for name in contract.key),
         ),
-        sql.SQL("CREATE INDEX ON {} ({})").format(target, sql.Identifier(contract.change_column)),
         sql.SQL("COMMENT ON TABLE {} IS {}").format(target, sql.Literal(contract.description)),
     ]
     for statement in statements:
         connection.execute(statement)
 
 
-def _change(connection: psycopg.Connection, contract: Contract) -> None:
+def _change(connection: psycopg.Connection, contract: TableContract) -> None:
     target, version = contract.target_relation, f"contract {contract.name} {contract.version}"
     key, present = _read_table(connection, contract)
     if key != contract.key:
@@ -122,7 +135,7 @@ def _change(connection: psycopg.Connection, contract: Contract) -> None:
 
 
 def _read_table(
-    connection: psycopg.Connection, contract: Contract
+    connection: psycopg.Connection, contract: TableContract
 ) -> tuple[tuple[str, ...], dict[str, _Present]]:
     """The table's primary key, and its columns by name."""
     rows = connection.execute(
@@ -137,13 +150,15 @@ def _read_table(
     return tuple(name for _, name in key), present
 
 
-def _exists(connection: psycopg.Connection, contract: Contract, condition: sql.Composable) -> bool:
+def _exists(
+    connection: psycopg.Connection, contract: TableContract, condition: sql.Composable
+) -> bool:
     query = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE {})")
     target = relation(contract.target_relation)
     return connection.execute(query.format(target, condition)).fetchone() == (True,)
 
 
-def _add_column(connection: psycopg.Connection, contract: Contract, column: Column) -> None:
+def _add_column(connection: psycopg.Connection, contract: TableContract, column: Column) -> None:
     if column.required and _exists(connection, contract, sql.SQL("true")):
         raise TableMismatchError(
             f"contract {contract.name} {contract.version} adds the required column {column.name}, "
@@ -156,7 +171,9 @@ def _add_column(connection: psycopg.Connection, contract: Contract, column: Colu
     )
 
 
-def _alter(connection: psycopg.Connection, contract: Contract, column: Column, what: str) -> None:
+def _alter(
+    connection: psycopg.Connection, contract: TableContract, column: Column, what: str
+) -> None:
     connection.execute(
         sql.SQL("ALTER TABLE {} ALTER COLUMN {} {}").format(
             relation(contract.target_relation), sql.Identifier(column.name), sql.SQL(what)

@@ -115,7 +115,8 @@ def _cast(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "pa.ChunkedArray"
     except pa.ArrowInvalid:
         if pa.types.is_decimal(wanted) and pa.types.is_string(values.type):
             whole = wanted.precision - wanted.scale
-            form = rf"^[-+]?0*[0-9]{{0,{whole}}}(\.[0-9]{{0,{wanted.scale}}}0*)?$"
+            # All of a column may be too long: told at once, but for exponents, which the cast knows.
+            form = rf"^[-+]?0*[0-9]{{0,{whole}}}(\.[0-9]{{0,{wanted.scale}}}0*)?$|[0-9.][eE]"
             values = _keep(pc.match_substring_regex(values, form), values)
         return pa.chunked_array(_cast_pieces(values, wanted), wanted)
 

@@ -1,4 +1,4 @@
-"""A table's assets: its source, `raw_<table>`, `validated_<table>` and the warehouse table.
+"""A table's assets: its source, `raw_<table>`, `validated_<table>`, the warehouse table, its marts.
 
 They say where data comes from and goes to, and tell Dagster about it; the work is in `extract`,
 `gate` and `load`. Each takes one partition or a range: a range streams one partition after another in
@@ -6,43 +6,36 @@ one process, and one that breaks its contract is held back alone.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from time import perf_counter
 from typing import Any
 
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.failures import PermanentError
 from pipeline_assets.metadata import column_lineage, column_schema, preview
-from pipeline_assets.quality.contract import Contract
+from pipeline_assets.partitions import partition_windows
+from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import Progress
+from pipeline_assets.running import RETRY, permanent_failures
 from pipeline_assets.warehouse.checks import (
     complete_result,
     complete_spec,
     in_step_result,
     in_step_spec,
+    rebuild_result,
+    rebuild_spec,
     rule_results,
     rule_specs,
+    source_key,
 )
 from pipeline_assets.warehouse.tables import Table
 
 GROUP = "warehouse"
-# What a database or a network needs to come back, and not all workers in the same second.
-RETRY = dg.RetryPolicy(
-    max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-)
 
 
-def source_key(contract: Contract) -> dg.AssetKey:
-    """The source relation as an asset, so that the lineage starts where the data does."""
-    return dg.AssetKey(["source", *contract.source_relation.split(".")])
-
-
-def target_name(contract: Contract) -> str:
+def target_name(contract: TableContract) -> str:
     """The warehouse table's asset has the table's own name."""
     return contract.target_relation.rpartition(".")[2]
 
@@ -51,34 +44,39 @@ def table_assets(
     table: Table, partitions: dg.DailyPartitionsDefinition
 ) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The assets of one table, from its contract."""
-    contract = table.contract
-    name, target = contract.name, target_name(contract)
-    raw_name, validated_name = f"raw_{name}", f"validated_{name}"
-    common: dict[str, Any] = {
-        "group_name": GROUP,
-        "partitions_def": partitions,
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-        "retry_policy": RETRY,
-        "owners": [f"team:{contract.owner}"],
-        "code_version": f"{__version__}/{contract.version}",
-    }
-    source = dg.AssetSpec(
+    return [
+        source_asset(table.contract),
+        raw_asset(table, partitions),
+        validated_asset(table, partitions),
+        warehouse_assets(table, partitions),
+    ]
+
+
+def source_asset(contract: Contract) -> dg.AssetSpec:
+    """The source relation, kept by another system, so that the lineage starts where the data does."""
+    return dg.AssetSpec(
         source_key(contract),
         group_name=GROUP,
-        description=f"The source of {name}: `{contract.source_relation}`, kept by another system.",
-        owners=common["owners"],
+        description=f"`{contract.source_relation}`, as another system keeps it.",
+        owners=[f"team:{contract.owner}"],
         kinds={"postgres"},
         metadata={"dagster/column_schema": column_schema(contract.source_columns)},
     )
 
+
+def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
+    """`raw_<table>`: what changed in the source on a day, as a file."""
+    contract = table.contract
+    name = f"raw_{contract.name}"
+
     @dg.asset(
-        name=raw_name,
-        deps=[source],
+        name=name,
+        deps=[source_key(contract)],
         kinds={"postgres", "parquet"},
         description=f"The rows of `{contract.source_relation}` that changed on the day, as they are.",
         metadata={"dagster/column_schema": column_schema(contract.source_columns)},
-        check_specs=[complete_spec(raw_name, partitions)],
-        **common,
+        check_specs=[complete_spec(name, partitions)],
+        **_common(contract, partitions),
     )
     def raw(
         context: dg.AssetExecutionContext,
@@ -89,43 +87,51 @@ def table_assets(
         from pipeline_assets.warehouse.extract import check_source, extract, source_reader
         from pipeline_assets.warehouse.reconcile import source_digests
 
-        windows = _windows(context)
+        windows = partition_windows(partitions, context.partition_keys)
         extracted = {}
         with (
-            _permanent_failures(),
+            permanent_failures(),
             source.connect(autocommit=True) as connection,
             source_reader(source.url()) as reader,
         ):
             check_source(connection, contract)
-            for key in progress(windows, raw_name):
+            for key in progress(windows, name):
                 begun = perf_counter()
                 batches = extract(reader, contract, windows[key])
-                extracted[key] = files.write(raw_name, key, batches).rows
+                extracted[key] = files.write(name, key, batches).rows
                 context.add_asset_metadata(
                     {
                         "dagster/row_count": extracted[key],
                         "rows_per_second": round(extracted[key] / (perf_counter() - begun)),
-                        "path": files.path(raw_name, key),
+                        "path": files.path(name, key),
                     },
                     partition_key=key,
                 )
             held = source_digests(connection, contract, windows)
         return dg.MaterializeResult(check_results=[complete_result(extracted, held)])
 
+    return raw
+
+
+def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
+    """`validated_<table>`: the rows that keep the contract, and the gate."""
+    contract = table.contract
+    name = f"validated_{contract.name}"
+
     @dg.asset(
-        name=validated_name,
-        deps=[raw],
+        name=name,
+        deps=[f"raw_{contract.name}"],
         kinds={"pandas", "parquet"},
         description=(
-            f"The day's rows that keep contract `{name}` {contract.version}. The others are in "
-            f"`quarantine.{name}` with the rules they break. A broken rule holds the day back."
+            f"The day's rows that keep contract `{contract.name}` {contract.version}. The others are in "
+            f"`quarantine.{contract.name}` with the rules they break. A broken rule holds the day back."
         ),
         metadata={
             "dagster/column_schema": column_schema(contract.source_columns),
-            "contract": dg.MetadataValue.path(f"contracts/{name}.odcs.yaml"),
+            "contract": dg.MetadataValue.path(f"contracts/{contract.name}.odcs.yaml"),
         },
-        check_specs=rule_specs(contract, validated_name, partitions),
-        **common,
+        check_specs=rule_specs(contract, name, partitions),
+        **_common(contract, partitions),
     )
     def validated(
         context: dg.AssetExecutionContext,
@@ -136,11 +142,11 @@ def table_assets(
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.gate import judge
 
-        windows = _windows(context)
+        windows = partition_windows(partitions, context.partition_keys)
         judgements = {}
-        with _permanent_failures(), warehouse.connect(autocommit=True) as connection:
+        with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
-            for key in progress(windows, validated_name):
+            for key in progress(windows, name):
                 judgement = judge(table, key, windows[key], files, connection, context.run.run_id)
                 judgements[key] = judgement
                 verdict = judgement.verdict
@@ -157,38 +163,49 @@ def table_assets(
                 )
         return dg.MaterializeResult(check_results=rule_results(contract, judgements))
 
-    @dg.asset(
+    return validated
+
+
+def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
+    """The warehouse table and its marts, which one transaction a partition brings up to date."""
+    contract, marts = table.contract, table.marts
+    target = target_name(contract)
+
+    @dg.multi_asset(
         name=target,
-        deps=[validated],
-        kinds={"postgres"},
-        description=contract.description,
-        metadata={
-            "dagster/column_schema": column_schema(contract.columns),
-            "dagster/column_lineage": column_lineage(contract, dg.AssetKey(validated_name)),
-            "dagster/table_name": contract.target_relation,
-        },
-        check_specs=[in_step_spec(target, partitions)],
-        **common,
+        specs=[
+            _spec(contract, dg.AssetKey(f"validated_{contract.name}")),
+            *(_spec(mart, dg.AssetKey(target)) for mart in marts),
+        ],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        retry_policy=RETRY,
+        check_specs=[
+            in_step_spec(target, partitions),
+            *(rebuild_spec(target_name(mart), target, partitions) for mart in marts),
+        ],
     )
-    def warehouse_table(
+    def warehouse_tables(
         context: dg.AssetExecutionContext,
         source: dg.ResourceParam[Database],
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult]:
         from pipeline_assets.warehouse import ledger
-        from pipeline_assets.warehouse.load import load
+        from pipeline_assets.warehouse.load import load, prepare
+        from pipeline_assets.warehouse.marts import differing_groups
         from pipeline_assets.warehouse.reconcile import compare
 
-        windows = _windows(context)
-        loads, held = {}, {}
+        windows = partition_windows(partitions, context.partition_keys)
+        loads: dict[str, dict[str, dict[str, int]]] = {}
+        held = {}
         with (
-            _permanent_failures(),
+            permanent_failures(),
             source.connect(autocommit=True) as source_connection,
             warehouse.connect(autocommit=True) as connection,
         ):
-            ledger.ensure_schema(connection, contract)
+            prepare(connection, table)
             for key in progress(windows, target):
                 begun = perf_counter()
                 try:
@@ -199,56 +216,79 @@ def table_assets(
                     held[key] = str(error)
                     continue
                 loads[key] = {
-                    "dagster/partition_row_count": loaded.rows_valid,
-                    "rows_written": loaded.rows_written,
-                    "rows_deleted": loaded.rows_deleted,
-                    "rows_per_second": round(loaded.rows_valid / (perf_counter() - begun)),
+                    target: {
+                        "dagster/partition_row_count": loaded.rows_valid,
+                        "rows_written": loaded.rows_written,
+                        "rows_deleted": loaded.rows_deleted,
+                        "rows_per_second": round(loaded.rows_valid / (perf_counter() - begun)),
+                    },
+                    **{
+                        target_name(mart): {"groups_computed": loaded.groups.get(mart.name, 0)}
+                        for mart in marts
+                    },
                 }
-            if not held:
-                comparisons = compare(source_connection, connection, contract, windows)
-        if held:
-            _report_held(context, loads, held)
-        for key, metadata in loads.items():
-            context.add_asset_metadata(metadata, partition_key=key)
-        return dg.MaterializeResult(check_results=[in_step_result(comparisons)])
+            if held:
+                _report_held(context, loads, held)
+            comparisons = compare(source_connection, connection, contract, windows)
+            span = (min(windows.values())[0], max(windows.values())[1])
+            differing = {
+                target_name(mart): differing_groups(connection, contract, mart, span)
+                for mart in marts
+            }
+        for key, by_asset in loads.items():
+            for name, metadata in by_asset.items():
+                context.add_asset_metadata(metadata, asset_key=name, partition_key=key)
+        yield dg.MaterializeResult(target, check_results=[in_step_result(target, comparisons)])
+        for name, groups in differing.items():
+            yield dg.MaterializeResult(name, check_results=[rebuild_result(name, groups)])
 
-    return [source, raw, validated, warehouse_table]
+    return warehouse_tables
 
 
-def _windows(context: dg.AssetExecutionContext) -> dict[str, tuple[datetime, datetime]]:
-    """The run's partitions, oldest first, and their windows [start, end)."""
-    partitions = context.assets_def.partitions_def
-    assert isinstance(partitions, dg.TimeWindowPartitionsDefinition)  # noqa: S101 - for the type checker
-    windows = {}
-    for key in context.partition_keys:
-        window = partitions.time_window_for_partition_key(key)
-        windows[key] = (window.start, window.end)
-    return windows
+def _common(contract: Contract, partitions: dg.DailyPartitionsDefinition) -> dict[str, Any]:
+    return {
+        "group_name": GROUP,
+        "partitions_def": partitions,
+        "backfill_policy": dg.BackfillPolicy.single_run(),
+        "retry_policy": RETRY,
+        "owners": [f"team:{contract.owner}"],
+        "code_version": f"{__version__}/{contract.version}",
+    }
+
+
+def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
+    """A warehouse table as an asset, with what its contract says."""
+    return dg.AssetSpec(
+        target_name(contract),
+        deps=[upstream],
+        group_name=GROUP,
+        description=contract.description,
+        owners=[f"team:{contract.owner}"],
+        code_version=f"{__version__}/{contract.version}",
+        kinds={"postgres"},
+        metadata={
+            "dagster/column_schema": column_schema(contract.columns),
+            "dagster/column_lineage": column_lineage(contract, upstream),
+            "dagster/table_name": contract.target_relation,
+        },
+    )
 
 
 def _report_held(
-    context: dg.AssetExecutionContext, loads: dict[str, dict[str, int]], held: dict[str, str]
+    context: dg.AssetExecutionContext,
+    loads: dict[str, dict[str, dict[str, int]]],
+    held: dict[str, str],
 ) -> None:
     """End the step as failed, naming what is held, with what was loaded on record.
 
     A failed step materializes nothing in Dagster's eyes, so the loaded partitions are logged first.
     """
-    for key, metadata in loads.items():
-        context.log_event(
-            dg.AssetMaterialization(context.asset_key, metadata=metadata, partition=key)
-        )
+    for key, by_asset in loads.items():
+        for name, metadata in by_asset.items():
+            context.log_event(dg.AssetMaterialization(name, metadata=metadata, partition=key))
     raise dg.Failure(
         f"{len(held)} of {len(held) + len(loads)} partitions held back: {', '.join(held)}. "
         f"{next(iter(held.values()))}",
         metadata=held,
         allow_retries=False,
     )
-
-
-@contextmanager
-def _permanent_failures() -> Iterator[None]:
-    """Keep Dagster from retrying what a retry can't mend."""
-    try:
-        yield
-    except PermanentError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error

@@ -1,25 +1,106 @@
-"""When a table's partitions are materialized."""
+"""When a table's partitions are materialized: daily, when their source changes, and in repair."""
 
 from collections.abc import Sequence
 
 import dagster as dg
 
+from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
 
 
 def table_automation(
-    contract: Contract, assets: Sequence[dg.AssetsDefinition], status: dg.DefaultScheduleStatus
+    contract: Contract,
+    assets: Sequence[dg.AssetsDefinition],
+    partitions: dg.DailyPartitionsDefinition,
+    *,
+    lateness_days: int,
+    running: bool,
 ) -> dg.Definitions:
-    """The job that takes a table's partitions from source to warehouse, and its daily schedule.
-
-    Each day is loaded once it has ended, with a quarter of an hour for transactions still open.
-    """
+    """A table's job, its daily schedule, its sensor of changes and its daily reconciliation."""
     job = dg.define_asset_job(
         f"load_{contract.name}",
         selection=dg.AssetSelection.assets(*assets),
         description=f"From `{contract.source_relation}` to `{contract.target_relation}`.",
     )
-    schedule = dg.build_schedule_from_partitioned_job(
-        job, name=f"{job.name}_daily", hour_of_day=0, minute_of_hour=15, default_status=status
+    schedule_status = (
+        dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
     )
-    return dg.Definitions(jobs=[job], schedules=[schedule])
+    # A quarter of an hour for transactions that are still open when the day ends.
+    daily = dg.build_schedule_from_partitioned_job(
+        job,
+        name=f"{job.name}_daily",
+        hour_of_day=0,
+        minute_of_hour=15,
+        default_status=schedule_status,
+    )
+    check = reconciliation(contract, partitions)
+    reconcile = dg.define_asset_job(
+        f"reconcile_{contract.name}",
+        selection=dg.AssetSelection.checks(check),
+        description=f"Compare every closed day of `{contract.target_relation}` with its source.",
+    )
+    reconcile_daily = dg.ScheduleDefinition(
+        name=f"{reconcile.name}_daily",
+        job=reconcile,
+        cron_schedule="0 5 * * *",
+        execution_timezone=partitions.timezone,
+        default_status=schedule_status,
+    )
+
+    @dg.sensor(
+        name=f"source_changes_sensor_{contract.name}",
+        job=job,
+        description=(
+            f"Loads the days on which `{contract.source_relation}` and the warehouse differ: of the "
+            f"last {lateness_days}, and of those that the last reconciliation found."
+        ),
+        minimum_interval_seconds=60,
+        default_status=(
+            dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
+        ),
+    )
+    def source_changes_sensor(
+        context: dg.SensorEvaluationContext,
+        source: dg.ResourceParam[Database],
+        warehouse: dg.ResourceParam[Database],
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        from pipeline_assets.warehouse.ledger import ensure_schema
+        from pipeline_assets.warehouse.reconcile import compare
+
+        # Everything is derived from the two databases: no cursor can be lost or lead astray.
+        recent = partitions.get_partition_keys()[-lateness_days:]
+        days = dict.fromkeys([*_found_out_of_step(context.instance, contract), *recent])
+        with (
+            source.connect(autocommit=True) as at_source,
+            warehouse.connect(autocommit=True) as at_warehouse,
+        ):
+            ensure_schema(at_warehouse, contract)
+            found = compare(at_source, at_warehouse, contract, partition_windows(partitions, days))
+        requests = [
+            # A day that was held is not tried again before its source has changed.
+            dg.RunRequest(run_key=f"{day}@{comparison.source}", partition_key=day)
+            for day, comparison in found.items()
+            if not comparison.in_step
+        ]
+        return requests or dg.SkipReason(f"{len(found)} days compared: all in step.")
+
+    return dg.Definitions(
+        asset_checks=[check],
+        jobs=[job, reconcile],
+        schedules=[daily, reconcile_daily],
+        sensors=[source_changes_sensor],
+    )
+
+
+def _found_out_of_step(instance: dg.DagsterInstance, contract: Contract) -> list[str]:
+    """The days that the last reconciliation found."""
+    key = dg.AssetCheckKey(source_key(contract), "reconciled")
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    if record is None or record.event is None or record.event.dagster_event is None:
+        return []
+    evaluation = record.event.dagster_event.event_specific_data
+    if not isinstance(evaluation, dg.AssetCheckEvaluation):
+        return []
+    return str(evaluation.metadata[OUT_OF_STEP].value).split()

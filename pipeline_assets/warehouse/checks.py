@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from pipeline_assets.metadata import preview
+from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, Rule
+from pipeline_assets.resources.postgres import Database
 
 if TYPE_CHECKING:
     from pipeline_assets.warehouse.gate import Judgement
@@ -145,7 +147,7 @@ def in_step_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.Ass
     )
 
 
-def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResult:
+def in_step_result(asset: str, comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResult:
     """Name the partitions in which the two differ; the source may have moved on since the read."""
     differing = {
         key: f"source {comparison.source}, warehouse {comparison.warehouse}"
@@ -154,6 +156,7 @@ def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResu
     }
     return dg.AssetCheckResult(
         check_name="in_step_with_source",
+        asset_key=asset,
         passed=not differing,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={
@@ -162,3 +165,78 @@ def in_step_result(comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResu
             "differing": dict(list(differing.items())[:NAMED]),
         },
     )
+
+
+def rebuild_spec(
+    asset: str, loaded: str, partitions: dg.PartitionsDefinition[str]
+) -> dg.AssetCheckSpec:
+    """Whether a mart is what computing it anew would give."""
+    return dg.AssetCheckSpec(
+        "equals_rebuild",
+        asset=asset,
+        description=f"The groups that the partition touches are what {loaded} gives when rebuilt.",
+        partitions_def=partitions,
+    )
+
+
+def rebuild_result(asset: str, differing: int) -> dg.AssetCheckResult:
+    """How many of the mart's rows differ from a rebuild; a load that runs beside may be why."""
+    return dg.AssetCheckResult(
+        check_name="equals_rebuild",
+        asset_key=asset,
+        passed=differing == 0,
+        metadata={"differing_rows": differing},
+    )
+
+
+OUT_OF_STEP = "out_of_step"
+"""The reconciliation's metadata with the days that differ, with blanks between."""
+
+
+def source_key(contract: Contract) -> dg.AssetKey:
+    """The source relation as an asset, so that the lineage starts where the data does."""
+    return dg.AssetKey(["source", *contract.source_relation.split(".")])
+
+
+def reconciliation(
+    contract: Contract, partitions: dg.DailyPartitionsDefinition
+) -> dg.AssetChecksDefinition:
+    """The check of a source that all its closed days are in the warehouse.
+
+    It stands with the source, which has no partitions, as it is about all days at once; and so no run
+    that materializes one day pays for it.
+    """
+
+    @dg.asset_check(
+        asset=source_key(contract),
+        name="reconciled",
+        description=(
+            f"Every closed day of `{contract.source_relation}` is in `{contract.target_relation}` or "
+            "the quarantine, by count and digest. The sensor loads again what differs."
+        ),
+    )
+    def reconciled(
+        source: dg.ResourceParam[Database], warehouse: dg.ResourceParam[Database]
+    ) -> dg.AssetCheckResult:
+        from pipeline_assets.warehouse.ledger import ensure_schema
+        from pipeline_assets.warehouse.reconcile import compare
+
+        windows = partition_windows(partitions, partitions.get_partition_keys())
+        with (
+            source.connect(autocommit=True) as at_source,
+            warehouse.connect(autocommit=True) as at_warehouse,
+        ):
+            ensure_schema(at_warehouse, contract)
+            found = compare(at_source, at_warehouse, contract, windows)
+        late = [day for day, comparison in found.items() if not comparison.in_step]
+        return dg.AssetCheckResult(
+            passed=not late,
+            description=f"{len(late)} of {len(found)} days differ.",
+            metadata={
+                "days": len(found),
+                "rows": sum(comparison.source.rows for comparison in found.values()),
+                OUT_OF_STEP: " ".join(late),
+            },
+        )
+
+    return reconciled

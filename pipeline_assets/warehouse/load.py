@@ -14,11 +14,12 @@ import psycopg
 from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.ddl import ensure_table, relation
+from pipeline_assets.quality.ddl import ensure_index, ensure_table, relation
 from pipeline_assets.quality.types import travels_as_text
 from pipeline_assets.quality.validation import apply
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.marts import ensure_marts, group_columns, note_touched, refresh
 from pipeline_assets.warehouse.tables import Table
 
 if TYPE_CHECKING:
@@ -32,29 +33,50 @@ KEYS_PER_QUESTION = 10_000
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load did: valid rows it was given, rows inserted or updated, and rows deleted."""
+    """What a load did."""
 
     rows_valid: int
+    """Rows that the partition has."""
     rows_written: int
+    """Rows inserted or updated; those that were as they should be aren't."""
     rows_deleted: int
+    groups: dict[str, int]
+    """Mart -> groups computed anew."""
+
+
+def prepare(warehouse: psycopg.Connection, table: Table) -> None:
+    """Bring ledger, quarantine, the table and its marts to what the contracts say.
+
+    Not part of the load's transaction: it would hold up every other load until that ends.
+
+    Raises:
+        TableMismatchError: a warehouse table and its contract differ.
+    """
+    contract = table.contract
+    ledger.ensure_schema(warehouse, contract)
+    with warehouse.transaction():
+        ensure_table(warehouse, contract)
+        # Partitions are compared and deleted from by it.
+        ensure_index(warehouse, contract.target_relation, [contract.change_column])
+        ensure_marts(warehouse, contract, table.marts)
 
 
 def load(
     table: Table,
     key: str,
     files: PartitionFiles,
-    source: psycopg.Connection,
+    source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
     run_id: str,
 ) -> Loaded:
-    """Bring the warehouse table to what the partition's validated file says.
+    """Bring the warehouse table to what the partition's validated file says; `prepare` it first.
 
-    `source` is asked about rows that the warehouse has in this window and the file has not.
+    `source` is asked about rows that the warehouse has in this window and the file has not. None
+    says that there is no database to ask: such rows are gone.
 
     Raises:
         ledger.GateError: the partition isn't validated, broke the contract, or its file is another
             than the one that was validated.
-        TableMismatchError: the warehouse table and the contract differ.
     """
     contract = table.contract
     validated = f"validated_{contract.name}"
@@ -65,7 +87,6 @@ def load(
                 f"{contract.name} {key}: {files.path(validated, key)} isn't the file that was "
                 f"validated; materialize {validated} again"
             )
-        ensure_table(warehouse, contract)
         warehouse.execute(f"SET LOCAL work_mem = '{SORT_MEMORY}'")
         warehouse.execute(
             sql.SQL("CREATE TEMP TABLE staged (LIKE {}) ON COMMIT DROP").format(
@@ -75,11 +96,14 @@ def load(
         _stage(
             warehouse, contract, (apply(table.derive, rows) for rows in files.read(validated, key))
         )
+        if table.marts:
+            note_touched(warehouse, contract, table.marts)
         # Before the upsert, when the window's index range holds only what an earlier load put there.
-        deleted = _delete_gone(contract, batch, source, warehouse)
+        deleted = _delete_gone(table, batch, source, warehouse)
         window = {"start": batch.window_start, "end": batch.window_end}
         written = warehouse.execute(_upsert(contract), window).rowcount
-        deleted += warehouse.execute(_delete_superseded(contract), {"partition": key}).rowcount
+        deleted += warehouse.execute(_delete_superseded(table), {"partition": key}).rowcount
+        groups = refresh(warehouse, table.marts) if written or deleted else {}
         ledger.record_load(
             warehouse,
             contract,
@@ -89,7 +113,7 @@ def load(
             loaded_hash=batch.content_hash,
             run_id=run_id,
         )
-    return Loaded(batch.rows_valid, written, deleted)
+    return Loaded(batch.rows_valid, written, deleted, groups)
 
 
 def _stage(warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[pa.Table]") -> None:
@@ -113,6 +137,8 @@ def _stage(warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[
             copy.write(encoder.finish())
     for column in texts:
         _alter_staged(warehouse, column.name, column.physical_type)
+    # Nobody else does for a temporary table, and without it small days are joined by full scans.
+    warehouse.execute("ANALYZE staged")
 
 
 def _alter_staged(warehouse: psycopg.Connection, column: str, physical_type: str) -> None:
@@ -148,21 +174,32 @@ def _upsert(contract: Contract) -> sql.Composed:
         updates=sql.SQL(", ").join(
             sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in others
         ),
-        old=_list(others, "t"),
-        new=_list(others, "staged"),
+        old=_comparable(contract, others, "t"),
+        new=_comparable(contract, others, "staged"),
+    )
+
+
+def _comparable(contract: Contract, names: list[str], prefix: str) -> sql.Composed:
+    """Columns as they can be compared: PostgreSQL has no `=` for `json`, only for its text."""
+    return sql.SQL(", ").join(
+        sql.SQL("{}::text" if contract.column(name).physical_type == "json" else "{}").format(
+            sql.Identifier(prefix, name)
+        )
+        for name in names
     )
 
 
 def _delete_gone(
-    contract: Contract,
+    table: Table,
     batch: ledger.Batch,
-    source: psycopg.Connection,
+    source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
 ) -> int:
     """Delete the window's rows that the file lacks, unless the source has them in another window.
 
     Those are the other window's to load, which overwrites them; but not if it quarantined them.
     """
+    contract = table.contract
     window = {"start": batch.window_start, "end": batch.window_end}
     names = {
         "target": relation(contract.target_relation),
@@ -180,13 +217,17 @@ def _delete_gone(
     ).format(identity=ledger.identity_sql(contract), arrays=_key_arrays(contract), **names)
     gone: list[tuple[Any, ...]] = []
     for keys in _chunks(warehouse.execute(missing, window)):
-        found = source.execute(elsewhere, {**window, **_key_lists(contract, keys)}).fetchall()
+        asked = {**window, **_key_lists(contract, keys)}
+        found = source.execute(elsewhere, asked).fetchall() if source else []
         quarantined = ledger.quarantined(warehouse, contract, [identity for identity, *_ in found])
         coming = {tuple(key) for identity, *key in found if identity not in quarantined}
         gone += [key for key in keys if key not in coming]
-    delete = sql.SQL(
-        "DELETE FROM {target} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
-    ).format(arrays=_key_arrays(contract), **names)
+    delete = _noting(
+        table,
+        sql.SQL(
+            "DELETE FROM {target} AS t WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
+        ).format(arrays=_key_arrays(contract), **names),
+    )
     return sum(
         warehouse.execute(delete, _key_lists(contract, gone[i : i + KEYS_PER_QUESTION])).rowcount
         for i in range(0, len(gone), KEYS_PER_QUESTION)
@@ -213,11 +254,12 @@ def _key_lists(contract: Contract, keys: list[tuple[Any, ...]]) -> dict[str, lis
     return {f"key{index}": [row[index] for row in keys] for index in range(len(contract.key))}
 
 
-def _delete_superseded(contract: Contract) -> sql.Composed:
+def _delete_superseded(table: Table) -> sql.Composed:
     """Delete versions that a newer, quarantined one has replaced in the source.
 
     The source's row is the quarantined one now: to keep the older would show what no longer holds.
     """
+    contract = table.contract
     quarantined_key = sql.SQL(" AND ").join(
         sql.SQL(
             "t.{name} = CASE WHEN {misfit} <> ALL (q.broken_rules)"
@@ -230,14 +272,26 @@ def _delete_superseded(contract: Contract) -> sql.Composed:
         )
         for name in contract.key
     )
-    return sql.SQL(
-        "DELETE FROM {target} AS t USING {quarantine} AS q WHERE {match}"
-        " AND q.partition_key = %(partition)s AND t.{version} <= q.source_version"
-    ).format(
-        target=relation(contract.target_relation),
-        quarantine=relation(ledger.quarantine_relation(contract)),
-        match=quarantined_key,
-        version=sql.Identifier(contract.change_column),
+    return _noting(
+        table,
+        sql.SQL(
+            "DELETE FROM {target} AS t USING {quarantine} AS q WHERE {match}"
+            " AND q.partition_key = %(partition)s AND t.{version} <= q.source_version"
+        ).format(
+            target=relation(contract.target_relation),
+            quarantine=relation(ledger.quarantine_relation(contract)),
+            match=quarantined_key,
+            version=sql.Identifier(contract.change_column),
+        ),
+    )
+
+
+def _noting(table: Table, delete: sql.Composed) -> sql.Composed:
+    """The deletion of rows `t`, with their groups noted for the marts."""
+    if not table.marts:
+        return delete
+    return sql.SQL("WITH gone AS ({} RETURNING {}) INSERT INTO touched SELECT * FROM gone").format(
+        delete, _list(group_columns(table.marts), "t")
     )
 
 

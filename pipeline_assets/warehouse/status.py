@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from psycopg import sql
@@ -64,6 +65,35 @@ def days_to_load(settings: Settings, table: Table, *, everything: bool = False) 
         known = ledger.batches(warehouse, contract)
         comparisons = compare(source, warehouse, contract, windows)
     return [key for key, found in comparisons.items() if key not in known or not found.in_step]
+
+
+def quarantined_rows(
+    settings: Settings, table: Table, *, day: str, rule: str, limit: int
+) -> tuple[list[tuple[str, list[str], dict[str, Any]]], int]:
+    """Quarantined rows (day, broken rules, the source's row), newest first, and how many there are.
+
+    An empty `day` or `rule` means any.
+    """
+    query = sql.SQL(
+        "SELECT partition_key, broken_rules, source_row, count(*) OVER () FROM {}"
+        " WHERE %(day)s IN ('', partition_key) AND (%(rule)s = '' OR %(rule)s = ANY(broken_rules))"
+        " ORDER BY partition_key DESC LIMIT %(limit)s"
+    ).format(relation(ledger.quarantine_relation(table.contract)))
+    with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        ledger.ensure_schema(warehouse, table.contract)
+        rows = warehouse.execute(query, {"day": day, "rule": rule, "limit": limit}).fetchall()
+    return [(key, rules, row) for key, rules, row, _ in rows], rows[0][3] if rows else 0
+
+
+def quarantined_days(settings: Settings, table: Table, *, rule: str) -> list[str]:
+    """The days that have quarantined rows (by `rule`, unless it is empty), oldest first."""
+    query = sql.SQL(
+        "SELECT DISTINCT partition_key FROM {} WHERE %(rule)s = '' OR %(rule)s = ANY(broken_rules)"
+        " ORDER BY partition_key"
+    ).format(relation(ledger.quarantine_relation(table.contract)))
+    with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        ledger.ensure_schema(warehouse, table.contract)
+        return [key for (key,) in warehouse.execute(query, {"rule": rule})]
 
 
 def table_status(settings: Settings, table: Table) -> TableStatus:

@@ -1,12 +1,12 @@
 """The tables that the warehouse loads: a contract each, and the functions that are a table's own.
 
-A new table is a contract in `contracts/` and one line in `TABLES`.
+A new table is a contract in `contracts/` and one line in `load_tables`.
 """
 
 from dataclasses import dataclass
 
-from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.odcs import load_contract
+from pipeline_assets.quality.contract import Contract, MartContract
+from pipeline_assets.quality.odcs import load_contract, load_mart
 from pipeline_assets.quality.validation import Frames, unchanged
 from pipeline_assets.warehouse import transactions
 
@@ -20,10 +20,17 @@ class Table:
     """Mends what is no error, before the rules look; source columns in, the same columns out."""
     derive: Frames = unchanged
     """Adds the columns that the contract derives; source columns in, all columns out."""
+    marts: tuple[MartContract, ...] = ()
+    """Tables grouped out of this one, brought up to date by its loads."""
 
 
 def load_tables() -> list[Table]:
     """Every table that has a pipeline."""
     return [
-        Table(load_contract("transactions"), transactions.normalise, transactions.derive),
+        Table(
+            load_contract("transactions"),
+            transactions.normalise,
+            transactions.derive,
+            marts=(load_mart("dim_customers"), load_mart("daily_sales")),
+        ),
     ]

@@ -1,15 +1,17 @@
 """The warehouse's assets, materialized by Dagster on real databases."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import psycopg
 import pytest
 
-from pipeline_assets.definitions import build_definitions
+from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.settings import Settings
-from pipeline_assets_tests.conftest import Shop
+from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
+WAREHOUSE = ["fct_transactions", "dim_customers", "daily_sales"]
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
 
 
@@ -31,6 +33,7 @@ def load(
         partition_key=None if last else first,
         tags=span if last else None,
         raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
     )
 
@@ -112,7 +115,7 @@ def test_the_loader_refuses_a_held_batch_whoever_starts_it(
     shop.put("bad", quantity=0)
     load(settings, DAY[0])
 
-    alone = load(settings, DAY[0], selection=["fct_transactions"])
+    alone = load(settings, DAY[0], selection=WAREHOUSE)
 
     assert not alone.success
     assert "held by quantity_minimum" in failures(alone)
@@ -129,7 +132,7 @@ def test_the_loader_refuses_a_file_that_was_not_validated(
         (files / "raw_transactions" / f"{DAY[0]}.parquet").read_bytes()
     )
 
-    alone = load(settings, DAY[0], selection=["fct_transactions"])
+    alone = load(settings, DAY[0], selection=WAREHOUSE)
 
     assert "isn't the file that was validated" in failures(alone)
     assert table(warehouse) == []
@@ -183,7 +186,7 @@ def test_a_replay_writes_nothing(
 
     again = load(settings, DAY[0])
 
-    (event,) = again.asset_materializations_for_node("fct_transactions")
+    event = again.asset_materializations_for_node("fct_transactions")[0]
     assert event.metadata["rows_written"].value == 0
     assert warehouse.execute(version).fetchall() == before
 
@@ -239,9 +242,42 @@ def test_a_gone_row_is_deleted_and_a_moved_one_is_not(
     assert {row[0]: str(row[1]) for row in table(warehouse)} == {"moved": "11.00", "stays": "10.00"}
 
 
-def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> None:
-    from datetime import UTC, datetime
+def test_marts_follow_every_change_of_the_table(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("a", customer_id=1, amount="10.00", quantity=2)
+    shop.put("b", customer_id=1, amount="5.00", status="pending")
+    shop.put("c", customer_id=2, amount="7.00")
+    assert load(settings, DAY[0]).success
+    customers = "SELECT customer_id, orders, items, spend FROM analytics.dim_customers ORDER BY 1"
+    sales = """SELECT business_day::text, orders, customers, amount, net_amount
+               FROM analytics.daily_sales ORDER BY 1"""
+    assert [tuple(map(str, row)) for row in warehouse.execute(customers)] == [
+        ("1", "1", "2", "10.00"),
+        ("2", "1", "1", "7.00"),
+    ]
+    assert [tuple(map(str, row)) for row in warehouse.execute(sales)] == [
+        (DAY[0], "3", "2", "22.00", "17.00")
+    ]
 
+    shop.remove("c")  # a customer's only order
+    # completed a day later, and counted on that day
+    shop.put("b", day=1, customer_id=1, amount="5.00")
+    for day in (DAY[1], DAY[0]):
+        result = load(settings, day)
+        assert result.success
+        assert all(found.passed for found in checks(result).values())
+
+    assert [tuple(map(str, row)) for row in warehouse.execute(customers)] == [
+        ("1", "2", "3", "15.00")
+    ]
+    assert [tuple(map(str, row)) for row in warehouse.execute(sales)] == [
+        (DAY[0], "1", "1", "10.00", "10.00"),
+        (DAY[1], "1", "1", "5.00", "5.00"),
+    ]
+
+
+def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> None:
     repository = build_definitions(settings).get_repository_def()
     schedule = repository.get_schedule_def("load_transactions_daily")
     with dg.DagsterInstance.ephemeral() as instance:
@@ -254,6 +290,71 @@ def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> N
         )
     (request,) = tick.run_requests or []
     assert request.partition_key == "2026-02-28"
+
+
+def sensor_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
+    """Partition -> run key of what the sensor requests now."""
+    definitions = build_definitions(settings)
+    sensor = definitions.get_repository_def().get_sensor_def("source_changes_sensor_transactions")
+    tick = sensor.evaluate_tick(
+        dg.build_sensor_context(
+            instance=instance,
+            repository_def=definitions.get_repository_def(),
+            resources=build_resources(settings),
+        )
+    )
+    return {str(request.partition_key): str(request.run_key) for request in tick.run_requests or []}
+
+
+def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
+    settings: Settings, shop: Shop
+) -> None:
+    today = (datetime.now(UTC) - FIRST_DAY).days
+    recent = [f"{FIRST_DAY + timedelta(days=today - back):%Y-%m-%d}" for back in (3, 2, 1)]
+    shop.put("old", day=0)
+    shop.put("a", day=today - 2)
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = sensor_tick(settings, instance)
+        assert list(first) == [recent[1]]
+        assert sensor_tick(settings, instance) == first  # the same run key: Dagster starts it once
+
+        assert load(settings, recent[1], instance=instance).success
+        assert sensor_tick(settings, instance) == {}
+
+        shop.put("held", day=today - 1, status="lost")
+        asked = sensor_tick(settings, instance)
+        assert list(asked) == [recent[2]]
+        assert not load(settings, recent[2], instance=instance).success
+        # Held: its rows are all in the quarantine, and what is loaded agrees with the source.
+        shop.put("good", day=today - 1, second=1)
+        again = sensor_tick(settings, instance)
+        assert list(again) == [recent[2]]
+        assert again[recent[2]] != asked[recent[2]]
+
+        shop.remove("a")  # a hard delete leaves no other trace
+        assert recent[1] in sensor_tick(settings, instance)
+
+
+def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repairs_it(
+    settings: Settings, shop: Shop
+) -> None:
+    shop.put("old", day=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert sensor_tick(settings, instance) == {}
+
+        def reconcile() -> dg.AssetCheckEvaluation:
+            job = build_definitions(settings).resolve_job_def("reconcile_transactions")
+            result = job.execute_in_process(instance=instance)
+            (evaluation,) = result.get_asset_check_evaluations()
+            return evaluation
+
+        found = reconcile()
+        assert (found.passed, found.metadata["out_of_step"].value) == (False, DAY[1])
+        assert list(sensor_tick(settings, instance)) == [DAY[1]]
+
+        assert load(settings, DAY[1], instance=instance).success
+        assert reconcile().passed
+        assert sensor_tick(settings, instance) == {}
 
 
 def test_each_partition_has_its_own_verdict_in_dagster(settings: Settings, shop: Shop) -> None:

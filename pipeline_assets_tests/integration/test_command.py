@@ -1,19 +1,18 @@
 """The `pipeline-assets` command and `dagster dev`, as a person starts them, on the embedded defaults."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import requests
 
 from pipeline_assets.resources import embedded_postgres
 
@@ -94,6 +93,8 @@ def dagster_dev(environment: Mapping[str, str], log: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
+    # Where the tests run in the background Ctrl-C is ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         log.open("w") as output,
         subprocess.Popen(
@@ -102,8 +103,6 @@ def dagster_dev(environment: Mapping[str, str], log: Path) -> Iterator[str]:
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A shell that starts it in the background makes it ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         ) as process,
     ):
         deadline = time.monotonic() + 180
@@ -111,9 +110,9 @@ def dagster_dev(environment: Mapping[str, str], log: Path) -> Iterator[str]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             try:
-                urllib.request.urlopen(f"{address}/server_info", timeout=2).close()
+                requests.get(f"{address}/server_info", timeout=2).raise_for_status()
                 break
-            except OSError:
+            except requests.RequestException:
                 time.sleep(0.2)
         yield address
         process.send_signal(signal.SIGINT)
@@ -121,18 +120,13 @@ def dagster_dev(environment: Mapping[str, str], log: Path) -> Iterator[str]:
 
 
 def graphql(address: str, query: str) -> dict[str, object]:
-    request = urllib.request.Request(
-        f"{address}/graphql",
-        json.dumps({"query": query}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        found: dict[str, object] = json.load(answer)["data"]
+    answer = requests.post(f"{address}/graphql", json={"query": query}, timeout=60)
+    found: dict[str, object] = answer.json()["data"]
     return found
 
 
 def processes_naming(text: str) -> list[str]:
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    listing = subprocess.run(["/bin/ps", "-eo", "args"], capture_output=True, text=True, check=True)
     return [line for line in listing.stdout.splitlines() if text in line]
 
 

@@ -23,7 +23,7 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.extract import extract, source_reader
 from pipeline_assets.warehouse.gate import judge
-from pipeline_assets.warehouse.load import load
+from pipeline_assets.warehouse.load import load, prepare
 from pipeline_assets.warehouse.reconcile import compare
 from pipeline_assets.warehouse.tables import Table, load_tables
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
@@ -71,7 +71,7 @@ class Pipeline:
         self.files = PartitionFiles(str(settings.pipeline_data_dir / "partitions"))
         self.at_source = self.source.connect(autocommit=True)
         self.at_warehouse = Database("warehouse", settings).connect(autocommit=True)
-        ledger.ensure_schema(self.at_warehouse, self.table.contract)
+        prepare(self.at_warehouse, self.table)
 
     def extract(self, key: str) -> None:
         with source_reader(self.source.url()) as reader:
@@ -118,6 +118,31 @@ def loaded(warehouse: psycopg.Connection) -> list[Any]:
     ).fetchall()
 
 
+def assert_marts_equal_a_full_rebuild(warehouse: psycopg.Connection) -> None:
+    customers = warehouse.execute(
+        """SELECT customer_id, currency, min(ordered_at), max(ordered_at), count(*), sum(quantity),
+                  sum(net_amount)
+           FROM analytics.fct_transactions WHERE status = 'completed' GROUP BY 1, 2 ORDER BY 1, 2"""
+    ).fetchall()
+    assert (
+        customers
+        == warehouse.execute(
+            "SELECT * FROM analytics.dim_customers WHERE orders > 0 ORDER BY customer_id, currency"
+        ).fetchall()
+    )
+    sales = warehouse.execute(
+        """SELECT business_day, currency, count(*), count(DISTINCT customer_id), sum(quantity),
+                  sum(amount), sum(net_amount)
+           FROM analytics.fct_transactions GROUP BY 1, 2 ORDER BY 1, 2"""
+    ).fetchall()
+    assert (
+        sales
+        == warehouse.execute(
+            "SELECT * FROM analytics.daily_sales ORDER BY business_day, currency"
+        ).fetchall()
+    )
+
+
 orders = st.sampled_from(["a", "b", "c", "d"])
 days = st.integers(0, DAYS - 1)
 actions = st.one_of(
@@ -155,7 +180,8 @@ def test_any_history_ends_in_step_with_the_source(
         if action == "put":
             order, day, quantity, amount = arguments
             clock += 1  # a later change has a later time within its day
-            shop.put(order, day, clock, quantity=quantity, amount=amount)
+            customer = day + quantity  # so that an order changes hands and days too
+            shop.put(order, day, clock, quantity=quantity, amount=amount, customer_id=customer)
         elif action == "delete":
             shop.remove(*arguments)
         elif action == "run":
@@ -177,6 +203,7 @@ def test_any_history_ends_in_step_with_the_source(
     assert pipeline.catch_up() == []
 
     assert loaded(warehouse) == truth(shop)
+    assert_marts_equal_a_full_rebuild(warehouse)
     pipeline.at_source.close()
     pipeline.at_warehouse.close()
 
@@ -229,3 +256,4 @@ def test_a_killed_loader_leaves_the_old_state_or_the_new(
     pipeline = Pipeline(settings)
     assert pipeline.catch_up() == []
     assert loaded(warehouse) == truth(shop)
+    assert_marts_equal_a_full_rebuild(warehouse)

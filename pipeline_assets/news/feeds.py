@@ -1,0 +1,207 @@
+"""From a window and the settings to the providers' items, through the archive of raw answers.
+
+Belongs here: the interface that every provider keeps, concurrent fetching, and the archive. What
+an answer means stands in the provider (`rss`, `newsapi`, `sample`), what an item is worth in
+`articles`.
+
+The archive has a folder for each provider and day: every answer byte for byte, and an `index.json`
+that is written last. What it holds is never asked for again: a day made again has the same bytes,
+and a day on which one source failed asks that source only.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline_assets import __version__
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.news import newsapi, rss, sample
+from pipeline_assets.news.items import Answer, Item, Run, Source, Window
+from pipeline_assets.resources.http import FetchError
+from pipeline_assets.resources.local_files import write_atomically
+
+CONCURRENCY = 16  # requests under way; the client limits those at one host
+LOOK_BACK_DAYS = 7  # an older answer is hardly the same as today's
+USER_AGENT = f"pipeline-assets/{__version__} (daily news digest; headlines with credit and link)"
+
+
+class Provider(NamedTuple):
+    """What a provider must offer; `fetch` and `parse` raise FetchError for one source's failure."""
+
+    sources: Callable[[Run], list[Source]]
+    fetch: Callable[[Source, Run, Sequence[Answer]], list[Answer]]
+    parse: Callable[[Source, Answer], list[Item]]
+
+
+PROVIDERS = {
+    "sample": Provider(sample.sources, sample.fetch, rss.parse),
+    "rss": Provider(rss.sources, rss.fetch, rss.parse),
+    "newsapi": Provider(newsapi.sources, newsapi.fetch, newsapi.parse),
+}
+
+
+Fetched = tuple[list[Answer], list[Item]]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What the sources gave for one window.
+
+    `missing` has the sources that gave nothing they should have, by name, with the reason in words
+    that complete "<source> ...". `asked` counts all sources.
+    """
+
+    items: list[Item]
+    missing: dict[str, str]
+    asked: int
+
+
+def collect(run: Run, archive: Path) -> Collected:
+    """Read the window's answers from the archive, fetch those that it lacks, and archive them.
+
+    Raises:
+        PermanentError: a provider refuses us altogether, or no source has history for the window.
+        FetchError: every source failed; names each. In both cases what did come is archived.
+    """
+    provider = PROVIDERS[run.settings.news_provider]
+    shelf = archive / run.settings.news_provider
+    day = shelf / run.window.key
+    index = _read_index(day)
+    answers = {source: _read_answers(day, entries) for source, entries in index.items() if entries}
+    failed_before = {source.name for source, entries in index.items() if not entries}
+    # A source configured after the day was archived isn't asked for that day: it would be missing
+    # in editions that were complete. One that failed is, at the address that it has now.
+    pending = [
+        source for source in provider.sources(run) if not answers or source.name in failed_before
+    ]
+
+    def read(source: Source, of_source: list[Answer]) -> list[Item]:
+        return [item for answer in of_source for item in provider.parse(source, answer)]
+
+    def fetch(source: Source) -> tuple[list[Answer], list[Item]]:
+        fetched = provider.fetch(source, run, _latest(shelf, source))
+        return fetched, read(source, fetched)  # an answer that can't be read isn't archived
+
+    items = {source: read(source, of_source) for source, of_source in answers.items()}
+    fetched, failed, refusal = _fetch_all(fetch, pending)
+    for source, (of_source, found) in fetched.items():
+        answers[source], items[source] = of_source, found
+    if pending:
+        _write_day(day, answers | {s: [] for s in pending if s not in answers})
+    if refusal:
+        raise refusal
+    if not answers:
+        raise FetchError("no source answered: " + _sentences(failed))
+
+    missing = dict(failed)
+    for source, found in items.items():
+        if reason := _without_history(found, run.window):
+            missing[source.name] = reason
+    if len(missing) == len(answers) + len(failed):
+        raise PermanentError(
+            f"no source has news of {run.window.key} any more: {_sentences(missing)}"
+        )
+    every = [item for found in items.values() for item in found]
+    return Collected(every, missing, len(answers) + len(failed))
+
+
+def _fetch_all(
+    fetch: Callable[[Source], Fetched], sources: Sequence[Source]
+) -> tuple[dict[Source, Fetched], dict[str, str], PermanentError | None]:
+    """What came, the reasons of the sources that failed, and the refusal that ended it early."""
+    fetched: dict[Source, Fetched] = {}
+    failed: dict[str, str] = {}
+    refusal = None
+    with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="news") as pool:
+        futures = {pool.submit(fetch, source): source for source in sources}
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            try:
+                fetched[futures[future]] = future.result()
+            except FetchError as error:
+                failed[futures[future].name] = str(error)
+            except PermanentError as error:
+                refusal = error
+                pool.shutdown(wait=False, cancel_futures=True)
+    in_order = {source: fetched[source] for source in sources if source in fetched}
+    return in_order, dict(sorted(failed.items())), refusal
+
+
+def _without_history(items: Sequence[Item], window: Window) -> str:
+    """Why nothing of the window can be expected in a feed that reaches back to its end only."""
+    times = [item.said_time for item in items if item.said_time]
+    if not times or len(times) < len(items) or min(times) < window.end:
+        return ""
+    return (
+        f"has no history: it reaches back to {min(times):%Y-%m-%d %H:%M} UTC only, "
+        "and no answer of that day was archived"
+    )
+
+
+def _sentences(reasons: dict[str, str]) -> str:
+    return "; ".join(f"{name} {reason}" for name, reason in sorted(reasons.items()))
+
+
+def _read_index(folder: Path) -> dict[Source, list[dict[str, Any]]]:
+    """What is archived of each source; nothing for one that failed. Empty if the day isn't."""
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return {Source(**entry["source"]): entry["answers"] for entry in index}
+
+
+def _read_answers(folder: Path, entries: Sequence[dict[str, Any]]) -> list[Answer]:
+    return [_read_answer(folder, entry) for entry in entries]
+
+
+def _read_answer(folder: Path, entry: dict[str, Any]) -> Answer:
+    file = folder / entry["file"]
+    body = file.read_bytes()
+    if hashlib.sha256(body).hexdigest() != entry["sha256"]:
+        raise PermanentError(
+            f"{file} is not what was archived (its SHA-256 differs): restore it, or delete "
+            f"{folder} to fetch the day again"
+        )
+    fetched_at = datetime.fromisoformat(entry["fetched_at"])
+    return Answer(entry["url"], fetched_at, entry["headers"], body)
+
+
+def _write_day(folder: Path, answers: dict[Source, list[Answer]]) -> None:
+    index = []
+    for source, of_source in answers.items():
+        slug = re.sub(r"[^a-z0-9]+", "-", source.name.lower()).strip("-")[:40]
+        # Two names may share a slug, and a slug may be empty.
+        stem = f"{slug}-{hashlib.sha256(source.name.encode()).hexdigest()[:8]}"
+        entries = []
+        for number, answer in enumerate(of_source, start=1):
+            file = f"{stem}-{number}.body"
+            write_atomically(folder / file, answer.body)
+            entries.append(
+                {
+                    "file": file,
+                    "sha256": hashlib.sha256(answer.body).hexdigest(),
+                    "url": answer.url,
+                    "fetched_at": answer.fetched_at.astimezone(UTC).isoformat(),
+                    "headers": dict(answer.headers),
+                }
+            )
+        index.append({"source": asdict(source), "answers": entries})
+    text = json.dumps(index, indent=1, ensure_ascii=False)
+    write_atomically(folder / "index.json", text.encode())
+
+
+def _latest(shelf: Path, source: Source) -> list[Answer]:
+    """The source's answers on the newest of the last archived days, for a conditional request."""
+    days = sorted(shelf.glob("????-??-??"), reverse=True)[:LOOK_BACK_DAYS]
+    for folder in days:
+        if entries := _read_index(folder).get(source):
+            return _read_answers(folder, entries)
+    return []

@@ -1,0 +1,92 @@
+"""A window's intake: from the providers to articles in a table, and the figures that go with them.
+
+Belongs here: the steps between `feeds` and the gate, and the form that articles have outside of
+Python. The figures are saved beside the archive, as the edition tells readers of them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from pipeline_assets.news.articles import Article, clean
+from pipeline_assets.news.feeds import collect
+from pipeline_assets.news.items import Run
+from pipeline_assets.resources.local_files import write_atomically
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What was asked for a window, what came, and what of it is no article of it.
+
+    `missing` has sources by name, with the reason in words that complete "<source> ...".
+    """
+
+    provider: str
+    sources: int
+    items: int
+    outside_window: int
+    duplicates: int
+    missing: dict[str, str]
+
+
+_INTAKE = TypeAdapter(Intake)
+
+
+def take_in(run: Run, archive: Path) -> tuple[Intake, list[Article]]:
+    """Collect and clean the window's articles, and save the figures. Raises as `collect` does."""
+    collected = collect(run, archive)
+    cleaned = clean(collected.items, run.window, run.settings.news_language)
+    intake = Intake(
+        provider=run.settings.news_provider,
+        sources=collected.asked,
+        items=len(collected.items),
+        outside_window=cleaned.outside,
+        duplicates=cleaned.duplicates,
+        missing=collected.missing,
+    )
+    write_atomically(_file(archive, run.window.key), _INTAKE.dump_json(intake, indent=1) + b"\n")
+    return intake, cleaned.articles
+
+
+def load_intake(archive: Path, key: str) -> Intake:
+    """The figures of a partition that was taken in."""
+    return _INTAKE.validate_json(_file(archive, key).read_bytes())
+
+
+def _file(archive: Path, key: str) -> Path:
+    return archive / f"{key}.json"
+
+
+def to_table(articles: Iterable[Article], provider: str) -> "pa.Table":
+    """Articles as the contract's columns; empty texts are null."""
+    import pyarrow as pa
+
+    columns = [field.name for field in fields(Article)]
+    types = {"published_at": pa.timestamp("us", "UTC"), "fetched_at": pa.timestamp("us", "UTC")}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in [*columns, "provider"]])
+    rows = [
+        {name: value if value != "" else None for name, value in asdict(article).items()}
+        | {"provider": provider}
+        for article in articles
+    ]
+    return pa.Table.from_pylist(rows, schema)
+
+
+def from_tables(tables: "Iterable[pa.Table]") -> list[Article]:
+    """The articles of tables that passed the gate."""
+    names = [field.name for field in fields(Article)]
+    articles = []
+    for table in tables:
+        for row in table.select(names).to_pylist():
+            values: dict[str, Any] = {name: row[name] or "" for name in names}
+            for name in ("published_at", "fetched_at"):
+                values[name] = row[name].astimezone(UTC)
+            articles.append(Article(**values))
+    return articles

@@ -1,0 +1,152 @@
+"""The provider `newsapi`: NewsAPI v2's top headlines by category, and everything by chosen outlets.
+
+The key travels in a header, never in the URL, so that no log, archive or error can hold it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.news.items import Answer, Item, Run, Source
+from pipeline_assets.resources.http import FetchError, Response, is_transient
+
+SECTIONS = {
+    "general": "Top stories",
+    "business": "Business",
+    "technology": "Technology",
+    "science": "Science",
+    "health": "Health",
+    "sports": "Sport",
+    "entertainment": "Culture",
+}
+EVERYTHING = "everything"
+PAGE_SIZE = 100  # the largest; the free plan gives one such page
+MAX_PAGES = 10  # a paid plan has thousands of results; an edition reads the latest 1,000 of each
+# Top headlines are what is on top now: asked for later, none would be from the window.
+HEADLINES_LAST = timedelta(hours=24)
+
+
+def sources(run: Run) -> list[Source]:
+    """Everything of the window by outlet, and the top headlines if it has just closed."""
+    base = str(run.settings.newsapi_url).rstrip("/")
+    everything = Source(
+        "NewsAPI everything", EVERYTHING, SECTIONS["general"], f"{base}/v2/everything"
+    )
+    if run.now - run.window.end > HEADLINES_LAST:
+        return [everything]
+    headlines = [
+        Source(f"NewsAPI {category} headlines", category, section, f"{base}/v2/top-headlines")
+        for category, section in SECTIONS.items()
+    ]
+    return [*headlines, everything]
+
+
+def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
+    """Every page of the source.
+
+    Raises:
+        PermanentError: the key is refused or its quota used up; says what to do.
+        FetchError: another failure, in words that complete "<source> ...".
+    """
+    del before
+    secret = run.settings.newsapi_key
+    key = secret.get_secret_value() if secret else ""
+    pages: list[Answer] = []
+    for page in range(1, MAX_PAGES + 1):
+        response = run.client.get(
+            source.url,
+            params=_question(source, run) | {"page": str(page)},
+            headers={"X-Api-Key": key, "Accept": "application/json"},
+            transient=_transient,
+        )
+        answer = _json(response)
+        if response.status == 426 and answer.get("code") == "maximumResultsReached":
+            break  # not a failure: this is how the plan says that there is no more
+        if response.status != 200 or answer.get("status") != "ok":
+            raise _failure(response.status, answer)
+        pages.append(Answer(response.url, run.now, {}, response.body))
+        if page * PAGE_SIZE >= int(answer.get("totalResults") or 0) or not answer.get("articles"):
+            break
+    return pages
+
+
+def parse(source: Source, answer: Answer) -> list[Item]:
+    """The articles of one page, in its order. Raises FetchError when it isn't NewsAPI's JSON."""
+    try:
+        articles = json.loads(answer.body)["articles"]
+        return [_item(article, source, answer) for article in articles]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FetchError("answered with JSON that isn't NewsAPI's") from error
+
+
+def _question(source: Source, run: Run) -> dict[str, str]:
+    window, settings = run.window, run.settings
+    if source.outlet != EVERYTHING:
+        return {
+            "country": settings.newsapi_country,
+            "category": source.outlet,
+            "pageSize": str(PAGE_SIZE),
+        }
+    last = window.end - timedelta(seconds=1)  # `to` is inclusive
+    return {
+        "domains": ",".join(settings.newsapi_domains),
+        "language": settings.news_language,
+        "from": f"{window.start.astimezone(UTC):%Y-%m-%dT%H:%M:%S}",
+        "to": f"{last.astimezone(UTC):%Y-%m-%dT%H:%M:%S}",
+        "sortBy": "publishedAt",
+        "pageSize": str(PAGE_SIZE),
+    }
+
+
+def _transient(response: Response) -> bool:
+    code = _json(response).get("code")
+    cut_short = response.status == 200 and not _json(response)
+    return cut_short or (is_transient(response) and code != "apiKeyExhausted")
+
+
+def _json(response: Response) -> dict[str, Any]:
+    try:
+        answer = json.loads(response.body)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _failure(status: int, answer: Mapping[str, Any]) -> Exception:
+    code = str(answer.get("code") or "no code")[:60]
+    if status == 401:
+        return PermanentError(
+            f"NewsAPI refused the key ({code}): set NEWSAPI_KEY to a valid one from newsapi.org"
+        )
+    if code == "apiKeyExhausted":
+        return PermanentError(
+            "NewsAPI's quota is used up (apiKeyExhausted; the free plan has 100 requests a day): "
+            "run the partition again tomorrow, or set NEWSAPI_KEY to a key with a larger plan"
+        )
+    if status == 426:
+        return FetchError(f"is beyond the plan of this key ({code}): it has no such history")
+    return FetchError(f"answered {status} ({code})" if answer else f"answered {status}, no JSON")
+
+
+def _item(article: Mapping[str, Any], source: Source, answer: Answer) -> Item:
+    return Item(
+        outlet=str((article.get("source") or {}).get("name") or ""),
+        section=source.section,
+        url=str(article.get("url") or ""),
+        title=str(article.get("title") or ""),
+        summary=str(article.get("description") or article.get("content") or ""),
+        author=str(article.get("author") or ""),
+        language="",
+        published_at=_published_at(str(article.get("publishedAt") or "")),
+        fetched_at=answer.fetched_at,
+    )
+
+
+def _published_at(text: str) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)

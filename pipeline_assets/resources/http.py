@@ -1,0 +1,293 @@
+"""GET over HTTP from servers that nobody here runs: slow, huge, broken or hostile ones too.
+
+Belongs here: the shared session, its limits and retries, and which addresses may be reached.
+Doesn't: what an answer means; the caller reads the status and the body. Python code that talks to
+another company's server goes through `HttpClient`, so that a limit is set once.
+"""
+
+import ipaddress
+import random
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+from types import TracebackType
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Retry
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+
+from pipeline_assets.failures import PermanentError
+
+TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+
+
+class FetchError(Exception):
+    """No usable answer, in words that are the same every time; another try later may get one."""
+
+
+class PermanentFetchError(FetchError, PermanentError):
+    """A failure that another try can't mend: somebody has to change something first."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer, decompressed; `url` is where it came from after redirects."""
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait and how much to take; times in seconds."""
+
+    connect: float = 5
+    read: float = 10  # the longest silence
+    total: float = 30  # one attempt, its redirects and its body included
+    body_bytes: int = 5_000_000  # after decompression; a large feed has 2 MB
+    redirects: int = 5
+    attempts: int = 4
+    backoff: float = 1  # doubled after each attempt, with as much again of jitter
+    retry_after: float = 60  # a server that asks for a longer pause is left alone
+    per_host: int = 2  # requests under way at one host at a time
+
+
+def is_transient(response: Response) -> bool:
+    """Whether the status says that the same request may succeed later."""
+    return response.status in TRANSIENT_STATUSES
+
+
+class HttpClient:
+    """A session shared by threads. It keeps no cookies, and no connection open (see `_Attempt`)."""
+
+    def __init__(
+        self,
+        user_agent: str,
+        limits: Limits | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.limits = limits or Limits()
+        self._sleep = sleep
+        self._hosts: defaultdict[str, threading.Semaphore] = defaultdict(
+            lambda: threading.Semaphore(self.limits.per_host)
+        )
+        self._session = requests.Session()
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.headers.update({"User-Agent": user_agent, "Connection": "close"})
+        self._session.mount("http://", _Adapter())
+        self._session.mount("https://", _Adapter())
+
+    def get(
+        self,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        transient: Callable[[Response], bool] = is_transient,
+    ) -> Response:
+        """Ask until there is an answer that isn't `transient`, or the attempts are used up.
+
+        Returns the last answer whatever its status; raises FetchError when there was none.
+        `headers` go to the address given only: a redirect to another host doesn't see them.
+        """
+        target = requests.Request("GET", url, params=params).prepare().url or url
+        host = urlsplit(target).hostname or ""
+        for attempt in range(1, self.limits.attempts + 1):
+            last = attempt == self.limits.attempts
+            # Exponential, and jittered so that many feeds of one host don't come back in step.
+            pause = self.limits.backoff * 2 ** (attempt - 1) * (1 + random.random())  # noqa: S311 - no secret
+            try:
+                with self._hosts[host]:
+                    response = self._attempt(target, headers or {})
+            except PermanentFetchError:
+                raise
+            except FetchError:
+                if last:
+                    raise
+            else:
+                asked = _retry_after(response)
+                if last or not transient(response) or asked > self.limits.retry_after:
+                    return response
+                pause = max(pause, asked)
+            self._sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _attempt(self, url: str, headers: Mapping[str, str]) -> Response:
+        start = _origin(url)
+        with _Attempt(self.limits.total) as attempt:
+            for _ in range(self.limits.redirects + 1):
+                at_home = _origin(url) == start
+                attempt.public_only = not at_home
+                answer = self._exchange(url, headers if at_home else {}, attempt)
+                location = answer.headers.get("location")
+                if answer.status not in REDIRECT_STATUSES or not location:
+                    return answer
+                url = urljoin(url, location)
+                if urlsplit(url).scheme not in ("http", "https"):
+                    raise PermanentFetchError("redirects to an address that isn't HTTP")
+        raise PermanentFetchError(f"redirects more than {self.limits.redirects} times")
+
+    def _exchange(self, url: str, headers: Mapping[str, str], attempt: "_Attempt") -> Response:
+        limits = self.limits
+        try:
+            with self._session.get(
+                url,
+                headers=dict(headers),
+                timeout=(limits.connect, limits.read),
+                allow_redirects=False,
+                stream=True,
+            ) as answer:
+                body = bytearray()
+                # read1 hands over what has come; read would wait for the whole chunk.
+                while chunk := answer.raw.read1(65_536, decode_content=True):
+                    body += chunk
+                    if len(body) > limits.body_bytes:
+                        raise PermanentFetchError(
+                            f"sent more than {limits.body_bytes / 1e6:g} MB, which no feed needs"
+                        )
+                if attempt.expired:  # a cut connection can look like the end of the body
+                    raise FetchError(f"was not done within {limits.total:g} s")
+                return Response(
+                    url, answer.status_code, CaseInsensitiveDict(answer.headers), bytes(body)
+                )
+        except (requests.RequestException, HTTPError, OSError) as error:
+            if attempt.expired:
+                raise FetchError(f"was not done within {limits.total:g} s") from error
+            raise _in_words(error, limits) from error
+
+
+def _in_words(error: Exception, limits: Limits) -> FetchError:
+    """The failure without the object addresses and ports that differ from one run to the next."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return FetchError("has a TLS certificate that can't be trusted")
+    if isinstance(error, requests.Timeout | TimeoutError) or "timed out" in str(error):
+        return FetchError(f"was silent for {limits.read:g} s")
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return PermanentFetchError("has an address that isn't a valid URL")
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return FetchError("could not be reached")
+    return FetchError("broke off its answer")
+
+
+def _retry_after(response: Response) -> float:
+    """Seconds that the server asks to wait; 0 when it doesn't ask, or not readably."""
+    value = response.headers.get("retry-after")
+    try:
+        return float(Retry().parse_retry_after(value)) if value else 0.0
+    except HTTPError:
+        return 0.0
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
+class _Attempt:
+    """Cuts its connections off at the deadline, and keeps redirects out of the private network.
+
+    The timeouts of requests are for each single read: a server that sends a byte every nine
+    seconds never meets them, and in the headers or in a chunk's length no loop of ours runs. So a
+    timer shuts the socket itself. Each request opens its own connection for this reason; it costs
+    nothing, as an edition asks each host once or twice.
+    """
+
+    current = threading.local()
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self.public_only = False
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Attempt":
+        _Attempt.current.attempt = self
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        _Attempt.current.attempt = None
+        self._release()
+
+    def own(self, connected: socket.socket, *, by_proxy: bool) -> None:
+        """Take charge of a new connection; refuse it when a redirect led inside.
+
+        The address checked is the one connected to, so a name that resolves differently the
+        second time gains nothing. Behind a proxy only the proxy knows the address.
+        """
+        if self.public_only and not by_proxy:
+            address = ipaddress.ip_address(connected.getpeername()[0].partition("%")[0])
+            if not (getattr(address, "ipv4_mapped", None) or address).is_global:
+                connected.close()
+                raise PermanentFetchError("redirects to a private address")
+        self._release()
+        self._socket = connected.dup()
+        if self.expired:
+            self._expire()
+
+    def _expire(self) -> None:
+        self.expired = True
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                return  # closed a moment ago
+
+    def _release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class _HttpConnection(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        _Attempt.current.attempt.own(connected, by_proxy=self.proxy is not None)
+        return connected
+
+
+class _HttpsConnection(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        _Attempt.current.attempt.own(connected, by_proxy=self.proxy is not None)
+        return connected
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter on the connections above, with a proxy or without."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        return manager

@@ -1,0 +1,133 @@
+"""Marts: tables grouped out of a loaded table, brought up to date where a load touched it.
+
+A load notes the groups that its rows belong to, before and after; then just these are computed anew,
+in the load's own transaction. So a mart always equals a full rebuild, at the price of what changed.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from pipeline_assets.quality.contract import Contract, MartContract
+from pipeline_assets.quality.ddl import ensure_index, ensure_table, relation
+
+
+def ensure_marts(
+    connection: psycopg.Connection, contract: Contract, marts: Sequence[MartContract]
+) -> None:
+    """Create the marts' tables and index the loaded table by their keys, to find a group's rows.
+
+    A mart that is new, or was computed by another version of its contract, is built in full.
+    """
+    for mart in marts:
+        ensure_table(connection, mart)
+        ensure_index(connection, contract.target_relation, mart.key)
+        parts = _parts(mart)
+        built_by = f"{mart.description} Computed by contract {mart.name} {mart.version}."
+        found = connection.execute(
+            "SELECT obj_description(to_regclass(%s), 'pg_class')",
+            [parts["mart"].as_string(connection)],
+        ).fetchone()
+        if found != (built_by,):
+            _wait_for_others(connection, mart)
+            connection.execute(sql.SQL("DELETE FROM {mart}").format(**parts))
+            connection.execute(
+                sql.SQL(
+                    "INSERT INTO {mart} ({columns}) SELECT {values} FROM {source} GROUP BY {key}"
+                ).format(**parts)
+            )
+            connection.execute(
+                sql.SQL("COMMENT ON TABLE {mart} IS {built_by}").format(
+                    built_by=sql.Literal(built_by), **parts
+                )
+            )
+
+
+def group_columns(marts: Sequence[MartContract]) -> list[str]:
+    """The columns of the loaded table that say which groups a row belongs to."""
+    return list(dict.fromkeys(name for mart in marts for name in mart.key))
+
+
+def note_touched(
+    connection: psycopg.Connection, contract: Contract, marts: Sequence[MartContract]
+) -> None:
+    """Start the transaction's table `touched` with the groups of staged rows, as they are and were."""
+    names = group_columns(marts)
+    connection.execute(
+        sql.SQL(
+            "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT {columns} FROM staged"
+            " UNION SELECT {old} FROM {target} AS t JOIN staged USING ({key})"
+        ).format(
+            columns=sql.SQL(", ").join(map(sql.Identifier, names)),
+            old=sql.SQL(", ").join(sql.Identifier("t", name) for name in names),
+            target=relation(contract.target_relation),
+            key=sql.SQL(", ").join(map(sql.Identifier, contract.key)),
+        )
+    )
+
+
+def refresh(connection: psycopg.Connection, marts: Sequence[MartContract]) -> dict[str, int]:
+    """Compute the touched groups anew; returns mart name -> number of groups that it now has of them."""
+    written = {}
+    for mart in marts:
+        _wait_for_others(connection, mart)
+        parts = _parts(mart)
+        connection.execute(sql.SQL("DELETE FROM {mart} WHERE {touched}").format(**parts))
+        computed = connection.execute(
+            sql.SQL(
+                "INSERT INTO {mart} ({columns})"
+                " SELECT {values} FROM {source} WHERE {touched} GROUP BY {key}"
+            ).format(**parts)
+        )
+        written[mart.name] = computed.rowcount
+    return written
+
+
+def differing_groups(
+    connection: psycopg.Connection,
+    contract: Contract,
+    mart: MartContract,
+    window: tuple[datetime, datetime],
+) -> int:
+    """How many rows of a mart differ from a rebuild, either way, in the groups that a window touches."""
+    parts = _parts(mart) | {"version": sql.Identifier(contract.change_column)}
+    query = sql.SQL(
+        "WITH touched AS (SELECT DISTINCT {key} FROM {source}"
+        " WHERE {version} >= %s AND {version} < %s),"
+        " rebuilt AS (SELECT {values} FROM {source} WHERE {touched} GROUP BY {key}),"
+        " kept AS (SELECT {columns} FROM {mart} WHERE {touched})"
+        " SELECT count(*) FROM ((TABLE rebuilt EXCEPT ALL TABLE kept)"
+        " UNION ALL (TABLE kept EXCEPT ALL TABLE rebuilt)) AS differing"
+    ).format(**parts)
+    row = connection.execute(query, window).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _wait_for_others(connection: psycopg.Connection, mart: MartContract) -> None:
+    """Be alone with the mart until the transaction ends.
+
+    Loads of other partitions may touch the same group: each waits for the one before to commit, and
+    then sees its rows, as every statement has a snapshot of its own.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [mart.target_relation])
+
+
+def _parts(mart: MartContract) -> dict[str, sql.Composable]:
+    key = sql.SQL(", ").join(map(sql.Identifier, mart.key))
+    return {
+        "mart": relation(mart.target_relation),
+        "source": relation(mart.source_relation),
+        "key": key,
+        "columns": sql.SQL(", ").join(sql.Identifier(column.name) for column in mart.columns),
+        # A contract is the project's own code, like the statements here.
+        "values": sql.SQL(", ").join(
+            sql.SQL("({})::{}").format(
+                sql.SQL(column.logic) if column.logic else sql.Identifier(column.name),
+                sql.SQL(column.physical_type),
+            )
+            for column in mart.columns
+        ),
+        "touched": sql.SQL("({key}) IN (SELECT {key} FROM touched)").format(key=key),
+    }

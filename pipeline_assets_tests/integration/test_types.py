@@ -1,0 +1,133 @@
+"""Every supported type from a real source to a real warehouse, its oddest values unchanged or set aside."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.extract import extract, source_reader
+from pipeline_assets.warehouse.gate import judge
+from pipeline_assets.warehouse.load import load, prepare
+from pipeline_assets.warehouse.tables import Table
+from pipeline_assets_tests.contracts import contract
+
+DAY = "2026-01-07"
+WINDOW = datetime(2026, 1, 7, tzinfo=UTC), datetime(2026, 1, 8, tzinfo=UTC)
+
+FITTING = {
+    "text": ["", "NULL", "\\N", "a\tb\nc", "\\x00", "€" * 1000],
+    "varchar(3)": ["abc", "", "€€€"],
+    "char(3)": ["a", "abc"],
+    "smallint": ["-32768", "32767"],
+    "bigint": ["-9223372036854775808", "9223372036854775807", "9007199254740993"],
+    "real": ["1.1", "NaN", "-Infinity", "3.4e38", "1e-45"],
+    "double precision": ["0.1", "NaN", "Infinity", "5e-324"],
+    "numeric(14,2)": ["999999999999.99", "-0.01"],
+    "numeric(38,10)": ["1234567890123456789012345678.0123456789"],
+    "numeric(50,10)": ["1234567890123456789012345678901234567890.0123456789", "NaN"],
+    "numeric": ["1.10", "NaN", "Infinity", "-Infinity", "0." + "1" * 100, "9" * 200],
+    "boolean": ["true", "false"],
+    "date": ["0001-01-01", "9999-12-31"],
+    "time": ["00:00:00", "23:59:59.999999", "24:00:00"],
+    "timestamp": ["0001-01-01 00:00:00", "9999-12-31 23:59:59.999999"],
+    "timestamptz": ["0001-01-01 00:00:00+00", "2026-01-07 12:00:00.000001+05:30"],
+    "uuid": ["0b0c9f7e-8f3e-4ec1-a1c5-5d3b8e7f0a01"],
+    "json": ['{"a":  1.0, "a": "\\u00e9"}', "null"],
+    "jsonb": ['{"a": 1.0, "b": [1e-400, "\\u00e9"]}'],
+    "bytea": ["\\x00ff", "\\x"],
+}
+# Type in the contract -> type in the source, and values that the contract's type can't hold.
+UNFIT = {
+    "date": ("date", ["infinity", "-infinity", "0044-03-15 BC", "5874897-12-31"]),
+    "timestamp": ("timestamp", ["infinity", "-infinity", "20000-01-02 03:04:05.6", "294276-12-31"]),
+    "timestamptz": ("timestamptz", ["infinity", "-infinity", "4713-01-01 00:00:00+00 BC"]),
+    "numeric(14,2)": ("numeric", ["NaN", "Infinity", "1.005", "1000000000000"]),
+    "numeric(50,2)": ("numeric", ["Infinity", "1.005", "9" * 49]),
+    "integer": ("bigint", ["2147483648", "-2147483649"]),
+    "real": ("double precision", ["0.1", "1e300"]),
+    "varchar(3)": ("text", ["abcd"]),
+    "char(3)": ("text", ["abcd"]),
+    "uuid": ("text", ["", "0b0c9f7e"]),
+    "json": ("text", ["{", "NaN", ""]),
+    "jsonb": ("text", ['"\\u0000"', '"\\ud800"']),
+    "time": ("text", ["25:00:00", "8"]),
+    "numeric": ("text", ["1,5", "", "0x1"]),
+    "boolean": ("text", ["maybe"]),
+    "bigint": ("text", ["1.5", "9223372036854775808"]),
+}
+
+
+def run(
+    settings: Settings,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+    source_type: str,
+    physical_type: str,
+    values: list[str],
+) -> list[str]:
+    """Load a source of these values; return what the warehouse holds of them, as text."""
+    source.execute("DROP TABLE IF EXISTS public.source")
+    source.execute(
+        f"CREATE TABLE public.source (id bigint, changed_at timestamptz, x {source_type})"
+    )
+    for place, value in enumerate(values):
+        source.execute("INSERT INTO public.source VALUES (%s, %s, %s)", [place, WINDOW[0], value])
+    table = Table(contract([{"name": "x", "physicalType": physical_type}]))
+    files = PartitionFiles(str(settings.pipeline_data_dir))
+    assert settings.source_database_url
+    url = settings.source_database_url.get_secret_value()
+    with source_reader(url) as reader:
+        files.write("raw_things", DAY, extract(reader, table.contract, WINDOW))
+    prepare(warehouse, table)
+    judgement = judge(table, DAY, WINDOW, files, warehouse, "run")
+    if judgement.verdict.passed:
+        load(table, DAY, files, source, warehouse, "run")
+        rows = warehouse.execute("SELECT x::text FROM public.things ORDER BY id").fetchall()
+        return [text for (text,) in rows]
+    return []
+
+
+@pytest.fixture
+def source(settings: Settings) -> Any:
+    assert settings.source_database_url
+    url = settings.source_database_url.get_secret_value()
+    with psycopg.connect(url, autocommit=True, options="-c TimeZone=UTC") as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("physical_type", FITTING)
+def test_a_value_arrives_as_the_source_has_it(
+    physical_type: str,
+    settings: Settings,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+) -> None:
+    values = FITTING[physical_type]
+    loaded = run(settings, source, warehouse, physical_type, physical_type, values)
+    there = source.execute("SELECT x::text FROM public.source ORDER BY id").fetchall()
+    assert loaded == [text for (text,) in there]
+
+
+@pytest.mark.parametrize("physical_type", UNFIT)
+def test_a_value_that_does_not_fit_is_set_aside_as_the_source_has_it(
+    physical_type: str,
+    settings: Settings,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+) -> None:
+    source_type, values = UNFIT[physical_type]
+    assert run(settings, source, warehouse, source_type, physical_type, values) == []
+    rows = warehouse.execute(
+        "SELECT broken_rules, source_row ->> 'x' FROM quarantine.things"
+        " ORDER BY (source_row ->> 'id')::int"
+    ).fetchall()
+    assert [rules for rules, _ in rows] == [["x_type"]] * len(values)
+    same = source.execute(
+        f"SELECT array_agg(x ORDER BY id) = %s::{source_type}[] FROM public.source",
+        [[text for _, text in rows]],
+    )
+    assert same.fetchone() == (True,), json.dumps(rows)
