@@ -102,9 +102,8 @@ def run_cpu_seconds(address: str, location: str, job: str, day: str) -> float:
         status = graphql(address, STATUS, id=answer["run"]["runId"])["runOrError"]["status"]
     if status != "SUCCESS":
         raise SystemExit(f"{job} {day} ended as {status}")
-    while (after := ended_children_cpu_seconds()) == before:  # not yet reaped
-        time.sleep(0.1)
-    return after - before
+    time.sleep(3)  # until its process has ended and been reaped
+    return ended_children_cpu_seconds() - before
 
 
 def ended_children_cpu_seconds() -> float:

@@ -29,6 +29,8 @@ from pipeline_assets.failures import PermanentError
 from pipeline_assets.settings import SettingsError, load_settings, project_root
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from pipeline_assets.settings import Settings
     from pipeline_assets.warehouse.status import TableStatus
     from pipeline_assets.warehouse.tables import Table
@@ -51,7 +53,7 @@ def run(
         bool, typer.Option("--all", help="Load all days again, also those in step.")
     ] = False,
 ) -> None:
-    """Load every closed day that source and warehouse don't agree on, then say where things stand."""
+    """Load every closed day on which source and warehouse differ, and make the morning's digest."""
     settings = _settings()
     from pipeline_assets.warehouse.status import days_to_load, table_status
     from pipeline_assets.warehouse.tables import load_tables
@@ -68,6 +70,8 @@ def run(
                     f"{table.contract.name}: every closed day is in step with the source."
                 )
             _print_status(table_status(settings, table))
+    with _clear_errors():
+        succeeded &= _publish_digest(settings)
     console.print(
         "\nOpen the UI with [bold]make dev[/bold]: http://127.0.0.1:3000/asset-groups shows the "
         "assets; each day's rows, checks and quarantine stand on their pages."
@@ -185,13 +189,44 @@ def _materialize(settings: "Settings", table: "Table", days: list[str]) -> bool:
                 raise_on_error=False,
             )
             succeeded &= result.success
-            for event in result.all_events:
-                if event.is_step_failure:
-                    failure = event.step_failure_data
-                    told = failure.user_failure_data
-                    reason = (told and told.description) or failure.error_display_string
-                    console.print(f"[red]{event.step_key}: {reason}[/red]", highlight=False)
+            _print_failures(result)
     return succeeded
+
+
+def _publish_digest(settings: "Settings") -> bool:
+    """Make the newest morning's edition and say where it is; whether nothing failed."""
+    import dagster as dg
+
+    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.news.assets import DIGEST, mornings
+
+    key = mornings(settings).get_last_partition_key()
+    if key is None:
+        console.print(f"digest: the first morning is after {settings.news_start_date}.")
+        return True
+    with console.status("Making the morning's edition ..."):
+        job = build_definitions(settings).resolve_job_def("publish_digest")
+        result = job.execute_in_process(
+            instance=dg.DagsterInstance.get(),
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            partition_key=key,
+            raise_on_error=False,
+        )
+    _print_failures(result)
+    for edition in result.asset_materializations_for_node(DIGEST) if result.success else []:
+        count, page = (edition.metadata[name].value for name in ("dagster/row_count", "page"))
+        console.print(f"digest: {count} stories from {settings.news_provider}")
+        console.print(str(page), soft_wrap=True)
+    return result.success
+
+
+def _print_failures(result: "dg.ExecuteInProcessResult") -> None:
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            told = failure.user_failure_data
+            reason = (told and told.description) or failure.error_display_string
+            console.print(f"[red]{event.step_key}: {reason}[/red]", highlight=False)
 
 
 def _spans(days: list[str]) -> Iterator[tuple[str, str]]:

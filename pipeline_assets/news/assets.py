@@ -85,16 +85,15 @@ def news_assets(
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
         from pipeline_assets.news.intake import from_tables, take_in, to_table
-        from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.gate import judge
-        from pipeline_assets.warehouse.load import load
+        from pipeline_assets.warehouse.load import load, prepare
 
         key, window = context.partition_key, Window(*context.partition_time_window)
         run = Run(window, settings, http, datetime.now(UTC))
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             taken, found = take_in(run, archive)
             files.write(f"raw_{ARTICLES}", key, [to_table(found, taken.provider)])
-            ledger.ensure_schema(connection, contract)
+            prepare(connection, table)
             judgement = judge(table, key, window, files, connection, context.run.run_id)
             verdict = judgement.verdict
             valid = from_tables(files.read(f"validated_{ARTICLES}", key))

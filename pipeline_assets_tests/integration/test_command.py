@@ -15,6 +15,8 @@ import pytest
 import requests
 
 from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,8 @@ def test_run_loads_the_sample_shop_once_and_says_so(
     assert first.returncode == 0, first.stdout + first.stderr
     assert "fct_transactions" in first.stdout
     assert "20 of 20 closed" in first.stdout
+    (page,) = (tmp_path / "data" / "digests").glob("2*.html")
+    assert str(page) in first.stdout
 
     again = command(environment | RECENTLY, "run")
     assert again.returncode == 0
@@ -160,3 +164,51 @@ def test_dagster_dev_keeps_its_history_and_leaves_nothing_behind(
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     assert {path.name for path in ROOT.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_quarantined_rows_are_shown_and_replayed_once_they_are_mended(
+    environment: dict[str, str], settings: Settings, shop: Shop
+) -> None:
+    assert settings.source_database_url
+    assert settings.warehouse_database_url
+    today = (datetime.now(UTC) - FIRST_DAY).days
+    environment |= {
+        "SOURCE_DATABASE_URL": settings.source_database_url.get_secret_value(),
+        "WAREHOUSE_DATABASE_URL": settings.warehouse_database_url.get_secret_value(),
+        "WAREHOUSE_START_DATE": str((FIRST_DAY + timedelta(days=today - 4)).date()),
+        "COLUMNS": "250",
+    }
+    shop.put("good", day=today - 3)
+    shop.put("bad", day=today - 3, second=1, status="lost [bold]")
+    shop.put("fine", day=today - 1)
+    day = str((FIRST_DAY + timedelta(days=today - 3)).date())
+
+    ran = command(environment, "run")
+    assert ran.returncode == 1, ran.stdout
+    assert f"1 of 4 partitions held back: {day}" in ran.stdout
+    assert "held" in ran.stdout
+    assert "status_known" in ran.stdout
+
+    shown = command(environment, "quarantine", "show", "transactions", "--rule", "status_known")
+    assert "lost [bold]" in shown.stdout
+    assert "1 of 1 rows." in shown.stdout
+    assert (
+        "0 of 0 rows."
+        in command(
+            environment, "quarantine", "show", "transactions", "--rule", "amount_positive"
+        ).stdout
+    )
+    wrong = command(environment, "quarantine", "show", "nonsense")
+    assert (wrong.returncode, "nonsense is not a table" in wrong.stdout) == (2, True)
+
+    shop.connection.execute("UPDATE shop.transactions SET status = 'completed'")
+    replayed = command(environment, "quarantine", "replay", "transactions")
+    assert replayed.returncode == 0, replayed.stdout
+    assert "raw_transactions" in replayed.stdout
+    assert "1/1" in replayed.stdout  # exactly the day concerned
+    again = command(environment, "quarantine", "replay", "transactions")
+    assert "nothing is quarantined" in again.stdout
+    status = command(environment, "status")
+    assert "4 of 4 closed" in status.stdout
+    assert "held" not in status.stdout
