@@ -10,6 +10,7 @@ which the source has deleted since (`DELETED`: the day was loaded before).
 """
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import psycopg
 from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.ddl import ensure_table
+from pipeline_assets.quality.ddl import ensure_index, ensure_table
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.embedded_postgres import Server, ensure_database
 
@@ -267,12 +268,13 @@ def _generate(lines: psycopg.Connection, rows: int) -> None:
     lines.execute(TPCH)
     scale = (rows * 7 / 6) / 5_990_000  # 6,001,215 lines at scale 1; a little more is cut off
     for table in ("orders", "lineitem"):
-        command = ["tpchgen-cli", "csv", "--quiet", "--stdout", "-T", table, "-s", f"{scale:.6f}"]
+        generator = str(Path(sys.executable).with_name("tpchgen-cli"))
+        command = [generator, "csv", "--quiet", "--stdout", "-T", table, "-s", f"{scale:.6f}"]
         with (
-            subprocess.Popen(command, stdout=subprocess.PIPE) as generator,
+            subprocess.Popen(command, stdout=subprocess.PIPE) as process,
             lines.cursor().copy(f"COPY {table} FROM STDIN (FORMAT csv, HEADER)") as copy,
         ):
-            while generator.stdout and (chunk := generator.stdout.read(1 << 20)):
+            while process.stdout and (chunk := process.stdout.read(1 << 20)):
                 copy.write(chunk)
     for statement in LINES.strip().split(";")[:-1]:
         lines.execute(statement)
@@ -340,6 +342,7 @@ def _fill_template(server: Server, lines: psycopg.Connection, name: str, rows: i
     with connect(server, f"bench_{name}") as template:
         with template.transaction():
             ensure_table(template, table)
+            ensure_index(template, table.target_relation, [table.change_column])
         _copy(lines, query, template, sql.SQL("analytics.line_items"))
         template.execute("VACUUM (FREEZE, ANALYZE) analytics.line_items")
 

@@ -82,10 +82,9 @@ def functions_run() -> Callable[[datetime], None]:
     """A day through `extract`, `judge` and `load`, without Dagster and its checks' own queries."""
     from pipeline_assets.definitions import build_resources
     from pipeline_assets.settings import load_settings
-    from pipeline_assets.warehouse import ledger
     from pipeline_assets.warehouse.extract import extract, source_reader
     from pipeline_assets.warehouse.gate import judge
-    from pipeline_assets.warehouse.load import load
+    from pipeline_assets.warehouse.load import load, prepare
 
     resources = build_resources(load_settings())
     source, warehouse, files = (resources[name] for name in ("source", "warehouse", "files"))
@@ -99,7 +98,7 @@ def functions_run() -> Callable[[datetime], None]:
             warehouse.connect(autocommit=True) as connection,
             source_reader(source.url()) as reader,
         ):
-            ledger.ensure_schema(connection, table.contract)
+            prepare(connection, table)
             files.write("raw_line_items", key, extract(reader, table.contract, window))
             steps["extract"] = time.perf_counter()
             judge(table, key, window, files, connection, "benchmark")

@@ -82,6 +82,7 @@ def table(results: list[Result]) -> Table:
 def write_page() -> None:
     """Write the documentation's page and plot from the results of the full table's size."""
     results = [result for result in load() if "6M" in result["case"]]
+    PAGE.parent.mkdir(exist_ok=True)
     _plot(results)
     parts = [PREAMBLE.format(command=COMMAND, machine=_machine(), plot=PLOT.name)]
     for case in dict.fromkeys(result["case"] for result in results):
@@ -115,7 +116,7 @@ calls the same functions, and three empty assets with as many checks are Dagster
 CPU is the process and its children; server CPU is all of PostgreSQL meanwhile; peak memory is that of
 the largest process. Each tool has an environment of its own with the version in the table.
 
-![Seconds of each tool as a multiple of the floor]({plot})
+![Seconds of each tool, case by case]({plot})
 """
 
 
