@@ -4,6 +4,7 @@ Dagster builds these classes in each of its processes; each resolves the setting
 address stands in `dagster.yaml` and `dagster dev` needs no variable at all.
 """
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Self
@@ -17,6 +18,10 @@ from dagster_postgres import DagsterPostgresStorage
 
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import load_settings
+
+# Materializations of a range are stored in batches instead of one by one; only the environment can say
+# so, and every process of Dagster's loads this module first. 319 days: 61 s instead of 73.
+os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "200")
 
 
 class PipelineStorage(DagsterPostgresStorage):

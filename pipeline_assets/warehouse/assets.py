@@ -25,7 +25,6 @@ from pipeline_assets.warehouse.checks import (
     in_step_result,
     in_step_spec,
     log_partition,
-    log_partitions_of_range,
     rebuild_result,
     rebuild_spec,
     rule_results,
@@ -87,7 +86,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         progress: dg.ResourceParam[Progress],
     ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse.extract import check_source, extract, source_reader
-        from pipeline_assets.warehouse.reconcile import source_digests
+        from pipeline_assets.warehouse.reconcile import source_counts
 
         windows = partition_windows(partitions, context.partition_keys)
         extracted = {}
@@ -109,11 +108,11 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
                     },
                     partition_key=key,
                 )
-            held = source_digests(connection, contract, windows)
-        complete = complete_result(extracted, held)
+            counted = source_counts(connection, contract, windows)
         if len(windows) > 1:
-            log_partition(context, name, max(windows), [complete])
-        return dg.MaterializeResult(check_results=[complete])
+            for key, rows in extracted.items():
+                log_partition(context, name, key, [complete_result({key: rows}, counted)])
+        return dg.MaterializeResult(check_results=[complete_result(extracted, counted)])
 
     return raw
 
@@ -174,7 +173,8 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
         )
         context.add_asset_metadata({"recent_days": plot}, partition_key=max(windows))
         if len(windows) > 1:
-            log_partitions_of_range(context, contract, name, judgements)
+            for key, judgement in judgements.items():
+                log_partition(context, name, key, rule_results(contract, {key: judgement}))
         return dg.MaterializeResult(check_results=rule_results(contract, judgements))
 
     return validated
@@ -255,9 +255,12 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         results = {target: in_step_result(target, comparisons)}
         results |= {name: rebuild_result(name, groups) for name, groups in differing.items()}
         for name, result in results.items():
-            if len(windows) > 1:
-                log_partition(context, name, max(windows), [result])
             yield dg.MaterializeResult(name, check_results=[result])
+        if len(windows) > 1:
+            for key, found in comparisons.items():
+                log_partition(context, target, key, [in_step_result(target, {key: found})])
+                for name, groups in differing.items():
+                    log_partition(context, name, key, [rebuild_result(name, groups)])
 
     return warehouse_tables
 

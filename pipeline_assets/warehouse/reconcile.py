@@ -9,6 +9,7 @@ old window, a hard delete leaves no trace.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -53,7 +54,7 @@ def compare(
     source: psycopg.Connection, warehouse: psycopg.Connection, contract: Contract, windows: Windows
 ) -> dict[str, Comparison]:
     """Partition key -> what source and warehouse hold of it; one query a side for all windows."""
-    there = source_digests(source, contract, windows)
+    there = _digests(source, [_rows(contract, contract.source_relation)], windows)
     sides = [
         sql.SQL("SELECT source_version AS version, source_identity AS identity FROM {}").format(
             relation(ledger.quarantine_relation(contract))
@@ -66,11 +67,22 @@ def compare(
     return {key: Comparison(there[key], here[key]) for key in windows}
 
 
-def source_digests(
+def source_counts(
     source: psycopg.Connection, contract: Contract, windows: Windows
-) -> dict[str, Digest]:
-    """Partition key -> what the source holds of it."""
-    return _digests(source, [_rows(contract, contract.source_relation)], windows)
+) -> dict[str, int]:
+    """Partition key -> how many rows the source counts in its window."""
+    rows = source.execute(
+        sql.SQL(
+            "SELECT key, (SELECT count(*) FROM {source} WHERE {version} >= starts AND {version} < ends)"
+            " FROM unnest(%s::text[], %s::timestamptz[], %s::timestamptz[])"
+            " AS windows (key, starts, ends)"
+        ).format(
+            source=relation(contract.source_relation),
+            version=sql.Identifier(contract.change_column),
+        ),
+        _arrays(windows),
+    )
+    return dict(rows.fetchall())
 
 
 def _rows(contract: Contract, name: str) -> sql.Composed:
@@ -91,11 +103,11 @@ def _digests(
             " JOIN LATERAL (SELECT identity FROM ({rows}) AS r"
             " WHERE r.version >= starts AND r.version < ends) AS held ON true GROUP BY key"
         ).format(digest=DIGEST, rows=sql.SQL(" UNION ALL ").join(sides)),
-        [
-            list(windows),
-            [start for start, _ in windows.values()],
-            [end for _, end in windows.values()],
-        ],
+        _arrays(windows),
     ).fetchall()
     found = {key: Digest(count, digest) for key, count, digest in rows}
     return {key: found.get(key, Digest()) for key in windows}
+
+
+def _arrays(windows: Windows) -> list[list[Any]]:
+    return [list(windows), *(list(times) for times in zip(*windows.values(), strict=True))]
