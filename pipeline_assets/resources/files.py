@@ -79,25 +79,26 @@ class PartitionFiles:
         """
         import pyarrow.parquet as pq
 
-        filesystem, path = self._open(asset, partition)
-        try:
-            file = filesystem.open(path, "rb")
-        except FileNotFoundError:
-            raise MissingPartitionError(
-                f"{path} is missing: materialize partition {partition} of {asset} first"
-            ) from None
-        with file, pq.ParquetFile(file) as parquet:
+        with self._reading(asset, partition) as file, pq.ParquetFile(file) as parquet:
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns=columns)
 
     def sha256(self, asset: str, partition: str) -> str:
-        """The SHA-256 of a partition's bytes, as `write` told it."""
-        filesystem, path = self._open(asset, partition)
+        """The SHA-256 of a partition's bytes, as `write` told it. Raises `MissingPartitionError`."""
         digest = hashlib.sha256()
-        with filesystem.open(path, "rb") as file:
+        with self._reading(asset, partition) as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         return digest.hexdigest()
+
+    def _reading(self, asset: str, partition: str) -> Any:
+        filesystem, path = self._open(asset, partition)
+        try:
+            return filesystem.open(path, "rb")
+        except FileNotFoundError:
+            raise MissingPartitionError(
+                f"{path} is missing: materialize partition {partition} of {asset} first"
+            ) from None
 
     def _open(self, asset: str, partition: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs

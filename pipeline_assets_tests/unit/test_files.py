@@ -48,5 +48,8 @@ def test_a_writer_that_dies_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
 
 
 def test_a_partition_that_was_never_written_is_named(tmp_path: Path) -> None:
+    files = PartitionFiles(str(tmp_path))
     with pytest.raises(MissingPartitionError, match="materialize partition day of asset first"):
-        list(PartitionFiles(str(tmp_path)).read("asset", "day"))
+        list(files.read("asset", "day"))
+    with pytest.raises(MissingPartitionError, match="materialize partition day of asset first"):
+        files.sha256("asset", "day")
