@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := uv==0.13.9
-export PIPELINE_ENV ?= dev
 # Bytecode halves the start of every Dagster process; some shells switch it off.
 unexport PYTHONDONTWRITEBYTECODE
 

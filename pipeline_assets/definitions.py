@@ -29,7 +29,9 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "source": Database("source", settings),
         "warehouse": Database("warehouse", settings),
-        "files": PartitionFiles(str(settings.pipeline_data_dir / "partitions")),
+        "files": PartitionFiles(
+            settings.pipeline_files_url or str(settings.pipeline_data_dir / "partitions")
+        ),
         "http": HttpClient(USER_AGENT),
         "progress": no_progress,
     }

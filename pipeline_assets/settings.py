@@ -8,6 +8,7 @@ deployments; what describes data belongs in its contract.
 
 import os
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -58,6 +59,9 @@ class Settings(NewsSettings, BaseSettings):
     pipeline_postgres_bin: Path | None = None
     """A folder with `initdb` and `postgres` for the embedded server, instead of the wheel's."""
 
+    pipeline_files_url: str | None = None
+    """Where the files between assets lie, an fsspec URL; default: `partitions` in the data folder."""
+
     source_database_url: SecretStr | None = None
     warehouse_database_url: SecretStr | None = None
     dagster_database_url: SecretStr | None = None
@@ -92,13 +96,22 @@ class Settings(NewsSettings, BaseSettings):
     def _postgres_url(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None:
             return None
-        parts = urlsplit(url.get_secret_value())
-        if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
-            # The value stays out of the message: it may hold a password.
-            raise ValueError(
-                "is not a PostgreSQL URL; use postgresql://user:password@host:5432/database"
-            )
-        return url
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            parts = urlsplit(url.get_secret_value())
+            _ = parts.port  # raises if it is no number
+            stated = conninfo_to_dict(url.get_secret_value())
+            if parts.scheme in ("postgresql", "postgres") and stated.get("dbname"):
+                return url
+        except (ValueError, ProgrammingError):
+            pass
+        # The value, and what libpq says of it, stay out of the message: they may hold a password.
+        raise ValueError(
+            "is not a PostgreSQL URL; use postgresql://user:password@host:5432/database, with "
+            "special characters of the password percent-encoded"
+        ) from None
 
     @model_validator(mode="after")
     def _no_embedded_production(self) -> Self:
@@ -141,8 +154,15 @@ def _unknown_names() -> list[str]:
     yaml_file = _yaml_file()
     in_yaml = YamlConfigSettingsSource(Settings, yaml_file)()
     errors = [f"{yaml_file.name}: {name} is not a setting" for name in in_yaml if name not in known]
-    prefixed = [name for name in os.environ if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_"))]
-    errors += [f"{name} is not a setting" for name in prefixed if name.lower() not in known]
+    settings = sorted(name.upper() for name in known)
+    for name in sorted(os.environ):
+        if name.lower() in known:
+            continue
+        # Others' variables begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
+        near = get_close_matches(name, settings, n=1, cutoff=0.9) if name.endswith("_URL") else []
+        if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_", "WAREHOUSE_")) or near:
+            meant = get_close_matches(name, settings, n=1)
+            errors.append(f"{name} is not a setting" + (f"; {meant[0]} is" if meant else ""))
     return errors
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.metadata import DAYS_SHOWN, column_schema, daily_plot, preview
+from pipeline_assets.metadata import column_schema, preview
 from pipeline_assets.news.checks import (
     article_results,
     article_specs,
@@ -85,7 +85,6 @@ def news_assets(
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
         from pipeline_assets.news.intake import from_tables, take_in, to_table
-        from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.gate import judge
         from pipeline_assets.warehouse.load import load, prepare
 
@@ -100,7 +99,6 @@ def news_assets(
             valid = from_tables(files.read(f"validated_{ARTICLES}", key))
             if verdict.passed:
                 load(table, key, files, None, connection, context.run.run_id)
-            recent = list(ledger.batches(connection, contract).values())[-DAYS_SHOWN:]
         for name, reason in taken.missing.items():
             context.log.warning(f"{name} {reason}")
         return dg.MaterializeResult(
@@ -116,11 +114,6 @@ def news_assets(
                 "provider": taken.provider,
                 "archive": dg.MetadataValue.path(str(archive / taken.provider / key)),
                 "preview": preview(judgement.preview.select(["title", "outlet", "published_at"])),
-                "recent_days": daily_plot(
-                    [batch.partition_key for batch in recent],
-                    {"articles": [batch.rows_valid for batch in recent]},
-                    {"set aside": [batch.rows_quarantined for batch in recent]},
-                ),
             },
             check_results=[
                 *rule_results(contract, {key: judgement}),
@@ -153,8 +146,7 @@ def news_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
-        from pipeline_assets.news.digest import compose, editions_in, publish
-        from pipeline_assets.news.digest import load as load_edition
+        from pipeline_assets.news.digest import compose, publish
         from pipeline_assets.news.intake import from_tables, load_intake
         from pipeline_assets.warehouse import ledger
 
@@ -177,7 +169,6 @@ def news_assets(
             # One at a time: the index and the neighbours' links must see every edition.
             with ledger.partition_lock(connection, contract, "digests"):
                 page = publish(edition, digests, str(settings.news_site_url or ""))
-        recent = [load_edition(digests, day) for day in editions_in(digests)[-DAYS_SHOWN:]]
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": len(edition.stories),
@@ -191,11 +182,6 @@ def news_assets(
                 "page": _link(page, settings, ".html"),
                 "csv": _link(page, settings, ".csv"),
                 "preview": _front_page(edition),
-                "recent_days": daily_plot(
-                    [found.date.isoformat() for found in recent],
-                    {"stories": [len(found.stories) for found in recent]},
-                    {"articles": [found.articles for found in recent]},
-                ),
             },
             check_results=digest_results(edition, page),
         )

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     )
 
 _Found = TypeVar("_Found", bound=TableContract)
+# Types whose values have one text on every side: source and warehouse are compared by it.
+_KEY_TYPES = ("text", "character varying", "smallint", "integer", "bigint", "uuid", "date")
 CONTRACTS = Path(__file__).parent.parent / "contracts"
 
 # What a file may say: what is used here, and what informs people and other tools (`servers` is for
@@ -170,6 +172,12 @@ def _shape(model: "OpenDataContractStandard") -> dict[str, Any]:
     if doubled := _doubled(column.name for column in columns):
         refuse("schema.properties", doubled, "is there twice")
     keys = [prop for prop in properties if prop.primaryKey]
+    for prop in keys:
+        column = next(column for column in columns if column.name == prop.name)
+        if types.parts(column.physical_type)[0] not in _KEY_TYPES:
+            refuse(
+                column.name, column.physical_type, f"can't be a key; {', '.join(_KEY_TYPES)} can"
+            )
     if not keys:
         raise ContractError("schema: no property has primaryKey: true; rows are upserted by it")
     team = model.team if not isinstance(model.team, list) else None

@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.metadata import DAYS_SHOWN, column_lineage, column_schema, daily_plot, preview
+from pipeline_assets.metadata import column_lineage, column_schema, preview
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
@@ -159,19 +159,13 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
                         "dagster/row_count": verdict.rows - verdict.rejected,
                         "rows_extracted": verdict.rows,
                         "rows_quarantined": verdict.rejected,
-                        "violations": dict(verdict.violations),
+                        "violations": sum(verdict.violations.values()),
+                        "violations_by_rule": dict(verdict.violations),
                         "verdict": "passed" if verdict.passed else "failed",
                         "preview": preview(judgement.preview),
                     },
                     partition_key=key,
                 )
-            recent = list(ledger.batches(connection, contract).values())[-DAYS_SHOWN:]
-        plot = daily_plot(
-            [batch.partition_key for batch in recent],
-            {"rows": [batch.rows_extracted for batch in recent]},
-            {"violations": [sum(batch.violations.values()) for batch in recent]},
-        )
-        context.add_asset_metadata({"recent_days": plot}, partition_key=max(windows))
         if len(windows) > 1:
             for key, judgement in judgements.items():
                 log_partition(context, name, key, rule_results(contract, {key: judgement}))

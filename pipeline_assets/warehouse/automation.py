@@ -1,6 +1,8 @@
 """When a table's partitions are materialized: daily, when their source changes, and in repair."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -8,6 +10,9 @@ from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
+
+if TYPE_CHECKING:
+    from pipeline_assets.warehouse.reconcile import Comparison
 
 
 def table_automation(
@@ -66,10 +71,10 @@ def table_automation(
         source: dg.ResourceParam[Database],
         warehouse: dg.ResourceParam[Database],
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        from pipeline_assets.warehouse.ledger import ensure_schema
+        from pipeline_assets.warehouse.ledger import batches, ensure_schema
         from pipeline_assets.warehouse.reconcile import compare
 
-        # Everything is derived from the two databases: no cursor can be lost or lead astray.
+        # What to load is derived from the two databases: no cursor can be lost or lead astray.
         recent = partitions.get_partition_keys()[-lateness_days:]
         days = dict.fromkeys([*_found_out_of_step(context.instance, contract), *recent])
         with (
@@ -78,9 +83,12 @@ def table_automation(
         ):
             ensure_schema(at_warehouse, contract)
             found = compare(at_source, at_warehouse, contract, partition_windows(partitions, days))
+            known = batches(at_warehouse, contract, list(days))
+        held = {day for day, batch in known.items() if batch.verdict == "failed"}
         requests = [
-            # A day that was held is not tried again before its source has changed.
-            dg.RunRequest(run_key=f"{day}@{comparison.source}", partition_key=day)
+            dg.RunRequest(
+                run_key=_run_key(context.instance, day, comparison, held), partition_key=day
+            )
             for day, comparison in found.items()
             if not comparison.in_step
         ]
@@ -92,6 +100,19 @@ def table_automation(
         schedules=[daily, reconcile_daily],
         sensors=[source_changes_sensor],
     )
+
+
+def _run_key(
+    instance: dg.DagsterInstance, day: str, comparison: "Comparison", held: Collection[str]
+) -> str:
+    """Dagster starts one run a key, ever: the day and what the source has of it.
+
+    A held day is not tried again before its source has changed. Any other that is out of step although
+    the key was used (the run was lost, or the source is back at what it once was) is tried each hour.
+    """
+    key = f"{day}@{comparison.source}"
+    used = instance.get_runs(dg.RunsFilter(tags={"dagster/run_key": key}), limit=1)
+    return f"{key}@{datetime.now(UTC):%Y-%m-%dT%H}" if used and day not in held else key
 
 
 def _found_out_of_step(instance: dg.DagsterInstance, contract: Contract) -> list[str]:

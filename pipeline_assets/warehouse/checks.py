@@ -239,7 +239,7 @@ def reconciliation(
         source: dg.ResourceParam[Database], warehouse: dg.ResourceParam[Database]
     ) -> dg.AssetCheckResult:
         from pipeline_assets.warehouse.ledger import ensure_schema
-        from pipeline_assets.warehouse.reconcile import compare
+        from pipeline_assets.warehouse.reconcile import compare, rows_without_a_day
 
         windows = partition_windows(partitions, partitions.get_partition_keys())
         with (
@@ -248,13 +248,18 @@ def reconciliation(
         ):
             ensure_schema(at_warehouse, contract)
             found = compare(at_source, at_warehouse, contract, windows)
+            without_a_day = rows_without_a_day(at_source, contract)
         late = [day for day, comparison in found.items() if not comparison.in_step]
         return dg.AssetCheckResult(
-            passed=not late,
-            description=f"{len(late)} of {len(found)} days differ.",
+            passed=not late and not without_a_day,
+            description=(
+                f"{len(late)} of {len(found)} days differ; {without_a_day} rows have no "
+                f"{contract.change_column}, or an infinite one, and so belong to no day."
+            ),
             metadata={
                 "days": len(found),
                 "rows": sum(comparison.source.rows for comparison in found.values()),
+                "rows_without_a_day": without_a_day,
                 OUT_OF_STEP: " ".join(late),
             },
         )

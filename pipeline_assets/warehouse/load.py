@@ -195,9 +195,10 @@ def _delete_gone(
     source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
 ) -> int:
-    """Delete the window's rows that the file lacks, unless the source has them in another window.
+    """Delete the window's rows that the file lacks, unless the source has them, as new or newer.
 
-    Those are the other window's to load, which overwrites them; but not if it quarantined them.
+    Then the row moved to another window, whose load overwrites it, or the file is older than the
+    source. A version that is in the quarantine won't be loaded, so it spares nothing.
     """
     contract = table.contract
     window = {"start": batch.window_start, "end": batch.window_end}
@@ -208,28 +209,38 @@ def _delete_gone(
         "key": _list(contract.key),
     }
     missing = sql.SQL(
-        "SELECT {key} FROM {target} WHERE {version} >= %(start)s AND {version} < %(end)s"
-        " EXCEPT SELECT {key} FROM staged"
+        "SELECT {version}, {key} FROM {target} WHERE {version} >= %(start)s AND {version} < %(end)s"
+        " AND ({key}) IN (SELECT {key} FROM {target} WHERE {version} >= %(start)s"
+        " AND {version} < %(end)s EXCEPT SELECT {key} FROM staged)"
     ).format(**names)
-    elsewhere = sql.SQL(
-        "SELECT {identity}, {key} FROM {source} WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
-        " AND NOT ({version} >= %(start)s AND {version} < %(end)s)"
+    held = sql.SQL(
+        "SELECT {identity}, {version}, {key} FROM {source}"
+        " WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
     ).format(identity=ledger.identity_sql(contract), arrays=_key_arrays(contract), **names)
-    gone: list[tuple[Any, ...]] = []
-    for keys in _chunks(warehouse.execute(missing, window)):
-        asked = {**window, **_key_lists(contract, keys)}
-        found = source.execute(elsewhere, asked).fetchall() if source else []
-        quarantined = ledger.quarantined(warehouse, contract, [identity for identity, *_ in found])
-        coming = {tuple(key) for identity, *key in found if identity not in quarantined}
-        gone += [key for key in keys if key not in coming]
     delete = _noting(
         table,
         sql.SQL(
             "DELETE FROM {target} AS t WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
+            # A newer version that another load put there meanwhile stays.
+            " AND {version} >= %(start)s AND {version} < %(end)s"
         ).format(arrays=_key_arrays(contract), **names),
     )
+    gone: list[tuple[Any, ...]] = []
+    for rows in _chunks(warehouse.execute(missing, window)):
+        here = {tuple(key): version for version, *key in rows}
+        asked = _key_lists(contract, list(here))
+        found = source.execute(held, asked).fetchall() if source else []
+        quarantined = ledger.quarantined(warehouse, contract, [identity for identity, *_ in found])
+        spared = {
+            tuple(key)
+            for identity, version, *key in found
+            if identity not in quarantined and version is not None and version >= here[tuple(key)]
+        }
+        gone += [key for key in here if key not in spared]
     return sum(
-        warehouse.execute(delete, _key_lists(contract, gone[i : i + KEYS_PER_QUESTION])).rowcount
+        warehouse.execute(
+            delete, {**window, **_key_lists(contract, gone[i : i + KEYS_PER_QUESTION])}
+        ).rowcount
         for i in range(0, len(gone), KEYS_PER_QUESTION)
     )
 

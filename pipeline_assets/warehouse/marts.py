@@ -53,7 +53,13 @@ def group_columns(marts: Sequence[MartContract]) -> list[str]:
 def note_touched(
     connection: psycopg.Connection, contract: Contract, marts: Sequence[MartContract]
 ) -> None:
-    """Start the transaction's table `touched` with the groups of staged rows, as they are and were."""
+    """Start the transaction's table `touched` with the groups of staged rows, as they are and were.
+
+    From here on the transaction is alone with the marts: what another load is about to change could
+    not be seen, neither its rows' old groups nor its new ones.
+    """
+    for mart in marts:
+        _wait_for_others(connection, mart)
     names = group_columns(marts)
     connection.execute(
         sql.SQL(
@@ -72,7 +78,6 @@ def refresh(connection: psycopg.Connection, marts: Sequence[MartContract]) -> di
     """Compute the touched groups anew; returns mart name -> number of groups that it now has of them."""
     written = {}
     for mart in marts:
-        _wait_for_others(connection, mart)
         parts = _parts(mart)
         connection.execute(sql.SQL("DELETE FROM {mart} WHERE {touched}").format(**parts))
         computed = connection.execute(
@@ -108,8 +113,8 @@ def differing_groups(
 def _wait_for_others(connection: psycopg.Connection, mart: MartContract) -> None:
     """Be alone with the mart until the transaction ends.
 
-    Loads of other partitions may touch the same group: each waits for the one before to commit, and
-    then sees its rows, as every statement has a snapshot of its own.
+    Loads of other partitions may touch the same groups: each waits for the one before to commit and
+    then sees what it did, as every statement has a snapshot of its own.
     """
     connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [mart.target_relation])
 

@@ -85,6 +85,15 @@ def source_counts(
     return dict(rows.fetchall())
 
 
+def rows_without_a_day(source: psycopg.Connection, contract: Contract) -> int:
+    """How many rows no partition will ever hold: their change time is missing or infinite."""
+    query = sql.SQL(
+        "SELECT count(*) FROM {} WHERE {version} IS NULL OR {version} IN ('infinity', '-infinity')"
+    ).format(relation(contract.source_relation), version=sql.Identifier(contract.change_column))
+    row = source.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
 def _rows(contract: Contract, name: str) -> sql.Composed:
     return sql.SQL("SELECT {} AS version, {} AS identity FROM {}").format(
         sql.Identifier(contract.change_column), ledger.identity_sql(contract), relation(name)

@@ -86,14 +86,17 @@ def quarantined_rows(
 
 
 def quarantined_days(settings: Settings, table: Table, *, rule: str) -> list[str]:
-    """The days that have quarantined rows (by `rule`, unless it is empty), oldest first."""
+    """The days that are held or have quarantined rows (by `rule`, unless empty), oldest first."""
     query = sql.SQL(
-        "SELECT DISTINCT partition_key FROM {} WHERE %(rule)s = '' OR %(rule)s = ANY(broken_rules)"
-        " ORDER BY partition_key"
+        "SELECT partition_key FROM {} WHERE %(rule)s = '' OR %(rule)s = ANY(broken_rules)"
+        " UNION SELECT partition_key FROM pipeline.batches"
+        " WHERE table_name = %(table)s AND verdict = 'failed'"
+        " AND (%(rule)s = '' OR %(rule)s = ANY(broken_rules)) ORDER BY partition_key"
     ).format(relation(ledger.quarantine_relation(table.contract)))
+    asked = {"rule": rule, "table": table.contract.name}
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
         ledger.ensure_schema(warehouse, table.contract)
-        return [key for (key,) in warehouse.execute(query, {"rule": rule})]
+        return [key for (key,) in warehouse.execute(query, asked)]
 
 
 def table_status(settings: Settings, table: Table) -> TableStatus:

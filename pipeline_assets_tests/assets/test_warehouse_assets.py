@@ -21,6 +21,7 @@ def load(
     last: str | None = None,
     instance: dg.DagsterInstance | None = None,
     selection: list[str] | None = None,
+    tags: dict[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Run the load's job for a day, or for a range of days in one run."""
     job = build_definitions(settings).resolve_job_def("load_transactions")
@@ -31,7 +32,7 @@ def load(
     return job.execute_in_process(
         instance=instance,
         partition_key=None if last else first,
-        tags=span if last else None,
+        tags={**(span if last else {}), **(tags or {})},
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
@@ -354,6 +355,35 @@ def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repa
 
         assert load(settings, DAY[1], instance=instance).success
         assert reconcile().passed
+        assert sensor_tick(settings, instance) == {}
+
+
+def test_reconciliation_counts_rows_that_belong_to_no_day(settings: Settings, shop: Shop) -> None:
+    shop.put("never", updated_at=None)
+    shop.put("forever", updated_at="infinity")
+    job = build_definitions(settings).resolve_job_def("reconcile_transactions")
+    with dg.DagsterInstance.ephemeral() as instance:
+        (found,) = job.execute_in_process(instance=instance).get_asset_check_evaluations()
+    assert (found.passed, found.metadata["rows_without_a_day"].value) == (False, 2)
+
+
+def test_the_sensor_asks_again_when_the_source_is_back_at_what_it_was(
+    settings: Settings, shop: Shop
+) -> None:
+    today = (datetime.now(UTC) - FIRST_DAY).days
+    shop.put("a", day=today - 1)
+    shop.put("b", day=today - 1, second=1)
+    keys: list[str] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        for change in (None, shop.remove, None):
+            if change:
+                change("b")
+            elif keys:
+                shop.put("b", day=today - 1, second=1)
+            ((day, key),) = sensor_tick(settings, instance).items()
+            assert key not in keys
+            keys.append(key)
+            assert load(settings, day, instance=instance, tags={"dagster/run_key": key}).success
         assert sensor_tick(settings, instance) == {}
 
 

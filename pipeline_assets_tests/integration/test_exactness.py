@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from pipeline_assets.quality.contract import Bound
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
-from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse import ledger, marts
 from pipeline_assets.warehouse.extract import extract, source_reader
 from pipeline_assets.warehouse.gate import judge
 from pipeline_assets.warehouse.load import load, prepare
@@ -206,6 +207,70 @@ def test_any_history_ends_in_step_with_the_source(
     assert_marts_equal_a_full_rebuild(warehouse)
     pipeline.at_source.close()
     pipeline.at_warehouse.close()
+
+
+def test_a_change_time_that_goes_back_ends_in_step(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """As when a source is restored or an update undone."""
+    pipeline = Pipeline(settings)
+    shop.put("a", 2, 1)
+    pipeline.run(KEYS[2])
+    shop.put("a", 0, 2, amount=5)
+    assert pipeline.catch_up() == []
+    assert loaded(warehouse) == truth(shop)
+
+
+def test_a_file_older_than_the_source_deletes_nothing_that_is_still_there(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    pipeline = Pipeline(settings)
+    shop.put("a", 0, 1)
+    pipeline.extract(KEYS[0])
+    raw = Path(pipeline.files.path("raw_transactions", KEYS[0]))
+    older = raw.read_bytes()
+    shop.put("b", 0, 2)
+    pipeline.run(KEYS[0])
+    raw.write_bytes(older)  # of a slower run, which writes last
+    pipeline.judge(KEYS[0])
+    pipeline.load(KEYS[0])
+    assert loaded(warehouse) == truth(shop)
+
+
+def test_marts_are_right_when_two_loads_change_the_same_order(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Pipeline(settings), Pipeline(settings)
+    shop.put("a", 0, 1, customer_id=1)
+    first.run(KEYS[0])
+    for day, pipeline in ((1, first), (2, second)):
+        shop.put("a", day, 1, customer_id=day + 1)
+        pipeline.extract(KEYS[day])
+        pipeline.judge(KEYS[day])
+    upserted, commit = threading.Event(), threading.Event()
+    refresh = marts.refresh
+
+    def slow_refresh(*arguments: Any) -> dict[str, int]:
+        if threading.current_thread().name == "first":
+            upserted.set()
+            assert commit.wait(20)
+        return refresh(*arguments)
+
+    monkeypatch.setattr("pipeline_assets.warehouse.load.refresh", slow_refresh)
+    one = threading.Thread(target=first.load, args=[KEYS[1]], name="first")
+    one.start()
+    assert upserted.wait(20)
+    other = threading.Thread(target=second.load, args=[KEYS[2]])
+    other.start()
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    while not warehouse.execute(waiting).fetchall():
+        time.sleep(0.01)
+    commit.set()
+    one.join(20)
+    other.join(20)
+    assert first.catch_up() == []
+    assert loaded(warehouse) == truth(shop)
+    assert_marts_equal_a_full_rebuild(warehouse)
 
 
 LOADER = """

@@ -65,7 +65,23 @@ def test_a_relative_data_folder_lies_beside_dagster_yaml(
     ("variables", "message"),
     [
         ({"PIPELINE_ENV": "prod"}, "PIPELINE_ENV=prod is not an environment; use one of: dev,"),
-        ({"PIPELINE_TIMEZON": "UTC"}, "PIPELINE_TIMEZON is not a setting"),
+        ({"PIPELINE_TIMEZON": "UTC"}, "PIPELINE_TIMEZON is not a setting; PIPELINE_TIMEZONE is"),
+        (
+            {"WAREHOUSE_LATENES_DAYS": "9"},
+            "WAREHOUSE_LATENES_DAYS is not a setting; WAREHOUSE_LATENESS_DAYS is",
+        ),
+        (
+            {"SOURCE_DATABSE_URL": "x"},
+            "SOURCE_DATABSE_URL is not a setting; SOURCE_DATABASE_URL is",
+        ),
+        (
+            {"WAREHOUSE_DATABASE_URL": "postgresql://me:hunter2%zz@db:5432/shop"},
+            "WAREHOUSE_DATABASE_URL is not a PostgreSQL URL",
+        ),
+        (
+            {"WAREHOUSE_DATABASE_URL": "postgresql://me:hunter2/x@db:5432/shop"},
+            "WAREHOUSE_DATABASE_URL is not a PostgreSQL URL",
+        ),
         ({"PIPELINE_TIMEZONE": "Mars/Olympus"}, "PIPELINE_TIMEZONE 'Mars/Olympus' is not a time"),
         ({"PIPELINE_AUTOMATION": "maybe"}, "PIPELINE_AUTOMATION should be 'running' or 'stopped'"),
         ({"WAREHOUSE_START_DATE": "soon"}, "WAREHOUSE_START_DATE should be a valid date"),
