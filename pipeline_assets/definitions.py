@@ -7,21 +7,22 @@ starts or reads data here.
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from pipeline_assets.news.assets import mornings, news_assets
 from pipeline_assets.news.automation import news_automation
-from pipeline_assets.news.feeds import USER_AGENT
 from pipeline_assets.resources.files import PartitionFiles
-from pipeline_assets.resources.http import HttpClient
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
 from pipeline_assets.settings import Settings, load_settings
 from pipeline_assets.warehouse.assets import table_assets
 from pipeline_assets.warehouse.automation import table_automation
 from pipeline_assets.warehouse.tables import load_tables
+
+if TYPE_CHECKING:
+    from pipeline_assets.resources.http import HttpClient
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
@@ -32,9 +33,17 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "files": PartitionFiles(
             settings.pipeline_files_url or str(settings.pipeline_data_dir / "partitions")
         ),
-        "http": HttpClient(USER_AGENT),
+        "http": _http_client,
         "progress": no_progress,
     }
+
+
+def _http_client() -> "HttpClient":
+    """Made by the runs that need it: importing requests costs a sixth of importing Dagster."""
+    from pipeline_assets.news.feeds import USER_AGENT
+    from pipeline_assets.resources.http import HttpClient
+
+    return HttpClient(USER_AGENT)
 
 
 def build_definitions(

@@ -4,6 +4,7 @@ A partition is named by the day on which its window [08:00, 08:00) begins; its e
 next morning. Each run makes one partition, so a backfill's mornings fail and are retried alone.
 """
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ from pipeline_assets.news.checks import (
 from pipeline_assets.news.items import Run, Window
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.files import PartitionFiles
-from pipeline_assets.resources.http import HttpClient
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.running import RETRY, permanent_failures
 from pipeline_assets.settings import Settings
@@ -80,7 +80,7 @@ def news_assets(
     )
     def articles(
         context: dg.AssetExecutionContext,
-        http: dg.ResourceParam[HttpClient],
+        http: dg.ResourceParam[Callable[[], Any]],
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
@@ -89,7 +89,7 @@ def news_assets(
         from pipeline_assets.warehouse.load import load, prepare
 
         key, window = context.partition_key, Window(*context.partition_time_window)
-        run = Run(window, settings, http, datetime.now(UTC))
+        run = Run(window, settings, http(), datetime.now(UTC))
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             taken, found = take_in(run, archive)
             files.write(f"raw_{ARTICLES}", key, [to_table(found, taken.provider)])

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipeline_assets.news.digest import COLUMNS, Edition
-from pipeline_assets.news.intake import Intake
 from pipeline_assets.news.items import Window
 
 if TYPE_CHECKING:
     from pipeline_assets.news.articles import Article
+    from pipeline_assets.news.digest import Edition
+    from pipeline_assets.news.intake import Intake
 
 OTHER_LANGUAGES = 0.5
 """Above this share of articles in other languages the feeds or NEWS_LANGUAGE are wrong."""
@@ -51,7 +51,7 @@ def article_specs(asset: str, partitions: dg.PartitionsDefinition[str]) -> list[
 
 
 def article_results(
-    articles: "Sequence[Article]", window: Window, intake: Intake, language: str
+    articles: "Sequence[Article]", window: Window, intake: "Intake", language: str
 ) -> list[dg.AssetCheckResult]:
     """The results for `article_specs`."""
     outside = [
@@ -102,8 +102,10 @@ def digest_specs(asset: str, partitions: dg.PartitionsDefinition[str]) -> list[d
     ]
 
 
-def digest_results(edition: Edition, page: Path) -> list[dg.AssetCheckResult]:
+def digest_results(edition: "Edition", page: Path) -> list[dg.AssetCheckResult]:
     """The results for `digest_specs`, from the files as they are on disk."""
+    from pipeline_assets.news.digest import COLUMNS
+
     with page.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     html = page.read_text(encoding="utf-8")

@@ -22,7 +22,6 @@ from zoneinfo import ZoneInfo
 from pydantic import TypeAdapter
 
 from pipeline_assets.news.articles import Article
-from pipeline_assets.news.intake import Intake
 from pipeline_assets.news.items import Window
 from pipeline_assets.news.settings import NewsSettings
 from pipeline_assets.news.stories import Story, select
@@ -30,6 +29,8 @@ from pipeline_assets.resources.local_files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from pipeline_assets.news.intake import Intake
 
 COLUMNS = (
     "edition",  # the morning on which it is read, YYYY-MM-DD
@@ -111,7 +112,7 @@ _EDITION = TypeAdapter(Edition)
 def compose(
     window: Window,
     settings: NewsSettings,
-    intake: Intake,
+    intake: "Intake",
     today: Iterable[Article],
     yesterday: Iterable[Article],
 ) -> Edition:

@@ -6,10 +6,12 @@ No logic, and of the news modules it imports the settings alone, so that all can
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline_assets.news.settings import NewsSettings
-from pipeline_assets.resources.http import HttpClient
+
+if TYPE_CHECKING:
+    from pipeline_assets.resources.http import HttpClient
 
 AHEAD = timedelta(hours=1)
 
@@ -37,7 +39,7 @@ class Run:
 
     window: Window
     settings: NewsSettings
-    client: HttpClient
+    client: "HttpClient"
     now: datetime
 
 

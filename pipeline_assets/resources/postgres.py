@@ -6,6 +6,7 @@ sample shop, which the embedded source is filled with.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,8 @@ from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
     import psycopg
+
+    from pipeline_assets.resources.embedded_postgres import Server
 
 Role = Literal["source", "warehouse", "dagster", "mlflow"]
 
@@ -38,15 +41,12 @@ class Database:
         if not self.is_embedded:
             url: str = getattr(self.settings, f"{self.role}_database_url").get_secret_value()
             return url
-        from pipeline_assets.resources import embedded_postgres, sample_shop
+        from pipeline_assets.resources import embedded_postgres
 
         server = embedded_postgres.connect_or_start(
             embedded_folder(self.settings), binaries=self.settings.pipeline_postgres_bin
         )
-        url = embedded_postgres.ensure_database(server, self.role)
-        if self.role == "source":
-            sample_shop.ensure(url)
-        return url
+        return _embedded_database(server, self.role)
 
     def connect(self, **options: Any) -> "psycopg.Connection":
         """A psycopg connection in UTC; close it, or use it as a context manager."""
@@ -59,6 +59,17 @@ class Database:
             application_name="pipeline_assets",
             **options,
         )
+
+
+@cache
+def _embedded_database(server: "Server", role: Role) -> str:
+    """The URL of a database that is there; looked at once a process, each look is a login."""
+    from pipeline_assets.resources import embedded_postgres, sample_shop
+
+    url = embedded_postgres.ensure_database(server, role)
+    if role == "source":
+        sample_shop.ensure(url)
+    return url
 
 
 def embedded_folder(settings: Settings) -> Path:

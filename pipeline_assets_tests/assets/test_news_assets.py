@@ -37,7 +37,7 @@ def publish(
 ) -> dg.ExecuteInProcessResult:
     """Run the digest's job for a partition."""
     client = HttpClient("test", Limits(attempts=1, connect=1, read=2, total=4))
-    job = build_definitions(settings, {"http": client}).resolve_job_def("publish_digest")
+    job = build_definitions(settings, {"http": lambda: client}).resolve_job_def("publish_digest")
     return job.execute_in_process(
         instance=instance,
         partition_key=key,

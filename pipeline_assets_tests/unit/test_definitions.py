@@ -89,7 +89,7 @@ def test_definitions_load_without_connecting_or_heavy_imports(tmp_path: Path) ->
     """Every run pays for what is imported here: pandas alone would add half of Dagster's own time."""
     code = (
         "import sys, pipeline_assets.definitions\n"
-        "heavy = {'pandas', 'pyarrow', 'psycopg', 'mlflow', 'sklearn', 'matplotlib', 'numpy'}\n"
+        "heavy = {'pandas', 'pyarrow', 'psycopg', 'requests', 'mlflow', 'sklearn', 'matplotlib', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run(
