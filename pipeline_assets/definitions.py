@@ -4,6 +4,7 @@ The app, the tests and the command line build the same, each with what it overri
 starts or reads data here.
 """
 
+import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,3 +97,7 @@ def _known_previews() -> Iterator[None]:
 
 
 defs = build_definitions(load_settings())
+
+# What Dagster has made by now lives as long as the process; walking it at each collection would cost a
+# run 0.1 s of its CPU.
+gc.freeze()
