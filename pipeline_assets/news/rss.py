@@ -138,7 +138,7 @@ def _moment(text: str) -> datetime | None:
 
     try:
         # What the text leaves out would be today's otherwise, another one at each reading.
-        moment = parser.parse(text[:100], default=datetime(1, 1, 1), tzinfos=_ZONES)  # noqa: DTZ001
+        moment = parser.parse(text[:100], default=datetime(1, 1, 1), tzinfos=_ZONES)  # noqa: DTZ001 - set below
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return moment.astimezone(UTC) if moment.year > 1990 else None
     except (ValueError, OverflowError):

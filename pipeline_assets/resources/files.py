@@ -1,4 +1,4 @@
-"""Files between assets: one Parquet dataset a partition, in the data folder or any fsspec URL.
+"""Files between assets: one Parquet dataset a partition, in a folder or at any fsspec URL.
 
 Workers on other hosts read what this one wrote, so it is never a pickle, and a reader sees the old
 file or the new one, never half of one.
