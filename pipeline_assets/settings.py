@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableSettingError
 
+from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.news.settings import NewsSettings
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
@@ -42,7 +43,7 @@ def project_root() -> Path:
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
-class Settings(NewsSettings, BaseSettings):
+class Settings(NewsSettings, ModelsSettings, BaseSettings):
     """The settings of one deployment. Build it with `load_settings`, which words errors clearly.
 
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
@@ -160,7 +161,7 @@ def _unknown_names() -> list[str]:
             continue
         # Others' variables begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
         near = get_close_matches(name, settings, n=1, cutoff=0.9) if name.endswith("_URL") else []
-        if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_", "WAREHOUSE_")) or near:
+        if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_", "WAREHOUSE_", "MODELS_")) or near:
             meant = get_close_matches(name, settings, n=1)
             errors.append(f"{name} is not a setting" + (f"; {meant[0]} is" if meant else ""))
     return errors
