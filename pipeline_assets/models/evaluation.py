@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-METRICS = (
-    "auc",
-    "average_precision",
-    "log_loss",
-    "brier",
-    "calibration",
-    "top_decile_capture",
-    "base_rate",
-)
+METRICS: dict[str, str] = {
+    "auc": "AUC",
+    "average_precision": "Average precision",
+    "log_loss": "Log loss",
+    "brier": "Brier score",
+    "calibration": "Predicted over actual buyers",
+    "top_decile_capture": "Buyers in the top 10%",
+    "base_rate": "Base rate",
+}
+"""Metric -> its name for people."""
 RESAMPLES = 1000
 RESAMPLES_AT_ONCE = 50
 """50 of 23,570 customers are 9 MB a matrix."""

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_assets.models.drift import MOVED, MOVED_FAR, Drift
-from pipeline_assets.models.evaluation import Estimate, evaluate
+from pipeline_assets.models.evaluation import METRICS, Estimate, evaluate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,16 +30,6 @@ LONGEST_BAR = 0.75
 """Longer bars of the drift are cut: a PSI of 3 would leave no room to see the bounds."""
 INK, FAINT, GRID = "#1e293b", "#64748b", "#e2e8f0"
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
-NAMES = {
-    "auc": "AUC",
-    "average_precision": "Average precision",
-    "log_loss": "Log loss",
-    "brier": "Brier score",
-    "calibration": "Predicted over actual buyers",
-    "top_decile_capture": "Buyers in the top 10%",
-    "base_rate": "Base rate",
-}
-"""Metric -> its name for people."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +182,9 @@ def history(
     for point in points:
         counts[point.outcome] += 1
     figure, axes = _canvas(
-        f"{NAMES.get(metric, metric)} by week: {counts['promoted']} promoted, {counts['refused']} refused",
+        f"{METRICS.get(metric, metric)} by week: {counts['promoted']} promoted, {counts['refused']} refused",
         "Each week's model on its own holdout, with 95% intervals; the figure is the registry's version",
-        ("", NAMES.get(metric, metric)),
+        ("", METRICS.get(metric, metric)),
     )
     ordered = sorted(points, key=lambda point: (point.week, point.version))
     weeks = [point.week for point in ordered]
@@ -310,7 +300,9 @@ def champion_comparison(
             fontsize=8,
         )
         better = "higher is better" if bound < 0 else "lower is better"
-        axes.set_title(f"{NAMES.get(metric, metric)}, {better}", loc="left", fontsize=10, color=INK)
+        axes.set_title(
+            f"{METRICS.get(metric, metric)}, {better}", loc="left", fontsize=10, color=INK
+        )
         axes.set(xlim=(-reach, reach), ylim=(-1, 1), yticks=[])
         _plain(axes)
         axes.spines["left"].set_visible(False)
@@ -381,7 +373,7 @@ def _within(difference: Estimate, bound: float) -> bool:
 
 def _verdict(differences: Mapping[str, Estimate], margins: Mapping[str, float]) -> str:
     crossed = [
-        NAMES.get(metric, metric).lower()
+        METRICS.get(metric, metric).lower()
         for metric, bound in margins.items()
         if not _within(differences[metric], bound)
     ]
