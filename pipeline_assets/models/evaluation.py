@@ -137,7 +137,8 @@ class _Ranking:
         weights = weights[:, self.order]
         reached = weights.cumsum(axis=1)[:, self.steps]
         found = (weights * self.bought).cumsum(axis=1)[:, self.steps]
-        customers, buyers = reached[:, -1], found[:, -1]
+        customers = reached[:, -1]
+        buyers = np.where(found[:, -1] > 0, found[:, -1], np.nan)
         gained = np.diff(found, axis=1, prepend=0.0)
         others = reached - found
         passed = np.diff(others, axis=1, prepend=0.0)
@@ -160,7 +161,7 @@ class _Ranking:
                     (weights * self.squares).sum(axis=1) / customers,
                     predicted / buyers,
                     captured / buyers,
-                    buyers / customers,
+                    found[:, -1] / customers,
                 ]
             )
 

@@ -47,8 +47,8 @@ class ModelsSettings(GateThresholds):
 
     models_start_date: date = date(2026, 3, 2)
     """The first week of `training_snapshots`, a Monday: its cutoff lies three weeks before."""
-    models_training_weeks: int = Field(default=8, ge=6, le=52)
-    """How many weekly snapshots a model learns from."""
+    models_training_snapshots: int = Field(default=8, ge=2, le=26)
+    """How many snapshots, four weeks apart, a model learns from; fewer where there aren't yet."""
     models_missing_days: float = Field(default=0.0, ge=0, le=1)
     """The share of a snapshot's days that may be held or missing in the warehouse: up to it a
     warning, above it an error."""

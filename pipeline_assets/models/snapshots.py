@@ -117,13 +117,15 @@ def holdout_cutoff(week: date) -> date:
     return week + WEEK - HORIZON
 
 
-def training_weeks(week: date, count: int) -> list[date]:
-    """The weeks whose snapshots a model of this week learns from, oldest first.
+def training_weeks(week: date, count: int, first: date) -> list[date]:
+    """The weeks whose snapshots a model of this week learns from, oldest first, none before `first`.
 
-    The newest is four weeks before: its labels closed at this week's holdout cutoff.
+    Every fourth week back from four weeks before, whose labels closed at this week's holdout cutoff.
+    So no two of them have a day of their horizons in common: eight span more of the year than eight
+    weeks in a row, and a model is less taken in by the season (benchmarks.models).
     """
-    newest = week - HORIZON
-    return [newest - WEEK * back for back in reversed(range(count))]
+    weeks = [week - HORIZON * back for back in range(count, 0, -1)]
+    return [each for each in weeks if each >= first]
 
 
 def read(
