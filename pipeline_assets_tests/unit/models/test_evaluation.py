@@ -2,21 +2,23 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as judge
 
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.models.evaluation import METRICS, Estimate, compare, evaluate
 
 
-def scored(customers: int, seed: int = 0, informative: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def scored(
+    customers: int, seed: int = 0, informative: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Customers whose chance is known, the labels drawn by it: perfectly calibrated scores."""
     random = np.random.default_rng(seed)
     chance = 1 / (1 + np.exp(3 - informative * random.normal(size=customers)))
     return random.random(customers) < chance, chance
 
 
+@settings(deadline=None)  # the first example imports scikit-learn
 @given(
     st.lists(
         st.tuples(st.booleans(), st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.5, 0.9, 1.0])),
@@ -27,6 +29,8 @@ def scored(customers: int, seed: int = 0, informative: float = 1.0) -> tuple[np.
 def test_every_metric_is_scikit_learns_ties_and_certainties_included(
     rows: list[tuple[bool, float]],
 ) -> None:
+    from sklearn import metrics as judge
+
     labels = np.array([label for label, _ in rows])
     scores = np.array([score for _, score in rows])
     found = evaluate(labels, scores, resamples=40)
