@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
     from sklearn.pipeline import Pipeline
 
-VALIDATIONS = 3
+VALIDATIONS = 2
 """How many of the newest training snapshots the candidates are compared on."""
 INTERACTING = (
     "repeat_purchases",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pipeline_assets.models import snapshots
@@ -23,6 +25,10 @@ HOLDOUT = date(2026, 10, 26)
 NEWEST = [HOLDOUT - number * HORIZON for number in range(8, 0, -1)]
 
 
+def third(snapshots: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(snapshots).filter(pc.field("customer_id") <= 7_857)
+
+
 @dataclass(frozen=True)
 class Case:
     """A holdout with the baseline's evaluation and the good model's scores, and what to try on it."""
@@ -33,13 +39,20 @@ class Case:
     baseline: Evaluation
     good: np.ndarray
 
-    def scores(self, cutoffs: Sequence[date], *, labels: np.ndarray | None = None) -> np.ndarray:
-        """What a model of these snapshots says of the holdout; with other labels, if given."""
-        return predict(train(self.rows(cutoffs, labels), HOLDOUT).pipeline, self.holdout)
+    def scores(
+        self,
+        cutoffs: Sequence[date],
+        *,
+        labels: np.ndarray | None = None,
+        of: pa.Table | None = None,
+    ) -> np.ndarray:
+        """What a model of these snapshots, or with other labels, says of the holdout or of others."""
+        model = train(self.rows(cutoffs, labels), HOLDOUT)
+        return predict(model.pipeline, of or self.holdout)
 
     def rows(self, cutoffs: Sequence[date], labels: np.ndarray | None = None) -> pa.Table:
-        """The training snapshots."""
-        table = pa.concat_tables([self.snapshot(cutoff) for cutoff in cutoffs])
+        """A third of the training snapshots' customers, which is quicker and says the same."""
+        table = third([self.snapshot(cutoff) for cutoff in cutoffs])
         if labels is None:
             return table
         return table.set_column(table.column_names.index("bought"), "bought", pa.array(labels))
@@ -69,7 +82,7 @@ def failed(findings: list[Finding]) -> list[str]:
 def case(snapshot: Snapshot) -> Case:
     holdout = snapshot(HOLDOUT)
     labels = snapshots.labels(holdout)
-    training = pa.concat_tables([snapshot(cutoff) for cutoff in NEWEST])
+    training = third([snapshot(cutoff) for cutoff in NEWEST])
     return Case(
         snapshot,
         holdout,
@@ -95,7 +108,7 @@ def test_shuffled_labels(case: Case) -> None:
 
 def test_a_stale_model_although_it_ranks_well(case: Case) -> None:
     """A model of the shop's first weeks ranks still, and predicts far more buyers than there are."""
-    first = [date(2026, 2, 9), date(2026, 3, 9)]
+    first = [date(2026, 2, 9) + timedelta(weeks=number) for number in range(8)]
     stale = case.scores(first)
     assert evaluate(case.labels, stale, resamples=1)["auc"].value > 0.75
     findings = case.judged(stale, champion=case.good, cutoffs=first)
@@ -111,63 +124,48 @@ def test_a_model_that_learnt_from_the_holdouts_time(case: Case) -> None:
     assert failed(case.judged(case.good, cutoffs=leaking)) == ["no_leakage"]
 
 
-@pytest.mark.parametrize("factor", [0.55, 2.0])
+@pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_a_miscalibrated_model_although_it_ranks_as_before(case: Case, factor: float) -> None:
-    findings = case.judged((case.good * factor).clip(max=1))
+    odds = factor * case.good / (1 - case.good)
+    findings = case.judged(odds / (1 + odds))
     assert failed(findings) == ["calibrated"]
     assert not accepts(findings)
 
 
-def test_a_model_worse_than_the_champion_by_a_small_real_margin(case: Case) -> None:
-    """Blind for the last four weeks of every history, and otherwise the same."""
-    blind = case.rows(NEWEST)
-    holdout = case.holdout
-    for name in ("days_since_last", "purchases_4w", "spend_4w", "last_over_mean_gap"):
-        at = blind.column_names.index(name)
-        for_all = pa.array(np.zeros(len(blind)))
-        blind = blind.set_column(at, name, for_all)
-        holdout = holdout.set_column(at, name, for_all.slice(0, len(holdout)))
-    scores = predict(train(blind, HOLDOUT).pipeline, holdout)
-    alone, beside = case.judged(scores), case.judged(scores, champion=case.good)
-    assert "auc_sufficient" not in failed(alone)
+def test_a_model_worse_than_the_champion_by_a_small_real_margin_and_the_better_one(
+    case: Case,
+) -> None:
+    """The same model, given every customer's features as they were four weeks before."""
+    late = case.scores(NEWEST, of=case.snapshot(HOLDOUT - HORIZON))
+    difference = compare(case.labels, case.good, late)["average_precision"]
+    assert 0.005 < difference.lower < difference.upper < 0.15
+    assert not {"auc_sufficient", "calibrated"} & set(failed(case.judged(late)))
+    beside = case.judged(late, champion=case.good)
     assert "not_worse_than_champion" in failed(beside)
     assert not accepts(beside)
-
-
-def test_a_better_one_and_an_equal_one_are_accepted(case: Case) -> None:
-    old = case.scores([date(2026, 4, 6), date(2026, 5, 4), date(2026, 6, 1)])
-    findings = case.judged(case.good, champion=old)
-    assert accepts(findings)
-    difference = compare(case.labels, case.good, old)
-    assert difference["average_precision"].lower > 0
-    assert difference["log_loss"].upper < 0
+    # The other way round the better one is let through, and so is an equal one.
+    assert accepts(case.judged(case.good, champion=late))
     assert accepts(case.judged(case.good, champion=case.good))
-    # The other way round the champion stays.
-    assert "not_worse_than_champion" in failed(case.judged(old, champion=case.good))
 
 
 def test_a_random_split_promises_what_the_next_month_does_not_keep(snapshot: Snapshot) -> None:
     """Snapshots of eight weeks in a row share most of their horizons and their customers.
 
-    Split at random, a model that learns by heart meets in the test what it has seen: average precision
-    0.7. On the month that follows it has a third of that.
+    Split at random, a model that learns by heart meets in the test what it has seen: an average
+    precision of 0.6. On the month that follows it has a third of that.
     """
-    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import train_test_split
 
+    def data(rows: pa.Table) -> tuple[pd.DataFrame, np.ndarray]:
+        return snapshots.feature_frame(rows).fillna(-1), snapshots.labels(rows)
+
     weeks = [HOLDOUT - HORIZON - timedelta(weeks=number) for number in range(8)]
-    rows = pa.concat_tables([snapshot(week) for week in weeks])
-    frame, labels = snapshots.feature_frame(rows).fillna(-1), snapshots.labels(rows)
-    seen, unseen, bought, unseen_bought = train_test_split(
-        frame, labels, test_size=0.25, random_state=0
+    seen, unseen, bought, bought_unseen = train_test_split(
+        *data(third([snapshot(week) for week in weeks])), test_size=0.25, random_state=0
     )
-    forest = RandomForestClassifier(n_estimators=40, n_jobs=1, random_state=0).fit(seen, bought)
-    split = average_precision_score(unseen_bought, forest.predict_proba(unseen)[:, 1])
-    holdout = snapshot(HOLDOUT)
-    truth = average_precision_score(
-        snapshots.labels(holdout),
-        forest.predict_proba(snapshots.feature_frame(holdout).fillna(-1))[:, 1],
-    )
-    assert split > 0.65
-    assert truth < 0.32
+    trees = ExtraTreesClassifier(40, max_features=None, random_state=0).fit(seen, bought)
+    next_month, truth = data(snapshot(HOLDOUT))
+    assert average_precision_score(bought_unseen, trees.predict_proba(unseen)[:, 1]) > 0.55
+    assert average_precision_score(truth, trees.predict_proba(next_month)[:, 1]) < 0.27
