@@ -7,7 +7,6 @@ from datetime import date, timedelta
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from pipeline_assets.models import snapshots
@@ -26,7 +25,8 @@ NEWEST = [HOLDOUT - number * HORIZON for number in range(8, 0, -1)]
 
 
 def third(snapshots: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(snapshots).filter(pc.field("customer_id") <= 7_857)
+    rows = pa.concat_tables(snapshots)
+    return rows.filter(pa.array(rows["customer_id"].to_numpy() % 3 == 0))
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Case:
         )
 
 
-def failed(findings: list[Finding]) -> list[str]:
-    return [finding.name for finding in findings if not finding.passed]
+def refused_by(findings: list[Finding]) -> list[str]:
+    return [each.name for each in findings if not each.passed and each.severity == "error"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def case(snapshot: Snapshot) -> Case:
 
 def test_a_good_first_model_is_accepted(case: Case) -> None:
     findings = case.judged(case.good)
-    assert failed(findings) == []
+    assert refused_by(findings) == []
     assert accepts(findings)
 
 
@@ -103,7 +103,7 @@ def test_shuffled_labels(case: Case) -> None:
     shuffled = np.random.default_rng(1).permutation(labels)
     findings = case.judged(case.scores(NEWEST, labels=shuffled))
     assert not accepts(findings)
-    assert {"auc_sufficient", "precision_over_base_rate"} <= set(failed(findings))
+    assert {"auc_sufficient", "precision_over_base_rate"} <= set(refused_by(findings))
 
 
 def test_a_stale_model_although_it_ranks_well(case: Case) -> None:
@@ -112,7 +112,7 @@ def test_a_stale_model_although_it_ranks_well(case: Case) -> None:
     stale = case.scores(first)
     assert evaluate(case.labels, stale, resamples=1)["auc"].value > 0.75
     findings = case.judged(stale, champion=case.good, cutoffs=first)
-    assert {"calibrated", "not_worse_than_champion"} <= set(failed(findings))
+    assert {"calibrated", "not_worse_than_champion"} <= set(refused_by(findings))
     assert not accepts(findings)
 
 
@@ -121,14 +121,14 @@ def test_a_model_that_learnt_from_the_holdouts_time(case: Case) -> None:
     with pytest.raises(LeakageError, match="closes on 2026-11-16, after the holdout's cutoff"):
         train(case.rows(leaking), HOLDOUT)
     # Whoever trained it otherwise: its cutoffs say so.
-    assert failed(case.judged(case.good, cutoffs=leaking)) == ["no_leakage"]
+    assert refused_by(case.judged(case.good, cutoffs=leaking)) == ["no_leakage"]
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
 def test_a_miscalibrated_model_although_it_ranks_as_before(case: Case, factor: float) -> None:
     odds = factor * case.good / (1 - case.good)
     findings = case.judged(odds / (1 + odds))
-    assert failed(findings) == ["calibrated"]
+    assert refused_by(findings) == ["calibrated"]
     assert not accepts(findings)
 
 
@@ -139,9 +139,9 @@ def test_a_model_worse_than_the_champion_by_a_small_real_margin_and_the_better_o
     late = case.scores(NEWEST, of=case.snapshot(HOLDOUT - HORIZON))
     difference = compare(case.labels, case.good, late)["average_precision"]
     assert 0.005 < difference.lower < difference.upper < 0.15
-    assert not {"auc_sufficient", "calibrated"} & set(failed(case.judged(late)))
+    assert not {"auc_sufficient", "calibrated"} & set(refused_by(case.judged(late)))
     beside = case.judged(late, champion=case.good)
-    assert "not_worse_than_champion" in failed(beside)
+    assert "not_worse_than_champion" in refused_by(beside)
     assert not accepts(beside)
     # The other way round the better one is let through, and so is an equal one.
     assert accepts(case.judged(case.good, champion=late))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_assets.failures import PermanentError
@@ -29,6 +29,7 @@ def test_nothing_drifts_from_itself(same: np.ndarray) -> None:
     assert (found.psi, found.ks) == (pytest.approx(0), 0)
 
 
+@settings(deadline=None)  # the first example imports SciPy
 @given(values, values)
 def test_drift_is_never_negative_and_ks_is_scipys(one: np.ndarray, other: np.ndarray) -> None:
     from scipy.stats import ks_2samp
