@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -90,19 +90,24 @@ def compare(url: str, newest: date, console: Console) -> TrainedModel:
             [snapshot(cutoff - back * HORIZON) for back in range(SNAPSHOTS, 0, -1)]
         )
         # A rank isn't a probability: log loss and calibration of recency say nothing.
-        score("recency", labels, lambda of=holdout: 1 / (1 + of["days_since_last"].to_numpy()))
-        score("BG/NBD", labels, lambda of=holdout: baseline_scores(of))
+        score("recency", labels, partial(_recency, holdout))
+        score("BG/NBD", labels, partial(baseline_scores, holdout))
         for name, candidate in CANDIDATES.items():
-            score(name, labels, lambda c=candidate, of=holdout, t=training: _fitted(c, t, of))
+            score(name, labels, partial(_fitted, candidate, training, holdout))
         begun = time.perf_counter()
         model = train(training, cutoff)
-        score("chosen", labels, lambda m=model, of=holdout: predict(m.pipeline, of))
+        score("chosen", labels, partial(predict, model.pipeline, holdout))
         seconds["chosen"][-1] = time.perf_counter() - begun
         console.print(f"{cutoff}  {labels.mean():.2%} bought  chosen: {model.name}", style="dim")
     figures = {name: np.array(rows) for name, rows in found.items()}
     _print(figures, seconds, console)
     _hold(figures["chosen"], figures["BG/NBD"])
     return model
+
+
+def _recency(holdout: pa.Table) -> NDArray[np.float64]:
+    days: NDArray[np.float64] = holdout["days_since_last"].to_numpy()
+    return 1 / (1 + days)
 
 
 def _fitted(candidate: Candidate, training: pa.Table, holdout: pa.Table) -> NDArray[np.float64]:

@@ -108,7 +108,8 @@ def fit(of: Histories) -> BgNbd:
         raise PermanentError(
             f"BG/NBD can't be fitted to {len(of.frequency)} customers: {found.message}"
         )
-    return BgNbd(*np.exp(found.x).tolist(), -float(found.fun) * int(weights.sum()))
+    r, alpha, a, b = np.exp(found.x).tolist()
+    return BgNbd(r, alpha, a, b, log_likelihood=-float(found.fun) * int(weights.sum()))
 
 
 def _log_likelihood(parameters: "NDArray[np.float64]", of: Histories) -> "NDArray[np.float64]":

@@ -187,7 +187,8 @@ def history(
         ("", METRICS.get(metric, metric)),
     )
     ordered = sorted(points, key=lambda point: (point.week, point.version))
-    weeks = [point.week for point in ordered]
+    # Matplotlib takes dates and its types do not say so.
+    weeks: list[Any] = [point.week for point in ordered]
     axes.plot(
         weeks, [point.estimate.value for point in ordered], color=GRID, linewidth=1.5, zorder=1
     )
@@ -205,8 +206,9 @@ def history(
             [max(point.estimate.value - point.estimate.lower, 0) for point in chosen],
             [max(point.estimate.upper - point.estimate.value, 0) for point in chosen],
         ]
+        days: list[Any] = [point.week for point in chosen]
         axes.errorbar(
-            [point.week for point in chosen],
+            days,
             values,
             yerr=spread,
             linestyle="none",
@@ -362,7 +364,7 @@ def png(figure: "Figure") -> bytes:
 
     buffer = BytesIO()
     # Without its version, which would change the bytes.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib types it not
     return buffer.getvalue()
 
 
@@ -395,7 +397,7 @@ def _figure(title: str, subtitle: str, *, height: float = 4.6) -> "Figure":
         facecolor="white",
         layout=ConstrainedLayoutEngine(rect=(0.005, 0.005, 0.985, 0.99 - room)),
     )
-    left = {"x": 0.018, "ha": "left", "va": "top"}
+    left: dict[str, Any] = {"x": 0.018, "ha": "left", "va": "top"}
     figure.text(y=1 - 0.14 / height, s=title, fontsize=13, fontweight="bold", color=INK, **left)
     figure.text(y=1 - 0.43 / height, s=subtitle, fontsize=9, color=FAINT, **left)
     return figure
@@ -428,7 +430,7 @@ def _series(scores: "Scores") -> "Iterable[tuple[str, NDArray[np.float64], dict[
     )
 
 
-def _legend(axes: "Axes", place: str) -> None:
+def _legend(axes: "Axes", place: 'Literal["upper left", "upper right", "lower right"]') -> None:
     handles, names = axes.get_legend_handles_labels()
     # The model was drawn last and is read first.
     axes.legend(
@@ -452,6 +454,6 @@ def _percent(axes: "Axes") -> None:
 def _weeks(axes: "Axes") -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    locator = AutoDateLocator(maxticks=8)
+    locator = AutoDateLocator(maxticks=8)  # type: ignore[no-untyped-call]  # matplotlib.dates has no types
     axes.xaxis.set_major_locator(locator)
-    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]  # nor here

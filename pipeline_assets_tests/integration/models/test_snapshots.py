@@ -47,14 +47,12 @@ def at(day: date, hour: int = 12) -> datetime:
 
 
 def order(customer: int = 1, *, days_before: float = 10, **values: Any) -> Order:
-    return Order(
-        **{
-            "customer": customer,
-            "at": at(CUTOFF, 0) - timedelta(days=days_before),
-            "amount": Decimal("10.00"),
-        }
-        | values
-    )
+    given: dict[str, Any] = {
+        "customer": customer,
+        "at": at(CUTOFF, 0) - timedelta(days=days_before),
+        "amount": Decimal("10.00"),
+    }
+    return Order(**given | values)
 
 
 class Store:

@@ -2,6 +2,7 @@
 
 from datetime import date, timedelta
 from math import nan
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ def judged(
     baseline: Evaluation | None = None,
     against: dict[str, Estimate] | None = EQUAL,
     cutoffs: list[date] = TRAINING,
-    **thresholds: object,
+    **thresholds: Any,
 ) -> list[Finding]:
     return judge(
         GateThresholds.model_validate(thresholds),
@@ -127,9 +128,12 @@ def test_thresholds_are_the_deployments_own() -> None:
     assert failed(judged(models_min_auc=0.9)) == ["auc_sufficient"]
     assert failed(judged(models_min_precision_over_base_rate=6)) == ["precision_over_base_rate"]
     assert failed(judged(models_min_precision_over_baseline=0.02)) == ["precision_over_baseline"]
-    strict = {"models_champion_precision_margin": 0.0005}
+    strict: dict[str, Any] = {"models_champion_precision_margin": 0.0005}
     assert failed(judged(**strict)) == ["not_worse_than_champion"]
-    narrow = {"models_calibration_fail": (0.99, 1.01), "models_calibration_warn": (0.99, 1.01)}
+    narrow: dict[str, Any] = {
+        "models_calibration_fail": (0.99, 1.01),
+        "models_calibration_warn": (0.99, 1.01),
+    }
     assert not accepts(judged(evaluation(calibration=1.1), **narrow))
 
 

@@ -70,7 +70,8 @@ def test_no_text_leaves_the_picture(name: str) -> None:
 
     figure = FIGURES[name]()
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib types it not
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]  # nor this
     width, height = canvas.get_width_height()
     # Ticks beyond an axis are there but aren't drawn.
     ticks = [
@@ -79,7 +80,7 @@ def test_no_text_leaves_the_picture(name: str) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         if text.get_text() and text not in ticks:
-            box = text.get_window_extent(canvas.get_renderer())
+            box = text.get_window_extent(renderer)
             assert -1 <= box.x0 <= box.x1 <= width + 1, text.get_text()
             assert -1 <= box.y0 <= box.y1 <= height + 1, text.get_text()
 
