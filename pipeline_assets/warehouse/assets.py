@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.metadata import column_lineage, column_schema, preview
+from pipeline_assets.metadata import column_lineage, column_schema, daily_plot, preview
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
@@ -170,6 +170,9 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
                     },
                     partition_key=key,
                 )
+            newest = max(windows)
+            counts = ledger.rows_by_day(connection, contract, newest)
+            context.add_asset_metadata({"recent_days": daily_plot(counts)}, partition_key=newest)
         if len(windows) > 1:
             for key, judgement in judgements.items():
                 log_partition(context, name, key, rule_results(contract, {key: judgement}))

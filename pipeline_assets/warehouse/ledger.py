@@ -276,6 +276,24 @@ def batches(
         return {batch.partition_key: batch for batch in cursor}
 
 
+def rows_by_day(
+    connection: psycopg.Connection, contract: Contract, until: str, *, days: int = 60
+) -> dict[str, dict[str, int]]:
+    """Rows and violations of the newest partitions up to `until`: what is counted -> day -> count."""
+    found = connection.execute(
+        "SELECT partition_key, rows_extracted,"
+        " (SELECT coalesce(sum(count::bigint), 0)::bigint"
+        "  FROM jsonb_each_text(violations) AS rules (rule, count))"
+        " FROM pipeline.batches WHERE table_name = %s AND partition_key <= %s"
+        " ORDER BY partition_key DESC LIMIT %s",
+        [contract.name, until, days],
+    ).fetchall()[::-1]
+    return {
+        "rows": {key: rows for key, rows, _ in found},
+        "violations": {key: violations for key, _, violations in found},
+    }
+
+
 def passed_batch(connection: psycopg.Connection, contract: Contract, key: str) -> Batch:
     """The partition's batch, if the gate lets it through.
 
