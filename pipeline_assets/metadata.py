@@ -57,7 +57,7 @@ def _cell(value: object) -> str:
     return (text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + "…").translate(MARKUP)
 
 
-WIDTH, BARS_HIGH = 640, 60  # pixels
+WIDTH, BARS_HIGH, BAND_HIGH = 640, 60, 84  # pixels
 COLORS = ("#4f43dd", "#c2321f")
 
 
@@ -67,32 +67,34 @@ def daily_plot(counts: Mapping[str, Mapping[str, int]]) -> dg.MarkdownMetadataVa
     One band of bars for each, with its largest count beside it. Written as SVG by hand: matplotlib's
     import alone would cost a run half of its CPU.
     """
-    bands = []
+    drawn = []
     days = list(next(iter(counts.values())))
     step = WIDTH / max(len(days), 1)
-    for number, (name, by_day) in enumerate(counts.items()):
-        top, bottom = number * (BARS_HIGH + 16) + 14, (number + 1) * (BARS_HIGH + 16)
+    for band, (name, by_day) in enumerate(counts.items()):
+        top = band * BAND_HIGH + 16
+        bottom = top + BARS_HIGH
         largest = max(by_day.values(), default=0)
-        bands.append(
-            f'<text x="0" y="{top - 4}">{escape(name)}: at most {largest:,} a day</text>'
+        told = f"at most {largest:,} a day" if largest else "none"
+        drawn.append(
+            f'<text y="{top - 4}">{escape(name)}: {told}</text>'
             f'<path d="M0 {bottom}.5H{WIDTH}" stroke="#ccc"/>'
         )
         for place, count in enumerate(by_day.values()):
             if count:
-                high = max(count * (bottom - top) / largest, 1)
-                bands.append(
+                high = max(count * BARS_HIGH / largest, 1)
+                drawn.append(
                     f'<rect x="{place * step:.1f}" y="{bottom - high:.1f}" height="{high:.1f}"'
-                    f' width="{max(step - 1, 1):.1f}" fill="{COLORS[number % len(COLORS)]}"/>'
+                    f' width="{max(step - 1, 1):.1f}" fill="{COLORS[band % len(COLORS)]}"/>'
                 )
-    height = len(counts) * (BARS_HIGH + 16) + 16
+    height = len(counts) * BAND_HIGH + 8
     if days:
-        bands.append(f'<text x="0" y="{height - 4}">{escape(days[0])}</text>')
-        bands.append(
+        drawn.append(
+            f'<text y="{height - 4}">{escape(days[0])}</text>'
             f'<text x="{WIDTH}" y="{height - 4}" text-anchor="end">{escape(days[-1])}</text>'
         )
     picture = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}"'
-        f' font-family="sans-serif" font-size="11" fill="#777">{"".join(bands)}</svg>'
+        f' font-family="sans-serif" font-size="11" fill="#777">{"".join(drawn)}</svg>'
     )
     encoded = b64encode(picture.encode()).decode()
     return dg.MetadataValue.md(f"![counts by day](data:image/svg+xml;base64,{encoded})")
