@@ -178,7 +178,7 @@ def main(
     scale: Annotated[bool, typer.Option(help="Score the cohort a hundred times over, too.")] = True,
 ) -> None:
     """Compare the models, then score 2.4 million customers."""
-    console = Console()
+    console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
         server = embedded_postgres.connect_or_start(Path(folder))
         try:
