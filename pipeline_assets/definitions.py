@@ -14,6 +14,7 @@ import dagster as dg
 
 from pipeline_assets.news.assets import mornings, news_assets
 from pipeline_assets.news.automation import news_automation
+from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
@@ -96,7 +97,9 @@ def _known_previews() -> Iterator[None]:
         yield
 
 
-defs = build_definitions(load_settings())
+_settings = load_settings()
+configure_logging(_settings)
+defs = build_definitions(_settings)
 
 # What Dagster has made by now lives as long as the process; walking it at each collection would cost a
 # run 0.1 s of its CPU.
