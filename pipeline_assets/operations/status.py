@@ -140,7 +140,7 @@ def _read_dagster(status: Status, instance: "dg.DagsterInstance", known: Watched
     status.unfinished = unfinished_runs(instance)
     status.ended = ended_runs(instance, status.at - LOOK_BACK)
     status.instigators = instigators(instance, known)
-    status.checks = checks(instance, list(known.checks))
+    status.checks = checks(instance, known.checks)
     if partition := newest_partition(instance, DIGEST):
         status.edition = date.fromisoformat(partition) + timedelta(days=1)
 

@@ -5,7 +5,7 @@ kind, counts that an index answers, one query a check. What is right or wrong wi
 (`operations/status.py`); what is removed from it stands in `dagster_instance.py`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 RECENT_RUNS = 500
 """How many of the newest ended runs are looked at; a page of a hundred takes Dagster 30 ms."""
+
+RECENT_CHECKS = 20_000
+"""How many of the newest results of checks are looked at: those of a backfill of two years."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,15 @@ def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator
     return sorted(found, key=lambda each: each.name)
 
 
-def checks(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> list[Check]:
-    """The checks that ever had a result."""
+def checks(instance: dg.DagsterInstance, keys: Collection[dg.AssetCheckKey]) -> list[Check]:
+    """Those of the checks that had a result of late."""
+    from pipeline_assets.resources.dagster_instance import recent_check_results
+
+    stored = {(key.asset_key.to_string(), key.name): key for key in keys}
     outcomes: dict[dg.AssetCheckKey, dict[str | None, bool]] = {}
-    for found in instance.event_log_storage.get_asset_check_partition_info(keys):
-        status = found.latest_execution_status.value
-        if status in ("SUCCEEDED", "FAILED"):  # others are planned, or were never carried out
-            outcomes.setdefault(found.check_key, {})[found.partition_key] = status == "SUCCEEDED"
+    for asset, name, partition, passed in recent_check_results(instance, RECENT_CHECKS):
+        if key := stored.get((asset, name)):
+            outcomes.setdefault(key, {})[partition] = passed
     results = []
     for key, by_partition in outcomes.items():
         # A ranged run has a result for the range as a whole beside each partition's own.
@@ -161,7 +166,7 @@ def checks(instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]) -> li
                 failed_partitions=sum(not passed for passed in (days or by_partition).values()),
             )
         )
-    return results
+    return sorted(results, key=lambda check: (check.asset, check.name))
 
 
 def newest_partition(instance: dg.DagsterInstance, asset: str) -> str | None:

