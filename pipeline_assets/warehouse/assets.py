@@ -300,9 +300,11 @@ def _report_held(
     for key, by_asset in loads.items():
         for name, metadata in by_asset.items():
             context.log_event(dg.AssetMaterialization(name, metadata=metadata, partition=key))
+    from pipeline_assets.warehouse.ledger import GateError
+
     raise dg.Failure(
         f"{len(held)} of {len(held) + len(loads)} partitions held back: {', '.join(held)}. "
         f"{next(iter(held.values()))}",
         metadata=held,
         allow_retries=False,
-    )
+    ) from GateError(next(iter(held.values())))
