@@ -14,7 +14,10 @@ import dagster as dg
 
 from pipeline_assets.news.assets import mornings, news_assets
 from pipeline_assets.news.automation import news_automation
+from pipeline_assets.operations.assets import operations_assets
+from pipeline_assets.operations.automation import housekeeping
 from pipeline_assets.operations.logs import configure_logging
+from pipeline_assets.resources.dagster_history import watched
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
@@ -82,7 +85,16 @@ def build_definitions(
         # comes from several runs.
         executor=dg.in_process_executor,
     )
-    return dg.Definitions.merge(shared, *parts)
+    parts.append(
+        housekeeping(
+            # The status is about all of them: it looks up what there is when it is made.
+            operations_assets(settings, lambda: watched(definitions)),
+            timezone=settings.pipeline_timezone,
+            running=settings.pipeline_automation == "running",
+        )
+    )
+    definitions = dg.Definitions.merge(shared, *parts)
+    return definitions
 
 
 @contextmanager

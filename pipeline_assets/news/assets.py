@@ -63,6 +63,7 @@ def news_assets(
     @dg.asset(
         name=ARTICLES,
         kinds={"python", "postgres"},
+        pool="warehouse",
         description=(
             "What the outlets published in the window, one row an article: plain text, canonical "
             "address, UTC. Raw answers are archived first and never fetched twice. Rows that break "

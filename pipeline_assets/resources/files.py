@@ -7,6 +7,7 @@ file or the new one, never half of one.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -90,6 +91,22 @@ class PartitionFiles:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         return digest.hexdigest()
+
+    def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
+        """Remove files older than a moment, of the assets whose names begin so; returns how many.
+
+        Parts that a killed run left behind are among them.
+        """
+        from fsspec.core import url_to_fs
+
+        filesystem, root = url_to_fs(self.root)
+        removed = 0
+        for path in filesystem.find(root) if filesystem.exists(root) else []:
+            asset = path.rsplit("/", 2)[-2]
+            if asset.startswith(prefixes) and filesystem.modified(path) < before:
+                filesystem.rm(path)
+                removed += 1
+        return removed
 
     def _reading(self, asset: str, partition: str) -> Any:
         filesystem, path = self._open(asset, partition)

@@ -74,6 +74,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         name=name,
         deps=[source_key(contract)],
         kinds={"postgres", "parquet"},
+        pool="source",
         description=f"The rows of `{contract.source_relation}` that changed on the day, as they are.",
         metadata={"dagster/column_schema": column_schema(contract.source_columns)},
         check_specs=[complete_spec(name, partitions)],
@@ -126,6 +127,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
         name=name,
         deps=[f"raw_{contract.name}"],
         kinds={"pandas", "parquet"},
+        pool="warehouse",
         description=(
             f"The day's rows that keep contract `{contract.name}` {contract.version}. The others are in "
             f"`quarantine.{contract.name}` with the rules they break. A broken rule holds the day back."
@@ -181,6 +183,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
 
     @dg.multi_asset(
         name=target,
+        pool="warehouse",
         specs=[
             _spec(contract, dg.AssetKey(f"validated_{contract.name}")),
             *(_spec(mart, dg.AssetKey(target)) for mart in marts),
