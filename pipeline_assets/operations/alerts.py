@@ -72,6 +72,9 @@ class Book(BaseModel):
     alerts: dict[str, Alert] = {}
     messages: list[Message] = []
     channels: dict[str, Channel] = {}
+    looked_at: datetime | None = None
+    awake_since: datetime | None = None
+    """Since when looks come without a long pause."""
 
 
 def channel_problems(book: Book, names: Iterable[str]) -> list[Problem]:
@@ -117,7 +120,9 @@ def update(
         alert.suppressed += len(new)
         alert.repeated += len(new)
         if alert.suppressed and now - alert.told_at >= repeat:
-            since = f"{alert.suppressed} more since {moment(alert.told_at)}: {few(new)}".rstrip(": ")
+            since = f"{alert.suppressed} more since {moment(alert.told_at)}: {few(new)}".rstrip(
+                ": "
+            )
             _tell(book, f"{alert.title} ({since})", alert.text, "failure", channels)
             alert.suppressed, alert.told_at = 0, now
     for fingerprint, alert in list(book.alerts.items()):
@@ -154,9 +159,7 @@ def _close(
 
 def _tell(book: Book, title: str, text: str, level: Level, channels: Collection[str]) -> None:
     if channels:
-        book.messages.append(
-            Message(title=title, text=text, level=level, waiting=sorted(channels))
-        )
+        book.messages.append(Message(title=title, text=text, level=level, waiting=sorted(channels)))
     if len(book.messages) > KEPT_MESSAGES:
         dropped = len(book.messages) - KEPT_MESSAGES + 1
         del book.messages[:dropped]

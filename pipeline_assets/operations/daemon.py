@@ -28,9 +28,8 @@ LOCATIONS = """query { workspaceOrError { __typename
 
 def _automation(view: View) -> Iterator[tuple[Automation, "InstigatorState"]]:
     """Our sensors and schedules, with what the daemon keeps of them."""
-    ours: dict[str, Automation] = {
-        each.name: each for each in [*view.repository.sensor_defs, *view.repository.schedule_defs]
-    }
+    both: list[Automation] = [*view.repository.sensor_defs, *view.repository.schedule_defs]
+    ours = {each.name: each for each in both}
     for state in view.instance.all_instigator_state():
         if state.instigator_name in ours:
             yield ours[state.instigator_name], state
@@ -113,7 +112,9 @@ def _expected(
     if not isinstance(automation.cron_schedule, str):
         crons = list(automation.cron_schedule)
     expected = max(
-        next(reverse_cron_string_iterator(view.now.timestamp(), cron, automation.execution_timezone))
+        next(
+            reverse_cron_string_iterator(view.now.timestamp(), cron, automation.execution_timezone)
+        )
         for cron in crons
         if isinstance(cron, str)
     ).astimezone(UTC)

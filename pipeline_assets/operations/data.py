@@ -7,47 +7,19 @@ no run for one that doesn't block, and tells nobody. The gate's verdicts are the
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import dagster as dg
 
+from pipeline_assets.operations.checks import ServiceLevel, is_loaded, on_time_evaluation
 from pipeline_assets.operations.problems import Kind, Problem, few
 from pipeline_assets.operations.runs import HORIZON, View
-from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
+from pipeline_assets.warehouse.checks import ON_TIME
 
-ON_TIME = "on_time"
 KINDS: dict[str, Kind] = {"trained_model": "model_refused"}
 """Asset -> what a failed check of it is called, where that isn't simply a failed check."""
-
-
-@dataclass(frozen=True)
-class ServiceLevel:
-    """A contract's promise of how late data may be, and the asset and partitions that it is about."""
-
-    contract: Contract
-    asset: dg.AssetKey
-    partitions: dg.TimeWindowPartitionsDefinition
-
-    @property
-    def latency(self) -> timedelta | None:
-        """How long after it came to be in the source a row may be missing."""
-        hours = self.contract.latency_hours
-        return timedelta(hours=hours) if hours else None
-
-    def due(self, key: str) -> datetime | None:
-        """When the partition must be there: its oldest row is as old as its window."""
-        window = self.partitions.time_window_for_partition_key(key)
-        return window.start + self.latency if self.latency else None
-
-    def newest_expected(self, now: datetime) -> str | None:
-        """The newest partition that must be there by now."""
-        if self.latency is None:
-            return None
-        keys = self.partitions.get_partition_keys(current_time=now)
-        return next((key for key in reversed(keys) if (self.due(key) or now) <= now), None)
 
 
 class Failed(NamedTuple):
@@ -86,7 +58,9 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
     )
     by_id = {record.storage_id: record for record in records}
     return [
-        Failed(dg.AssetCheckKey(dg.AssetKey(json.loads(asset)), name), partition or "", by_id[event])
+        Failed(
+            dg.AssetCheckKey(dg.AssetKey(json.loads(asset)), name), partition or "", by_id[event]
+        )
         for asset, name, partition, event in rows
         if event in by_id
     ]
@@ -95,8 +69,13 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
 def failed_checks(view: View) -> list[Problem]:
     """A problem for each check that fails now, with all its partitions."""
     groups: dict[dg.AssetCheckKey, list[Failed]] = defaultdict(list)
+    graph = view.repository.asset_graph
     for failed in failing_checks(view.instance, view.ago(HORIZON)):
-        groups[failed.key].append(failed)
+        if not graph.has(failed.key):
+            continue  # it was removed
+        # A ranged run has a result for the range as a whole beside each partition's own.
+        if failed.partition or graph.get(failed.key).partitions_def is None:
+            groups[failed.key].append(failed)
     return [_check_problem(view, key, found) for key, found in groups.items()]
 
 
@@ -120,7 +99,9 @@ def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -
             "Asset": asset,
             "Partition": few(partitions),
             "Cause": _evidence(evaluation),
-            "Effect": "What depends on it is not made." if blocking else "It is told, nothing stops.",
+            "Effect": "What depends on it is not made."
+            if blocking
+            else "It is told, nothing stops.",
             "Owner": view.owner([key.asset_key]),
             "Run": view.link(f"runs/{run}") if run else "",
             "Check": view.link(f"assets/{asset}?view=checks"),
@@ -167,9 +148,7 @@ def held_days(view: View) -> list[Problem]:
                         f"The contract's {few(rules)} broken; {newest.rows_quarantined} rows of "
                         f"{newest.partition_key} are in quarantine.{table}. Nothing of it was loaded."
                     ),
-                    "Owner": view.owner(
-                        [dg.AssetKey(f"validated_{table}"), dg.AssetKey(table)]
-                    ),
+                    "Owner": view.owner([dg.AssetKey(f"validated_{table}"), dg.AssetKey(table)]),
                     "Run": view.link(f"runs/{newest.validated_by}") or newest.validated_by,
                 },
             )
@@ -231,39 +210,15 @@ def report_on_time(view: View, levels: Sequence[ServiceLevel]) -> None:
     for failed in failing_checks(view.instance, view.ago(HORIZON)):
         if failed.key.name == ON_TIME:
             failing[failed.key.asset_key].add(failed.partition)
+    warehouse = Database("warehouse", view.settings)
     for level in levels:
         newest = level.newest_expected(view.now)
         if newest is None:
             continue
         for key in sorted({newest, *failing[level.asset]}):
-            passed = is_loaded(view.settings, level.contract, key)
+            passed = is_loaded(warehouse, level.contract, key)
             # The newest passes silently: no event a look, and none a day.
             if passed == (key in failing[level.asset]):
-                view.instance.report_runless_asset_event(on_time_evaluation(level, key, passed=passed))
-
-
-def is_loaded(settings: "object", contract: Contract, key: str) -> bool:
-    """Whether the partition was loaded, by the ledger."""
-    from pipeline_assets.warehouse.ledger import batches, ensure_schema
-
-    with Database("warehouse", settings).connect(autocommit=True) as warehouse:  # type: ignore[arg-type]
-        ensure_schema(warehouse, contract)
-        batch = batches(warehouse, contract, [key]).get(key)
-    return batch is not None and batch.loaded_hash is not None
-
-
-def on_time_evaluation(level: ServiceLevel, key: str, *, passed: bool) -> dg.AssetCheckEvaluation:
-    """The result of `on_time` for one partition."""
-    due = level.due(key)
-    return dg.AssetCheckEvaluation(
-        asset_key=level.asset,
-        check_name=ON_TIME,
-        passed=passed,
-        partition=key,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=(
-            f"{key} {'is there' if passed else 'is not there'}; it is due "
-            f"{due:%Y-%m-%d %H:%M %Z}, {level.contract.latency_hours:g} h after its window began."
-        ),
-        metadata={},
-    )
+                view.instance.report_runless_asset_event(
+                    on_time_evaluation(level, key, passed=passed)
+                )

@@ -36,7 +36,9 @@ def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Ite
     if service is None:
         raise DeliveryError("ALERT_URLS has an address for it that Apprise doesn't understand")
     said = StringIO()
-    with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as captured:
+    # Apprise types everything but this.
+    capture = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
+    with capture as captured:
         done = service.notify(
             body=message.text,
             title=message.title,
@@ -46,7 +48,9 @@ def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Ite
         said.write(captured.getvalue())
     if not done:
         reason = " ".join(said.getvalue().split()) or "gave no reason"
-        raise DeliveryError(mask(reason, sorted([*secrets, addresses[name]], key=len, reverse=True)))
+        raise DeliveryError(
+            mask(reason, sorted([*secrets, addresses[name]], key=len, reverse=True))
+        )
 
 
 def beat(url: SecretStr) -> None:

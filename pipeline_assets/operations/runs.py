@@ -19,7 +19,7 @@ from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from dagster._core.errors import SerializableErrorInfo
+    from dagster_shared.error import SerializableErrorInfo
 
 Pair = tuple[dg.AssetKey, str]
 """An asset and one of its partitions."""
@@ -100,9 +100,7 @@ def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
     isn't told again.
     """
     records = view.instance.get_run_records(
-        dg.RunsFilter(
-            statuses=[dg.DagsterRunStatus.FAILURE], updated_after=view.ago(HORIZON)
-        ),
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=view.ago(HORIZON)),
         limit=MOST_RUNS,
     )
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
@@ -176,9 +174,7 @@ def _read(view: View, run: dg.DagsterRun) -> Failure:
             if not found.step:
                 found.cause = _without_step(event, engine)
     keys = _partition_keys(view, run, planned)
-    found.missing = [
-        (asset, key) for asset in planned for key in keys if (asset, key) not in made
-    ]
+    found.missing = [(asset, key) for asset in planned for key in keys if (asset, key) not in made]
     return found
 
 
@@ -192,9 +188,7 @@ def _without_step(event: dg.DagsterEvent, engine: str) -> str:
     return engine if engine and from_outside in message else message
 
 
-def _partition_keys(
-    view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKey]
-) -> list[str]:
+def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKey]) -> list[str]:
     if key := run.tags.get("dagster/partition"):
         return [key]
     first, last = (run.tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end"))
@@ -239,9 +233,7 @@ def _succeeded_since(view: View, record: dg.RunRecord) -> bool:
     return any(_target(found) == _target(run) for found in later)
 
 
-def _run_problem(
-    view: View, subject: str, found: list[tuple[dg.RunRecord, Failure]]
-) -> Problem:
+def _run_problem(view: View, subject: str, found: list[tuple[dg.RunRecord, Failure]]) -> Problem:
     record, failure = found[0]
     run = record.dagster_run
     assets = list(dict.fromkeys(asset for _, each in found for asset, _ in each.missing))
@@ -251,7 +243,7 @@ def _run_problem(
     return Problem(
         "run_failed",
         subject,
-        datetime.fromtimestamp(min(ended), UTC) if ended else record.update_timestamp,
+        datetime.fromtimestamp(min(ended), UTC) if ended else _created(record),
         members=tuple(partitions or [run.run_id]),
         facts={
             "What": " ".join(filter(None, [what, few(partitions)])),
@@ -307,6 +299,11 @@ def _classes(error: "SerializableErrorInfo | None") -> list[str]:
     return classes
 
 
+def _created(record: dg.RunRecord) -> datetime:
+    """PostgreSQL's storage gives it without a zone, in UTC."""
+    return record.create_timestamp.replace(tzinfo=UTC)
+
+
 def waiting_runs(view: View) -> list[Problem]:
     """Runs that should have started, each job once, and a queue that is too long."""
     waiting = view.instance.get_run_records(
@@ -323,15 +320,15 @@ def waiting_runs(view: View) -> list[Problem]:
     limit = timedelta(minutes=view.settings.alert_late_minutes)
     by_job = defaultdict(list)
     for record in waiting:
-        if view.now - record.create_timestamp > limit:
+        if view.now - _created(record) > limit:
             by_job[record.dagster_run.job_name].append(record)
     for job, records in by_job.items():
-        first = min(records, key=lambda record: record.create_timestamp)
+        first = min(records, key=_created)
         problems.append(
             Problem(
                 "run_waiting",
                 job,
-                first.create_timestamp,
+                _created(first),
                 members=tuple(record.dagster_run.run_id for record in records),
                 facts={
                     "What": f"{job} {_partition(first.dagster_run)}".strip(),
@@ -345,7 +342,7 @@ def waiting_runs(view: View) -> list[Problem]:
         )
     queued = [r for r in waiting if r.dagster_run.status == dg.DagsterRunStatus.QUEUED]
     if len(queued) > view.settings.alert_queue_length:
-        oldest = min(record.create_timestamp for record in queued)
+        oldest = min(map(_created, queued))
         most = f" or more (the first {MOST_RUNS} were counted)" if len(waiting) == MOST_RUNS else ""
         problems.append(
             Problem(
