@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipeline_assets.news.assets import mornings, news_assets
+from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.operations.assets import operations_assets
-from pipeline_assets.operations.automation import housekeeping
+from pipeline_assets.operations.automation import alerting, housekeeping
+from pipeline_assets.operations.checks import ServiceLevel
 from pipeline_assets.operations.logs import configure_logging
+from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.dagster_history import watched
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
 from pipeline_assets.settings import Settings, load_settings
-from pipeline_assets.warehouse.assets import table_assets
+from pipeline_assets.warehouse.assets import table_assets, target_name
 from pipeline_assets.warehouse.automation import table_automation
 from pipeline_assets.warehouse.tables import load_tables
 
@@ -59,10 +61,13 @@ def build_definitions(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
     parts = []
+    levels = []
     with _known_previews():
         for table in load_tables():
             assets = table_assets(table, days)
             materializable = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
+            key = dg.AssetKey(target_name(table.contract))
+            levels.append(ServiceLevel(table.contract, key, days))
             parts += [
                 dg.Definitions(assets=assets),
                 table_automation(
@@ -79,6 +84,8 @@ def build_definitions(
             dg.Definitions(assets=news),
             news_automation(news, partitions, running=settings.pipeline_automation == "running"),
         ]
+        levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
+        parts.append(alerting(settings, levels, running=settings.pipeline_automation == "running"))
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism

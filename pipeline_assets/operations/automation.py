@@ -1,10 +1,14 @@
-"""When the status page is made anew and when retention runs."""
+"""When the status page is made anew, when retention runs, and the sensor that looks and alerts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import cast
 
 import dagster as dg
 
 from pipeline_assets.operations.assets import RETENTION, STATUS
+from pipeline_assets.operations.checks import ServiceLevel, on_time_check
+from pipeline_assets.settings import Settings
 
 SCHEDULES = (
     # An hour is what a page in the UI may be old; the command and the metrics say it for now.
@@ -35,3 +39,44 @@ def housekeeping(
             )
         )
     return dg.Definitions(assets=assets, schedules=schedules)
+
+
+BOOK = "pipeline_assets.alerts"
+"""Where the sensor keeps who was told of what, among the daemon's values in Dagster's storage."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def alerting(
+    settings: Settings,
+    levels: Sequence[ServiceLevel],
+    *,
+    running: bool,
+    now: Callable[[], datetime] = _now,
+) -> dg.Definitions:
+    """The sensor `alerts`, and the check of each contract's service level."""
+
+    @dg.sensor(
+        name="alerts",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING
+        if running
+        else dg.DefaultSensorStatus.STOPPED,
+        description=(
+            "Finds what is wrong now and tells ALERT_URLS what is new or mended; then asks for "
+            "HEARTBEAT_URL. It starts nothing."
+        ),
+    )
+    def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        from pipeline_assets.operations.runs import View
+        from pipeline_assets.operations.watching import look_inside, tell
+
+        repository = cast("dg.RepositoryDefinition", context.repository_def)
+        view = View(context.instance, repository, settings, now())
+        return dg.SkipReason(
+            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
+        )
+
+    return dg.Definitions(sensors=[alerts], asset_checks=[on_time_check(level) for level in levels])

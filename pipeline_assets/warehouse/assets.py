@@ -18,7 +18,7 @@ from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import Progress
-from pipeline_assets.running import RETRY, permanent_failures
+from pipeline_assets.running import RETRY, freshness, permanent_failures
 from pipeline_assets.warehouse.checks import (
     complete_result,
     complete_spec,
@@ -280,6 +280,7 @@ def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
         deps=[upstream],
         group_name=GROUP,
         description=contract.description,
+        freshness_policy=freshness(contract) if isinstance(contract, Contract) else None,
         owners=[f"team:{contract.owner}"],
         code_version=f"{__version__}/{contract.version}",
         kinds={"postgres"},
@@ -303,9 +304,11 @@ def _report_held(
     for key, by_asset in loads.items():
         for name, metadata in by_asset.items():
             context.log_event(dg.AssetMaterialization(name, metadata=metadata, partition=key))
+    from pipeline_assets.warehouse.ledger import GateError
+
     raise dg.Failure(
         f"{len(held)} of {len(held) + len(loads)} partitions held back: {', '.join(held)}. "
         f"{next(iter(held.values()))}",
         metadata=held,
         allow_retries=False,
-    )
+    ) from GateError(next(iter(held.values())))

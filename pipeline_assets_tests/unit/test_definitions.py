@@ -21,6 +21,8 @@ ALL = sorted(GRAPH.get_all_asset_keys())
 # Nouns that name the data, with their layer.
 NAME = re.compile(r"(raw|validated|fct|dim)_[a-z]+(_[a-z]+)*|[a-z]+_[a-z]+(_[a-z]+)*")
 VERBS = ("load_", "get_", "fetch_", "make_", "run_", "update_", "process_")
+# What is wrong with Dagster itself can't be told without it.
+ABOUT_DAGSTER = {("operations", name) for name in ("runs", "data", "daemon", "watching")}
 GROUPS = {"news", "warehouse", "models", "operations"}
 
 
@@ -71,7 +73,9 @@ def test_there_is_no_orphan_and_no_cycle() -> None:
 def test_every_schedule_and_sensor_starts_something_that_exists() -> None:
     jobs = {job.name for job in REPOSITORY.get_all_jobs() if job.name != "__ASSET_JOB"}
     started = {schedule.job_name for schedule in REPOSITORY.schedule_defs}
-    started |= {job.name for sensor in REPOSITORY.sensor_defs for job in sensor.jobs}
+    started |= {
+        job.name for sensor in REPOSITORY.sensor_defs if sensor.has_jobs for job in sensor.jobs
+    }
     assert started
     assert started <= jobs
     assert all(job == job.lower() for job in jobs)
@@ -115,5 +119,6 @@ def test_the_layers_name_every_plain_module_of_a_domain() -> None:
         for domain in domains
         for file in domain.glob("*.py")
         if file.stem not in ("__init__", "assets", "checks", "automation")
+        and (file.parent.name, file.stem) not in ABOUT_DAGSTER
     }
     assert modules <= set(plain["source_modules"])
