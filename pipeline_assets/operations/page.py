@@ -29,6 +29,7 @@ def page(status: Status) -> str:
             or "none yet"
         )
         + ".",
+        f"Alerts: {len(status.alerts.alerts)} open, {len(status.alerts.messages)} to be delivered.",
         "### Schedules and sensors",
         _grid(
             ("name", "kind", "last tick", "failed in a row"),

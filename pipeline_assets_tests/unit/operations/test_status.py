@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
+from pipeline_assets.operations.alerts import Alert, Book
 from pipeline_assets.operations.page import headline, page
 from pipeline_assets.operations.status import Status, TableState, _closed
 from pipeline_assets.resources.dagster_history import Check, Instigator, Run
@@ -42,7 +44,7 @@ def test_nothing_wrong_is_said_in_one_line() -> None:
     assert page(status).splitlines()[0] == "## ✓ Everything is fine"
 
 
-PROBLEMS = {
+PROBLEMS: dict[str, dict[str, Any]] = {
     "unreadable": {"unknown": {"dagster": "connection refused"}},
     "daemon": {"heartbeats": {"SENSOR": NOW - timedelta(minutes=6)}},
     "queued": {"unfinished": [replace(run("queued", 0.3), started=None, ended=None)]},
@@ -51,6 +53,18 @@ PROBLEMS = {
     "tick": {"instigators": [Instigator("changes", "sensor", NOW, 2, "no such table")]},
     "held": {"tables": [replace(TABLE, held=["2026-11-20"])]},
     "behind": {"tables": [replace(TABLE, behind=["2026-11-19", "2026-11-20"])]},
+    "alert": {
+        "alerts": Book(
+            looked_at=NOW,
+            alerts={
+                kind: Alert(kind=kind, title="Slow", text="", since=NOW, told_at=NOW, members=[])
+                for kind in (
+                    "run_slow",
+                    "run_failed",
+                )  # a failed run is seen here, or was made good
+            },
+        )
+    },
     "check": {"checks": [Check("daily_sales", "equals_rebuild", None, False, 1)]},
 }
 
@@ -78,7 +92,7 @@ def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
         },  # old partitions failed, the newest not
     ],
 )
-def test_what_is_as_it_should_be_is_none(changes: dict[str, object]) -> None:
+def test_what_is_as_it_should_be_is_none(changes: dict[str, Any]) -> None:
     assert replace(fine(), **changes).problems == []
 
 
