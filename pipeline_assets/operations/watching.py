@@ -43,12 +43,8 @@ def look_inside(
             facts = {"What": what, "Cause": " ".join(cause.split())[:500]}
             problems.append(Problem("look_failed", what, view.now, facts=facts))
 
-    def on_time() -> list[Problem]:
-        data.report_on_time(view, levels)
-        return []
-
-    look("data on time", ["data_late"], on_time)
-    look("checks", ["check_failed", "model_refused", "data_late"], lambda: data.failed_checks(view))
+    look("late data", ["data_late"], lambda: data.late_data(view, levels))
+    look("checks", ["check_failed", "model_refused"], lambda: data.failed_checks(view))
     look("held days", ["day_held"], lambda: data.held_days(view))
     told = {
         member
