@@ -41,10 +41,6 @@ def housekeeping(
     return dg.Definitions(assets=assets, schedules=schedules)
 
 
-BOOK = "pipeline_assets.alerts"
-"""Where the sensor keeps who was told of what, among the daemon's values in Dagster's storage."""
-
-
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -71,12 +67,12 @@ def alerting(
     )
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         from pipeline_assets.operations.runs import View
-        from pipeline_assets.operations.watching import look_inside, tell
+        from pipeline_assets.operations.watching import INSIDE, look_inside, tell
 
         repository = cast("dg.RepositoryDefinition", context.repository_def)
         view = View(context.instance, repository, settings, now())
         return dg.SkipReason(
-            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
+            tell(view, INSIDE, lambda view, awake: look_inside(view, levels, awake), now)
         )
 
     on_time = [_on_time(level, running=running) for level in levels if level.latency]

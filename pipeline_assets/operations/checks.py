@@ -91,7 +91,10 @@ def on_time_check(level: ServiceLevel) -> dg.AssetChecksDefinition:
         return dg.AssetCheckResult(
             passed=passed,
             severity=dg.AssetCheckSeverity.WARN,
-            description=f"{key} is {'there' if passed else 'not there'}; due {level.due(key):%Y-%m-%d %H:%M %Z}.",
+            description=(
+                f"{key} is {'there' if passed else 'not there'}; "
+                f"it was due {level.due(key):%Y-%m-%d %H:%M %Z}."
+            ),
         )
 
     return on_time

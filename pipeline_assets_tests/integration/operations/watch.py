@@ -24,11 +24,14 @@ class Mailbox:
         self.mails: list[tuple[str, str]] = []
         self.refuse = False
 
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802  # aiosmtpd's name
+    async def handle_DATA(self, *about: Any) -> str:  # noqa: N802  # aiosmtpd's name
+        """Take a mail; it is called with server, session and envelope."""
+        _, _, envelope = about
         if self.refuse:
             return "451 Try again later"
         mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
-        body = mail.get_body(("plain",))  # type: ignore[attr-defined]  # the default policy's message has it
+        body = mail.get_body(("plain",))
+        assert body is not None
         self.mails.append((str(mail["subject"]), body.get_content()))
         return "250 OK"
 
