@@ -372,6 +372,8 @@ def _print_deployment(status: "Status") -> None:
     counts = (f"{count:,} {name}" for name, count in status.runs.items() if count)
     grid.add_row("runs", ", ".join(counts) or "none yet")
     grid.add_row("switched on", f"{len(status.instigators)} schedules and sensors")
+    book = status.alerts
+    grid.add_row("alerts", f"{len(book.alerts)} open, {len(book.messages)} to be delivered")
     grid.add_row("last edition", str(status.edition or "none yet"))
     console.print(grid)
     problems = status.problems

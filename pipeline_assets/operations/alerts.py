@@ -17,6 +17,9 @@ from pydantic import BaseModel
 
 from pipeline_assets.operations.problems import WORDS, Kind, Problem, few, moment
 
+BOOK = "pipeline_assets.alerts"
+"""Where the sensor keeps its book, among the daemon's values in Dagster's storage."""
+
 Level = Literal["failure", "success"]
 
 FIRST_PAUSE = timedelta(seconds=30)

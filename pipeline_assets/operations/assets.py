@@ -13,7 +13,7 @@ from pipeline_assets import __version__
 from pipeline_assets.resources.dagster_history import Watched, partitions_on_record
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import RETRY
+from pipeline_assets.running import RETRY, permanent_failures
 from pipeline_assets.settings import Settings
 
 GROUP = "operations"
@@ -100,7 +100,7 @@ def operations_assets(
 
         now = datetime.now(UTC)
         instance = context.instance
-        with warehouse.connect(autocommit=True) as connection:
+        with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             known_before = partitions_on_record(instance) | retention.ledger_keys(connection)
             runs, events = remove_run_logs(
                 instance, retention.cutoff(now, settings.retention_log_days)

@@ -14,7 +14,6 @@ that Python has for this; so the class is what changes.
 import json
 import logging
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -50,17 +49,14 @@ def configure_logging(settings: Settings) -> None:
             super().addHandler(hdlr)
 
     logging.setLoggerClass(Logger)
-    root = logging.getLogger()
-    if as_json and not root.handlers:
-        # Lines of libraries, and Python's warnings, outside of runs: Dagster's loggers have handlers of
-        # their own, and a run hangs one here that gives such a line its run (`python_logs` in
-        # dagster.yaml).
-        handler = logging.StreamHandler(sys.stderr)
-        handler.addFilter(
-            lambda record: root.handlers[-1] is handler and not record.name.startswith("dagster")
-        )
-        root.addHandler(handler)
-        logging.captureWarnings(capture=True)
+    # Python's own handler, for what no other handles: lines of libraries outside of runs. In a run
+    # Dagster handles those too and gives them its context (`python_logs` in dagster.yaml).
+    if logging.lastResort:
+        logging.lastResort.setFormatter(format_of(logging.lastResort))
+        if as_json:
+            # Python's warnings would be no JSON, or, captured and with no handler, nowhere.
+            logging.captureWarnings(capture=True)
+            logging.getLogger("py.warnings").addHandler(logging.lastResort)
     for name in [None, *logging.root.manager.loggerDict]:
         for present in logging.getLogger(name).handlers:
             if isinstance(present, logging.StreamHandler):

@@ -72,6 +72,7 @@ def _metrics(status: Status) -> Iterable["Metric"]:
     if "dagster" not in status.unknown:
         yield from _runs(status)
         yield from _automation(status)
+        yield from _alerts(status)
     if "warehouse" not in status.unknown:
         yield from _tables(status)
 
@@ -159,6 +160,30 @@ def _automation(status: Status) -> Iterable["Metric"]:
         midnight = datetime.combine(status.edition, datetime.min.time(), status.at.tzinfo)
         edition.add_metric([], midnight.timestamp())
     yield edition
+
+
+def _alerts(status: Status) -> Iterable["Metric"]:
+    from prometheus_client.core import CounterMetricFamily
+
+    book = status.alerts
+    alerts = _gauge("alerts_open", "Alerts that were told and are not over.", "kind")
+    kinds = [alert.kind for alert in book.alerts.values()]
+    for kind in sorted(set(kinds)):
+        alerts.add_metric([kind], kinds.count(kind))
+    yield alerts
+
+    waiting = _gauge("alert_messages_waiting", "Messages that some channel has yet to get.")
+    waiting.add_metric([], len(book.messages))
+    yield waiting
+
+    delivered = CounterMetricFamily(
+        "pipeline_alert_deliveries", "Messages that a channel took.", labels=["channel"]
+    )
+    failures = _gauge("alert_delivery_failures", "Failed deliveries in a row.", "channel")
+    for name, channel in book.channels.items():
+        delivered.add_metric([name], channel.delivered)
+        failures.add_metric([name], channel.failures)
+    yield from (delivered, failures)
 
 
 def _tables(status: Status) -> Iterable["Metric"]:

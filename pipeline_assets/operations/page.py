@@ -12,7 +12,8 @@ def page(status: Status) -> str:
     """The report; what databases and people wrote stays text."""
     parts = [
         f"## {headline(status.problems)}",
-        f"{_time(status.at)}, {status.environment}. `pipeline-assets status` says it for now.",
+        f"{status.at:%Y-%m-%d %H:%M}, {status.environment}. Times are UTC. "
+        "For now: Materialize, or `pipeline-assets status`.",
         *(_problem(problem) for problem in status.problems),
         "### Tables",
         _grid(
@@ -21,17 +22,14 @@ def page(status: Status) -> str:
         ),
         f"Last edition of the digest: {status.edition or 'none yet'}.",
         "### Dagster",
-        _grid(
-            ("daemon", "last sign of life"), ((k, _time(v)) for k, v in status.heartbeats.items())
-        )
-        if status.heartbeats
-        else "No daemon ran yet.",
+        f"Daemon's last sign of life: {_time(min(status.heartbeats.values(), default=None))}.",
         "Runs: "
         + (
-            ", ".join(f"{count} {name}" for name, count in status.runs.items() if count)
+            ", ".join(f"{count:,} {name}" for name, count in status.runs.items() if count)
             or "none yet"
         )
         + ".",
+        f"Alerts: {len(status.alerts.alerts)} open, {len(status.alerts.messages)} to be delivered.",
         "### Schedules and sensors",
         _grid(
             ("name", "kind", "last tick", "failed in a row"),
@@ -78,4 +76,5 @@ def _grid(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _time(moment: datetime | None) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "never"
+    # With blanks that don't break: a column of the UI is narrow.
+    return f"{moment:%d %b %H:%M}".replace(" ", "\N{NO-BREAK SPACE}") if moment else "never"

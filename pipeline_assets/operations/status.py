@@ -12,6 +12,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from pipeline_assets.operations.alerts import BOOK, Book
+from pipeline_assets.operations.problems import Kind, anchor
 from pipeline_assets.resources.dagster_history import (
     Check,
     Instigator,
@@ -23,6 +25,7 @@ from pipeline_assets.resources.dagster_history import (
     instigators,
     newest_partition,
     runs_by_status,
+    stored_value,
     unfinished_runs,
 )
 from pipeline_assets.resources.postgres import Database
@@ -42,6 +45,18 @@ GRACE = timedelta(hours=1)
 LOOK_BACK = timedelta(days=7)
 """How far back failed runs are looked at."""
 SENSOR_LATE = timedelta(minutes=10)
+SEEN_HERE: frozenset[Kind] = frozenset(
+    (
+        "run_failed",
+        "check_failed",
+        "day_held",
+        "data_late",
+        "run_waiting",
+        "tick_failing",
+        "tick_late",
+    )
+)
+"""Kinds of alerts that stand for problems which the status finds itself; others are shown as they are."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,8 @@ class Status:
     instigators: list[Instigator] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     tables: list[TableState] = field(default_factory=list)
+    alerts: Book = field(default_factory=Book)
+    """What the alerting told, and how its channels do."""
     edition: date | None = None
     """The morning of the newest edition of the digest."""
     unknown: dict[str, str] = field(default_factory=dict)
@@ -99,6 +116,7 @@ class Status:
             *_instigator_problems(self),
             *_table_problems(self),
             *_check_problems(self),
+            *_alert_problems(self),
         ]
 
     @property
@@ -141,6 +159,8 @@ def _read_dagster(status: Status, instance: "dg.DagsterInstance", known: Watched
     status.ended = ended_runs(instance, status.at - LOOK_BACK)
     status.instigators = instigators(instance, known)
     status.checks = checks(instance, known.checks)
+    if book := stored_value(instance, BOOK):
+        status.alerts = Book.model_validate_json(book)
     if partition := newest_partition(instance, DIGEST):
         status.edition = date.fromisoformat(partition) + timedelta(days=1)
 
@@ -302,6 +322,15 @@ def _check_problems(status: Status) -> Iterator[Problem]:
                 f"The check {check.name} of {check.asset} failed{where}.",
                 "The asset's page, under Checks, has what it found.",
             )
+
+
+def _alert_problems(status: Status) -> Iterator[Problem]:
+    looked_at = status.alerts.looked_at
+    if looked_at is None or status.at - looked_at > SENSOR_LATE:
+        return  # nobody looks: what was told then says nothing of now
+    for alert in status.alerts.alerts.values():
+        if alert.kind not in SEEN_HERE:
+            yield Problem("alert", alert.title, f"See docs/runbook.md#{anchor(alert.kind)}.")
 
 
 def _named(run: Run) -> str:

@@ -174,6 +174,11 @@ def newest_partition(instance: dg.DagsterInstance, asset: str) -> str | None:
     return max(instance.get_materialized_partitions(dg.AssetKey(asset)), default=None)
 
 
+def stored_value(instance: dg.DagsterInstance, key: str) -> str | None:
+    """A value that the project keeps among those of the daemon."""
+    return instance.daemon_cursor_storage.get_cursor_values({key}).get(key)
+
+
 def partitions_on_record(instance: dg.DagsterInstance) -> set[str]:
     """Every partition that was ever materialized, as `asset/partition`."""
     return {
