@@ -14,6 +14,7 @@ from benchmarks.data import Wrong
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
+SCALE_RESULTS = RESULTS.with_name("scale.json")
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "benchmarks.svg"
 COMMAND = "make bench ARGS=--full"
@@ -65,8 +66,35 @@ def load() -> list[Result]:
 def merge(results: list[Result]) -> None:
     """Put results into the file, in the place of earlier ones of the same case and tool."""
     entries = {(result["case"], result["tool"]): result for result in [*load(), *results]}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+    _write(RESULTS, list(entries.values()))
+
+
+class ScaleResult(TypedDict):
+    """What one part of `benchmarks.scale` came to."""
+
+    part: str
+    rows: int
+    days: int
+    figures: dict[str, float]
+
+
+def load_scale() -> list[ScaleResult]:
+    """All results of `benchmarks.scale` on file."""
+    found: list[ScaleResult] = (
+        json.loads(SCALE_RESULTS.read_text()) if SCALE_RESULTS.exists() else []
+    )
+    return found
+
+
+def merge_scale(result: ScaleResult) -> None:
+    """Put a result into the file, in the place of an earlier one of the same part and size."""
+    entries = {(each["part"], each["rows"], each["days"]): each for each in [*load_scale(), result]}
+    _write(SCALE_RESULTS, list(entries.values()))
+
+
+def _write(file: Path, results: "list[Result] | list[ScaleResult]") -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def table(results: list[Result]) -> Table:

@@ -52,6 +52,8 @@ SETTINGS = {
     "listen_addresses": HOST,
     "max_connections": "200",  # Dagster opens a connection a query outside its web server
     "shared_buffers": "256MB",
+    # A million rows into six write 1.5 GB of log; with a checkpoint in their middle 1.8 GB.
+    "max_wal_size": "4GB",
     "unix_socket_permissions": "0700",
     "wal_level": "minimal",  # nobody replicates a laptop's database
     "max_wal_senders": "0",

@@ -6,13 +6,14 @@ one process, and one that breaks its contract is held back alone.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from pipeline_assets import __version__
-from pipeline_assets.metadata import column_lineage, column_schema, preview
+from pipeline_assets.metadata import column_lineage, column_schema, daily_plot, preview
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
@@ -32,6 +33,9 @@ from pipeline_assets.warehouse.checks import (
     source_key,
 )
 from pipeline_assets.warehouse.tables import Table
+
+if TYPE_CHECKING:
+    from pipeline_assets.warehouse.reconcile import Digest, Windows
 
 GROUP = "warehouse"
 
@@ -168,6 +172,9 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
                     },
                     partition_key=key,
                 )
+            newest = max(windows)
+            counts = ledger.rows_by_day(connection, contract, newest)
+            context.add_asset_metadata({"recent_days": daily_plot(counts)}, partition_key=newest)
         if len(windows) > 1:
             for key, judgement in judgements.items():
                 log_partition(context, name, key, rule_results(contract, {key: judgement}))
@@ -206,7 +213,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.load import load, prepare
         from pipeline_assets.warehouse.marts import differing_groups
-        from pipeline_assets.warehouse.reconcile import compare
+        from pipeline_assets.warehouse.reconcile import Comparison, warehouse_digests
 
         windows = partition_windows(partitions, context.partition_keys)
         loads: dict[str, dict[str, dict[str, int]]] = {}
@@ -215,7 +222,10 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
             permanent_failures(),
             source.connect(autocommit=True) as source_connection,
             warehouse.connect(autocommit=True) as connection,
+            ThreadPoolExecutor(max_workers=1) as beside,
         ):
+            # The source is asked while the warehouse writes.
+            at_source = beside.submit(_at_source, source, contract, windows)
             prepare(connection, table)
             for key in progress(windows, target):
                 begun = perf_counter()
@@ -240,7 +250,8 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
                 }
             if held:
                 _report_held(context, loads, held)
-            comparisons = compare(source_connection, connection, contract, windows)
+            here, there = warehouse_digests(connection, contract, windows), at_source.result()
+            comparisons = {key: Comparison(there[key], here[key]) for key in windows}
             span = (min(windows.values())[0], max(windows.values())[1])
             differing = {
                 target_name(mart): differing_groups(connection, contract, mart, span)
@@ -260,6 +271,14 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
                     log_partition(context, name, key, [rebuild_result(name, groups)])
 
     return warehouse_tables
+
+
+def _at_source(source: Database, contract: Contract, windows: "Windows") -> "dict[str, Digest]":
+    """What the source holds, over a connection of its own: the load needs the other."""
+    from pipeline_assets.warehouse.reconcile import source_digests
+
+    with source.connect(autocommit=True) as connection:
+        return source_digests(connection, contract, windows)
 
 
 def _common(contract: Contract, partitions: dg.DailyPartitionsDefinition) -> dict[str, Any]:

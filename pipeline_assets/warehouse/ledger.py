@@ -6,7 +6,7 @@ as after. The loader asks here, not Dagster, whether a batch may be loaded, whoe
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,7 +69,7 @@ CREATE TABLE IF NOT EXISTS {} (
     quarantined_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX IF NOT EXISTS {} ON {} (partition_key);
-CREATE INDEX IF NOT EXISTS {} ON {} (source_identity)
+CREATE INDEX IF NOT EXISTS {} ON {} (source_version, source_identity)
 """
 
 
@@ -110,7 +110,7 @@ def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
         # CREATE ... IF NOT EXISTS fails when two sessions create at the same moment.
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
         connection.execute(SCHEMA)
-        indexes = [sql.Identifier(f"{contract.name}_{name}") for name in ("partition", "identity")]
+        indexes = [sql.Identifier(f"{contract.name}_{name}") for name in ("partition", "version")]
         connection.execute(
             sql.SQL(QUARANTINE).format(relation, indexes[0], relation, indexes[1], relation)
         )
@@ -124,6 +124,15 @@ def partition_lock(connection: psycopg.Connection, contract: Contract, key: str)
             "SELECT pg_advisory_xact_lock(hashtext(%s), hashtext(%s))", [contract.name, key]
         )
         yield
+
+
+def wait_for_other_loads(connection: psycopg.Connection, relation: str) -> None:
+    """Be alone in loading a warehouse table until the transaction ends.
+
+    Each load waits for the one before to commit and then sees what it did, as every statement has a
+    snapshot of its own. An advisory lock: one on the table would cancel its autovacuum.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [relation])
 
 
 @contextmanager
@@ -180,34 +189,32 @@ def _in_json(value: object) -> object:
 
 
 def source_identity(rows: "pa.Table", contract: Contract) -> list[str]:
-    """Key and version of each row as one text, as `identity_sql` writes it in a database."""
+    """The key of each row as one text, as `identity_sql` writes it in a database."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    version = rows[contract.change_column]
     parts = [rows[name].cast(pa.string()) for name in contract.key]
-    parts.append(version.cast(pa.int64()).cast(pa.string()))
     joined = pc.binary_join_element_wise(*parts, "|", null_handling="skip")
     texts: list[str] = joined.to_pylist()
     return texts
 
 
 def identity_sql(contract: Contract) -> sql.Composed:
-    """Key and version of a row as one text: the key's columns and the version in microseconds."""
-    return sql.SQL("concat_ws('|', {}, (extract(epoch FROM {}) * 1000000)::bigint)").format(
-        sql.SQL(", ").join(sql.Identifier(name) for name in contract.key),
-        sql.Identifier(contract.change_column),
-    )
+    """The key of a row as one text."""
+    names = sql.SQL(", ").join(map(sql.Identifier, contract.key))
+    return sql.SQL("concat_ws('|', {})").format(names)
 
 
 def quarantined(
-    connection: psycopg.Connection, contract: Contract, identities: list[str]
+    connection: psycopg.Connection, contract: Contract, rows: Mapping[str, datetime]
 ) -> set[str]:
-    """Which of these source identities the quarantine holds, from whatever partition."""
-    query = sql.SQL("SELECT source_identity FROM {} WHERE source_identity = ANY(%s)").format(
-        sql.Identifier("quarantine", contract.name)
-    )
-    return {identity for (identity,) in connection.execute(query, [identities])}
+    """Which of these rows (identity -> version) the quarantine holds, from whatever partition."""
+    query = sql.SQL(
+        "SELECT source_identity FROM {} WHERE (source_identity, source_version)"
+        " IN (SELECT * FROM unnest(%s::text[], %s::timestamptz[]))"
+    ).format(sql.Identifier("quarantine", contract.name))
+    found = connection.execute(query, [list(rows), list(rows.values())])
+    return {identity for (identity,) in found}
 
 
 def record_verdict(
@@ -267,6 +274,24 @@ def batches(
     with connection.cursor(row_factory=class_row(Batch)) as cursor:
         cursor.execute(query, [contract.name, keys, keys])
         return {batch.partition_key: batch for batch in cursor}
+
+
+def rows_by_day(
+    connection: psycopg.Connection, contract: Contract, until: str, *, days: int = 60
+) -> dict[str, dict[str, int]]:
+    """Rows and violations of the newest partitions up to `until`: what is counted -> day -> count."""
+    found = connection.execute(
+        "SELECT partition_key, rows_extracted,"
+        " (SELECT coalesce(sum(count::bigint), 0)::bigint"
+        "  FROM jsonb_each_text(violations) AS rules (rule, count))"
+        " FROM pipeline.batches WHERE table_name = %s AND partition_key <= %s"
+        " ORDER BY partition_key DESC LIMIT %s",
+        [contract.name, until, days],
+    ).fetchall()[::-1]
+    return {
+        "rows": {key: rows for key, rows, _ in found},
+        "violations": {key: violations for key, _, violations in found},
+    }
 
 
 def passed_batch(connection: psycopg.Connection, contract: Contract, key: str) -> Batch:

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract, MartContract
 from pipeline_assets.quality.ddl import ensure_index, ensure_table, relation
+from pipeline_assets.warehouse.ledger import wait_for_other_loads
 
 
 def ensure_marts(
@@ -31,7 +32,7 @@ def ensure_marts(
             [parts["mart"].as_string(connection)],
         ).fetchone()
         if found != (built_by,):
-            _wait_for_others(connection, mart)
+            wait_for_other_loads(connection, mart.source_relation)
             connection.execute(sql.SQL("DELETE FROM {mart}").format(**parts))
             connection.execute(
                 sql.SQL(
@@ -55,11 +56,9 @@ def note_touched(
 ) -> None:
     """Start the transaction's table `touched` with the groups of staged rows, as they are and were.
 
-    From here on the transaction is alone with the marts: what another load is about to change could
-    not be seen, neither its rows' old groups nor its new ones.
+    The transaction must be alone with the loaded table by now: what another load is about to change
+    could not be seen, neither its rows' old groups nor its new ones.
     """
-    for mart in marts:
-        _wait_for_others(connection, mart)
     names = group_columns(marts)
     connection.execute(
         sql.SQL(
@@ -108,15 +107,6 @@ def differing_groups(
     ).format(**parts)
     row = connection.execute(query, window).fetchone()
     return int(row[0]) if row else 0
-
-
-def _wait_for_others(connection: psycopg.Connection, mart: MartContract) -> None:
-    """Be alone with the mart until the transaction ends.
-
-    Loads of other partitions may touch the same groups: each waits for the one before to commit and
-    then sees what it did, as every statement has a snapshot of its own.
-    """
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [mart.target_relation])
 
 
 def _parts(mart: MartContract) -> dict[str, sql.Composable]:

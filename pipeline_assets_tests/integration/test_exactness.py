@@ -221,6 +221,18 @@ def test_a_change_time_that_goes_back_ends_in_step(
     assert loaded(warehouse) == truth(shop)
 
 
+def test_a_row_whose_change_time_becomes_infinite_leaves_the_warehouse(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """It belongs to no day any more; the reconciliation counts it."""
+    pipeline = Pipeline(settings)
+    shop.put("a", 0, 1)
+    pipeline.run(KEYS[0])
+    shop.connection.execute("UPDATE shop.transactions SET updated_at = 'infinity'")
+    pipeline.run(KEYS[0])
+    assert loaded(warehouse) == []
+
+
 def test_a_file_older_than_the_source_deletes_nothing_that_is_still_there(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
@@ -237,14 +249,19 @@ def test_a_file_older_than_the_source_deletes_nothing_that_is_still_there(
     assert loaded(warehouse) == truth(shop)
 
 
-def test_marts_are_right_when_two_loads_change_the_same_order(
-    settings: Settings, shop: Shop, warehouse: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("order", ["a", "new"])
+def test_marts_are_right_when_two_loads_write_the_same_order(
+    settings: Settings,
+    shop: Shop,
+    warehouse: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    order: str,
 ) -> None:
     first, second = Pipeline(settings), Pipeline(settings)
     shop.put("a", 0, 1, customer_id=1)
     first.run(KEYS[0])
     for day, pipeline in ((1, first), (2, second)):
-        shop.put("a", day, 1, customer_id=day + 1)
+        shop.put(order, day, 1, customer_id=day + 1)
         pipeline.extract(KEYS[day])
         pipeline.judge(KEYS[day])
     upserted, commit = threading.Event(), threading.Event()
