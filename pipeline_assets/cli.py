@@ -115,6 +115,56 @@ def metrics(
     thread.join()
 
 
+@app.command()
+def watch(
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+) -> None:
+    """Look from outside whether Dagster itself lives, and alert: a process beside the daemon.
+
+    Told are a daemon that is silent, a UI that doesn't answer and code that doesn't load: then no
+    sensor runs that could tell. With --once the exit code is 1 if something is wrong.
+    """
+    settings = _settings()
+    from time import sleep
+
+    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.operations.watching import watch_outside
+
+    repository = build_definitions(settings).get_repository_def()
+    for said, fine in watch_outside(settings, repository):
+        console.print(said, highlight=False, soft_wrap=True)
+        if once:
+            raise typer.Exit(0 if fine else 1)
+        sleep(interval)
+
+
+@app.command()
+def alert(
+    text: Annotated[str, typer.Argument(help="What to say.")] = "This is a test; nothing is wrong.",
+) -> None:
+    """Send a message to every address of ALERT_URLS now, and show what came of each."""
+    settings = _settings()
+    from pipeline_assets.operations.alerts import DeliveryError, Message
+    from pipeline_assets.operations.delivery import channels, send
+    from pipeline_assets.operations.logs import secret_values
+
+    addresses = channels(settings.alert_urls)
+    failed = not addresses
+    if failed:
+        console.print("ALERT_URLS is empty: nobody would be told of anything.")
+    title = f"[{settings.pipeline_env}] Test"
+    message = Message(title=title, text=text, level="success", waiting=[])
+    for name in addresses:
+        try:
+            send(addresses, name, message, secret_values(settings))
+            console.print(f"{name}: delivered", highlight=False)
+        except DeliveryError as error:
+            failed = True
+            console.print(f"{name}: [red]{escape(str(error))}[/red]", highlight=False)
+    raise typer.Exit(1 if failed else 0)
+
+
 def _read_status(settings: "Settings") -> "Callable[[], Status]":
     """A function that reads the deployment's state; what can't be reached is a part of that state."""
     import dagster as dg

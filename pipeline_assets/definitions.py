@@ -6,8 +6,9 @@ starts or reads data here.
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -54,9 +55,11 @@ def _http_client() -> "HttpClient":
 
 
 def build_definitions(
-    settings: Settings, resources: Mapping[str, Any] | None = None
+    settings: Settings,
+    resources: Mapping[str, Any] | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> dg.Definitions:
-    """All definitions; `resources` replaces some of `build_resources` by name."""
+    """All definitions; `resources` replaces some of `build_resources` by name, `now` the sensors' clock."""
     days = dg.DailyPartitionsDefinition(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
@@ -76,16 +79,21 @@ def build_definitions(
                     days,
                     lateness_days=settings.warehouse_lateness_days,
                     running=settings.pipeline_automation == "running",
+                    now=now,
                 ),
             ]
         partitions = mornings(settings)
         news = news_assets(settings, partitions)
         parts += [
             dg.Definitions(assets=news),
-            news_automation(news, partitions, running=settings.pipeline_automation == "running"),
+            news_automation(
+                news, partitions, running=settings.pipeline_automation == "running", now=now
+            ),
         ]
         levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
-        parts.append(alerting(settings, levels, running=settings.pipeline_automation == "running"))
+        parts.append(
+            alerting(settings, levels, running=settings.pipeline_automation == "running", now=now)
+        )
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism

@@ -57,4 +57,4 @@ def _tag_run() -> None:
         context = dg.AssetExecutionContext.get()
     except dg.DagsterInvariantViolationError:  # called outside of a run
         return
-    context.instance.add_run_tags(context.run_id, {PERMANENT: "true"})
+    context.instance.add_run_tags(context.run.run_id, {PERMANENT: "true"})

@@ -37,6 +37,7 @@ class Alert(BaseModel):
     """A problem that was told and is still there."""
 
     kind: Kind
+    subject: str
     title: str
     text: str
     since: datetime
@@ -114,8 +115,8 @@ def update(
     for fingerprint, problem in found.items():
         alert = book.alerts.get(fingerprint)
         if alert is None:
-            book.alerts[fingerprint] = _opened(problem, now)
-            _tell(book, problem.title, problem.text, "failure", channels)
+            book.alerts[fingerprint] = alert = _opened(problem, now)
+            _tell(book, problem.title, problem.text, "failure", _others(alert, channels))
             continue
         alert.title, alert.text = problem.title, problem.text
         new = [member for member in problem.members if member not in alert.members]
@@ -126,23 +127,37 @@ def update(
             since = f"{alert.suppressed} more since {moment(alert.told_at)}: {few(new)}".rstrip(
                 ": "
             )
-            _tell(book, f"{alert.title} ({since})", alert.text, "failure", channels)
+            told = _others(alert, channels)
+            _tell(book, f"{alert.title} ({since})", alert.text, "failure", told)
             alert.suppressed, alert.told_at = 0, now
     for fingerprint, alert in list(book.alerts.items()):
         if fingerprint not in found and alert.kind not in unknown:
             del book.alerts[fingerprint]
-            _close(book, alert, now, channels, forgotten=bool(horizon and alert.since < horizon))
+            _close(
+                book,
+                alert,
+                now,
+                _others(alert, channels),
+                forgotten=bool(horizon and alert.since < horizon),
+            )
 
 
 def _opened(problem: Problem, now: datetime) -> Alert:
     return Alert(
         kind=problem.kind,
+        subject=problem.subject,
         title=problem.title,
         text=problem.text,
         since=problem.since,
         told_at=now,
         members=list(problem.members),
     )
+
+
+def _others(alert: Alert, channels: Collection[str]) -> list[str]:
+    """Who is told: a channel that fails isn't told of itself."""
+    own = alert.subject if alert.kind == "channel_failing" else None
+    return [name for name in channels if name != own]
 
 
 def _close(

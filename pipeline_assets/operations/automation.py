@@ -68,12 +68,40 @@ def alerting(
     )
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         from pipeline_assets.operations.runs import View
-        from pipeline_assets.operations.watching import look_inside, tell
+        from pipeline_assets.operations.watching import INSIDE, look_inside, tell
 
         repository = cast("dg.RepositoryDefinition", context.repository_def)
         view = View(context.instance, repository, settings, now())
         return dg.SkipReason(
-            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
+            tell(view, INSIDE, lambda view, awake: look_inside(view, levels, awake), now)
         )
 
-    return dg.Definitions(sensors=[alerts], asset_checks=[on_time_check(level) for level in levels])
+    on_time = [_on_time(level, running=running) for level in levels if level.latency]
+    return dg.Definitions.merge(dg.Definitions(sensors=[alerts]), *on_time)
+
+
+def _on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
+    """The check of a service level, run for the newest partition at the moment when it is due."""
+    check = on_time_check(level)
+    job = dg.define_asset_job(
+        f"check_{level.contract.name}_on_time",
+        selection=dg.AssetSelection.checks(check),
+        description=f"Whether the newest partition of `{level.contract.target_relation}` is there.",
+    )
+    # Any partition's will do: they are a day apart. In June, as the clocks change in others.
+    due = level.due("2026-06-01")
+
+    @dg.schedule(
+        name=f"{job.name}_daily",
+        job=job,
+        cron_schedule=f"{due:%M} {due:%H} * * *",
+        execution_timezone=level.partitions.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING
+        if running
+        else dg.DefaultScheduleStatus.STOPPED,
+    )
+    def daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        key = level.newest_expected(context.scheduled_execution_time)
+        return dg.RunRequest(partition_key=key) if key else dg.SkipReason("Nothing is due yet.")
+
+    return dg.Definitions(asset_checks=[check], jobs=[job], schedules=[daily])

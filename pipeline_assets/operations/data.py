@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from pipeline_assets.operations.checks import ServiceLevel, is_loaded, on_time_evaluation
+from pipeline_assets.operations.checks import ServiceLevel
 from pipeline_assets.operations.problems import Kind, Problem, few
 from pipeline_assets.operations.runs import HORIZON, View
 from pipeline_assets.resources.postgres import Database
@@ -49,7 +49,7 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
         rows = connection.execute(query).fetchall()
     if not rows:
         return []
-    records = instance.get_event_records(
+    records = instance.event_log_storage.get_event_records(
         dg.EventRecordsFilter(
             dg.DagsterEventType.ASSET_CHECK_EVALUATION,
             storage_ids=[row[3] for row in rows],
@@ -73,6 +73,8 @@ def failed_checks(view: View) -> list[Problem]:
     for failed in failing_checks(view.instance, view.ago(HORIZON)):
         if not graph.has(failed.key):
             continue  # it was removed
+        if failed.key.name == ON_TIME:
+            continue  # `late_data` says it, at once
         # A ranged run has a result for the range as a whole beside each partition's own.
         if failed.partition or graph.get(failed.key).partitions_def is None:
             groups[failed.key].append(failed)
@@ -84,7 +86,7 @@ def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -
     evaluation = newest.event.event_log_entry.asset_check_evaluation
     asset = key.asset_key.to_user_string()
     partitions = sorted({failed.partition for failed in found} - {""})
-    kind: Kind = "data_late" if key.name == ON_TIME else KINDS.get(asset, "check_failed")
+    kind = KINDS.get(asset, "check_failed")
     run = newest.event.run_id
     blocking = bool(evaluation and evaluation.blocking)
     return Problem(
@@ -93,9 +95,7 @@ def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -
         datetime.fromtimestamp(min(failed.event.timestamp for failed in found), UTC),
         members=tuple(partitions or [key.name]),
         facts={
-            "What": f"{asset} {few(partitions)}".strip()
-            if kind == "data_late"
-            else f"{key.name} of {asset} {few(partitions)}".strip(),
+            "What": f"{key.name} of {asset} {few(partitions)}".strip(),
             "Asset": asset,
             "Partition": few(partitions),
             "Cause": _evidence(evaluation),
@@ -199,26 +199,39 @@ def missed_freshness(view: View) -> list[Problem]:
     ]
 
 
-def report_on_time(view: View, levels: Sequence[ServiceLevel]) -> None:
-    """Store the result of each `on_time` check that has changed, as if it had been run just now.
+def late_data(view: View, levels: Sequence[ServiceLevel]) -> list[Problem]:
+    """A problem for each table that lacks partitions which its contract promises by now.
 
-    Looked at are the newest partition that must be there, which FreshnessPolicy doesn't know (the
-    backfill of an old day satisfies it), and those that failed before. A run for each look would cost
-    3 s of CPU, and would not come when nothing comes.
+    FreshnessPolicy knows only how old the last materialization of any partition is: the backfill of an
+    old day satisfies it. Held days have an alert of their own.
     """
-    failing: dict[dg.AssetKey, set[str]] = defaultdict(set)
-    for failed in failing_checks(view.instance, view.ago(HORIZON)):
-        if failed.key.name == ON_TIME:
-            failing[failed.key.asset_key].add(failed.partition)
-    warehouse = Database("warehouse", view.settings)
-    for level in levels:
-        newest = level.newest_expected(view.now)
-        if newest is None:
-            continue
-        for key in sorted({newest, *failing[level.asset]}):
-            passed = is_loaded(warehouse, level.contract, key)
-            # The newest passes silently: no event a look, and none a day.
-            if passed == (key in failing[level.asset]):
-                view.instance.report_runless_asset_event(
-                    on_time_evaluation(level, key, passed=passed)
+    from pipeline_assets.warehouse.ledger import batches, ensure_schema
+
+    problems = []
+    with Database("warehouse", view.settings).connect(autocommit=True) as warehouse:
+        for level in levels:
+            ensure_schema(warehouse, level.contract)
+            late = level.late(batches(warehouse, level.contract), view.now)
+            if not late:
+                continue
+            asset = level.asset.to_user_string()
+            problems.append(
+                Problem(
+                    "data_late",
+                    asset,
+                    level.due(late[0]) or view.now,
+                    members=tuple(late),
+                    facts={
+                        "What": f"{asset} {few(late)}",
+                        "Asset": asset,
+                        "Partition": few(late),
+                        "Cause": (
+                            f"Not loaded {level.contract.latency_hours:g} h after its window began, "
+                            f"as contract {level.contract.name} promises."
+                        ),
+                        "Owner": view.owner([level.asset]),
+                        "Page": view.link(f"assets/{asset}?view=partitions"),
+                    },
                 )
+            )
+    return problems

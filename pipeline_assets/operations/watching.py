@@ -5,8 +5,11 @@ own book in Dagster's storage, beside the runs: whoever can't reach that can't r
 warehouse may be the very thing that is down.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+
+import dagster as dg
 
 from pipeline_assets.operations import alerts, daemon, data, delivery, runs
 from pipeline_assets.operations.alerts import Book, Message
@@ -14,11 +17,15 @@ from pipeline_assets.operations.checks import ServiceLevel
 from pipeline_assets.operations.logs import mask, secret_values
 from pipeline_assets.operations.problems import Kind, Problem
 from pipeline_assets.operations.runs import View
+from pipeline_assets.settings import Settings
 
 TIME_TO_TELL = timedelta(seconds=20)
 """Dagster ends a sensor's tick after 60 s; what isn't delivered by then waits for the next."""
 ASLEEP = timedelta(minutes=5)
 """Nobody looked for so long: the daemon was down."""
+
+INSIDE, OUTSIDE = "pipeline_assets.alerts", "pipeline_assets.alerts.outside"
+"""Where the sensor and the watch keep their books, among the daemon's values in Dagster's storage."""
 
 Look = Callable[[], list[Problem]]
 
@@ -43,12 +50,8 @@ def look_inside(
             facts = {"What": what, "Cause": " ".join(cause.split())[:500]}
             problems.append(Problem("look_failed", what, view.now, facts=facts))
 
-    def on_time() -> list[Problem]:
-        data.report_on_time(view, levels)
-        return []
-
-    look("data on time", ["data_late"], on_time)
-    look("checks", ["check_failed", "model_refused", "data_late"], lambda: data.failed_checks(view))
+    look("late data", ["data_late"], lambda: data.late_data(view, levels))
+    look("checks", ["check_failed", "model_refused"], lambda: data.failed_checks(view))
     look("held days", ["day_held"], lambda: data.held_days(view))
     told = {
         member
@@ -69,14 +72,8 @@ def look_inside(
 
 def look_outside(view: View) -> tuple[list[Problem], set[Kind]]:
     """The problems that leave no sensor to see them, and the kinds that nobody could look for."""
-    problems: list[Problem] = []
+    problems = daemon.silent_daemons(view.instance, view.now)
     unknown: set[Kind] = set()
-    try:
-        problems += daemon.silent_daemons(view.instance, view.now)
-    except Exception as error:
-        unknown.add("daemon_silent")
-        facts = {"What": "Dagster's storage", "Cause": f"{type(error).__name__}: {error}"}
-        problems.append(Problem("look_failed", "Dagster's storage", view.now, facts=facts))
     if url := view.settings.pipeline_ui_url:
         found = daemon.broken_code(str(url), view.now)
         problems += found
@@ -90,10 +87,13 @@ def tell(
     book_key: str,
     find: Callable[[View, datetime], tuple[list[Problem], set[Kind]]],
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    *,
+    beats: bool = True,
 ) -> str:
     """One look from beginning to end; what came of it, in a sentence.
 
-    `find` gets the view and since when somebody looks without a pause.
+    `find` gets the view and since when somebody looks without a pause. The one that `beats` asks for
+    HEARTBEAT_URL at its end.
     """
     settings, storage = view.settings, view.instance.daemon_cursor_storage
     stored = storage.get_cursor_values({book_key}).get(book_key)
@@ -106,7 +106,7 @@ def tell(
         book.awake_since = view.now
     book.looked_at = view.now
     addresses = delivery.channels(settings.alert_urls)
-    secrets = secret_values(settings)
+    secrets = sorted(secret_values(settings), key=len, reverse=True)
     problems, unknown = find(view, book.awake_since or view.now)
     alerts.update(
         book,
@@ -130,7 +130,7 @@ def tell(
 
     deadline = clock() + TIME_TO_TELL
     alerts.deliver(book, send, clock, save, channels=addresses, deadline=deadline)
-    if settings.heartbeat_url and not _unheard(book, addresses):
+    if beats and settings.heartbeat_url and not _unheard(book, addresses):
         delivery.beat(settings.heartbeat_url)
     return _summary(book, addresses)
 
@@ -152,3 +152,38 @@ def _summary(book: Book, addresses: dict[str, str]) -> str:
 
 def _waiting(book: Book) -> str:
     return ", ".join(sorted({name for message in book.messages for name in message.waiting}))
+
+
+def watch_outside(
+    settings: Settings, repository: dg.RepositoryDefinition
+) -> Iterator[tuple[str, bool]]:
+    """A look from outside the daemon each time it is asked: what came of it, and whether all is well.
+
+    Dagster's storage may be away, and the book with it: that is told once by each process.
+    """
+    away = False
+    while True:
+        try:
+            with dg.DagsterInstance.get() as instance:
+                view = View(instance, repository, settings, datetime.now(UTC))
+                said = tell(view, OUTSIDE, lambda view, _: look_outside(view), beats=False)
+            away = False
+            yield said, said.startswith("0 problems")
+        except Exception as error:  # whatever its storage raises is what we report
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            cause = mask(cause, sorted(secret_values(settings), key=len, reverse=True))
+            if not away:
+                _tell_without_book(settings, "Dagster's storage doesn't answer", cause)
+            away = True
+            yield f"Dagster's storage doesn't answer. {cause}", False
+
+
+def _tell_without_book(settings: Settings, title: str, text: str) -> None:
+    """To every channel, as well as it goes: nothing can be remembered."""
+    addresses = delivery.channels(settings.alert_urls)
+    message = Message(
+        title=f"[{settings.pipeline_env}] {title}", text=text, level="failure", waiting=[]
+    )
+    for name in addresses:
+        with suppress(alerts.DeliveryError):
+            delivery.send(addresses, name, message, secret_values(settings))
