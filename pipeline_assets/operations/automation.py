@@ -6,7 +6,6 @@ from typing import cast
 
 import dagster as dg
 
-from pipeline_assets.operations.alerts import BOOK
 from pipeline_assets.operations.assets import RETENTION, STATUS
 from pipeline_assets.operations.checks import ServiceLevel, on_time_check
 from pipeline_assets.settings import Settings

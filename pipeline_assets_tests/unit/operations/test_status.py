@@ -16,10 +16,10 @@ NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
 TABLE = TableState("transactions", 10, 100, 1, [], [], NOW, NOW)
 
 
-def run(status: str, hours: float, *, job: str = "load", partition: str = "2026-11-21") -> Run:
+def run(status: str, hours: float, *, first: str = "2026-11-21", last: str = "2026-11-21") -> Run:
     """A run that was created, started and ended so many hours ago."""
     moment = NOW - timedelta(hours=hours)
-    return Run(f"{job}-{hours}", job, status, partition, moment, moment, moment)
+    return Run(f"run-{hours}", "load", status, (first, last), moment, moment, moment)
 
 
 def fine() -> Status:
@@ -57,7 +57,15 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "alerts": Book(
             looked_at=NOW,
             alerts={
-                kind: Alert(kind=kind, title="Slow", text="", since=NOW, told_at=NOW, members=[])
+                kind: Alert(
+                    kind=kind,
+                    subject="s",
+                    title="Slow",
+                    text="",
+                    since=NOW,
+                    told_at=NOW,
+                    members=[],
+                )
                 for kind in (
                     "run_slow",
                     "run_failed",
@@ -83,6 +91,7 @@ def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
     "changes",
     [
         {"ended": [run("success", 1), run("failure", 2)]},  # made good by a later run
+        {"ended": [run("success", 1), run("failure", 2, first="2026-11-01")]},  # a range's bad day
         {"ended": [run("canceled", 1), run("failure", 2)]},  # somebody looked at it
         {"unfinished": [run("queued", 0.2), run("started", 1.9)]},
         {"automated": False, "heartbeats": {}},  # a laptop where nothing is to start by itself
@@ -97,7 +106,9 @@ def test_what_is_as_it_should_be_is_none(changes: dict[str, Any]) -> None:
 
 
 def test_a_failure_of_another_partition_is_not_made_good() -> None:
-    status = replace(fine(), ended=[run("success", 1), run("failure", 2, partition="2026-11-20")])
+    status = replace(
+        fine(), ended=[run("success", 1), run("failure", 2, first="2026-11-20", last="2026-11-20")]
+    )
     assert [problem.kind for problem in status.problems] == ["failed run"]
     assert "2026-11-20" in status.problems[0].what
 
