@@ -68,12 +68,12 @@ def alerting(
     )
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         from pipeline_assets.operations.runs import View
-        from pipeline_assets.operations.watching import INSIDE, look_inside, tell
+        from pipeline_assets.operations.watching import look_inside, tell
 
         repository = cast("dg.RepositoryDefinition", context.repository_def)
         view = View(context.instance, repository, settings, now())
         return dg.SkipReason(
-            tell(view, INSIDE, lambda view, awake: look_inside(view, levels, awake), now)
+            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
         )
 
     on_time = [_on_time(level, running=running) for level in levels if level.latency]
