@@ -57,7 +57,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "alerts": Book(
             looked_at=NOW,
             alerts={
-                kind: Alert(kind=kind, title="Slow", text="", since=NOW, told_at=NOW, members=[])
+                kind: Alert(
+                    kind=kind, subject="", title="Slow", text="", since=NOW, told_at=NOW, members=[]
+                )
                 for kind in (
                     "run_slow",
                     "run_failed",
