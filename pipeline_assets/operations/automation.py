@@ -6,6 +6,7 @@ from typing import cast
 
 import dagster as dg
 
+from pipeline_assets.operations.alerts import BOOK
 from pipeline_assets.operations.assets import RETENTION, STATUS
 from pipeline_assets.operations.checks import ServiceLevel, on_time_check
 from pipeline_assets.settings import Settings
@@ -67,12 +68,12 @@ def alerting(
     )
     def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         from pipeline_assets.operations.runs import View
-        from pipeline_assets.operations.watching import INSIDE, look_inside, tell
+        from pipeline_assets.operations.watching import look_inside, tell
 
         repository = cast("dg.RepositoryDefinition", context.repository_def)
         view = View(context.instance, repository, settings, now())
         return dg.SkipReason(
-            tell(view, INSIDE, lambda view, awake: look_inside(view, levels, awake), now)
+            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
         )
 
     on_time = [_on_time(level, running=running) for level in levels if level.latency]

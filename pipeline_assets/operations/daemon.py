@@ -77,7 +77,7 @@ def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
         last = datetime.fromtimestamp(ticks[0].timestamp, UTC) if ticks else None
         came = last is not None and expected is not None and last >= expected
         waited = max(filter(None, [expected, awake_since]))
-        if expected and not came and view.now - waited > patience:
+        if expected and not came and view.now - waited >= patience:
             problems.append(
                 Problem(
                     "tick_late",
@@ -100,13 +100,14 @@ def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
 def _expected(
     view: View, automation: Automation, state: "InstigatorState"
 ) -> tuple[datetime | None, timedelta]:
-    """When a tick should have come at the latest, and for how long to be patient with it."""
+    """When the last tick should have come, and for how long to be patient with it."""
     from dagster._utils.schedules import reverse_cron_string_iterator
 
     patience = timedelta(minutes=view.settings.alert_late_minutes)
     if isinstance(automation, dg.SensorDefinition):
         interval = timedelta(seconds=automation.minimum_interval_seconds or 30)
-        return view.now - max(interval * RELAXED, patience), timedelta(0)
+        patience = max(interval * RELAXED, patience)
+        return view.now - patience, patience
     data: Any = state.instigator_data
     crons = [automation.cron_schedule]
     if not isinstance(automation.cron_schedule, str):

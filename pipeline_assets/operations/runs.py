@@ -44,7 +44,6 @@ WANTED = {
     Event.ASSET_MATERIALIZATION,
     Event.STEP_UP_FOR_RETRY,
     Event.STEP_FAILURE,
-    Event.ENGINE_EVENT,
     Event.RUN_FAILURE,
 }
 
@@ -148,7 +147,6 @@ def _read(view: View, run: dg.DagsterRun) -> Failure:
     found = Failure()
     planned: dict[dg.AssetKey, None] = {}
     made: set[Pair] = set()
-    engine = ""
     retries: dict[str | None, int] = defaultdict(int)
     storage = view.instance.event_log_storage
     for record in storage.get_records_for_run(run.run_id, of_type=WANTED).records:
@@ -167,25 +165,26 @@ def _read(view: View, run: dg.DagsterRun) -> Failure:
             told = data.user_failure_data
             found.cause = root_cause(data.error, (told and told.description) or "")
             found.follows_check = bool(GATES & set(_classes(data.error)))
-        elif event.event_type == Event.ENGINE_EVENT:
-            engine = event.message or engine
         elif event.event_type == Event.RUN_FAILURE:
             found.end = record.storage_id
             if not found.step:
-                found.cause = _without_step(event, engine)
+                found.cause = _without_step(view, run, event)
     keys = _partition_keys(view, run, planned)
     found.missing = [(asset, key) for asset in planned for key in keys if (asset, key) not in made]
     return found
 
 
-def _without_step(event: dg.DagsterEvent, engine: str) -> str:
+def _without_step(view: View, run: dg.DagsterRun, event: dg.DagsterEvent) -> str:
     """Why a run ended that no step ended: killed, not started in time, not to be loaded."""
     data: Any = event.event_specific_data
     if data is not None and data.error is not None:
         return root_cause(data.error)
-    from_outside = "marked as failed from outside"
     message = event.message or ""
-    return engine if engine and from_outside in message else message
+    if "marked as failed from outside" not in message:
+        return message
+    # Who ended it from outside said why in an event before.
+    entries = view.instance.all_logs(run.run_id, of_type=Event.ENGINE_EVENT)
+    return (entries[-1].get_dagster_event().message if entries else "") or message
 
 
 def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKey]) -> list[str]:

@@ -24,8 +24,8 @@ TIME_TO_TELL = timedelta(seconds=20)
 ASLEEP = timedelta(minutes=5)
 """Nobody looked for so long: the daemon was down."""
 
-INSIDE, OUTSIDE = "pipeline_assets.alerts", "pipeline_assets.alerts.outside"
-"""Where the sensor and the watch keep their books, among the daemon's values in Dagster's storage."""
+OUTSIDE = "pipeline_assets.alerts.outside"
+"""Where the watch keeps its book, as the sensor does its own under `BOOK`."""
 
 Look = Callable[[], list[Problem]]
 
