@@ -168,13 +168,13 @@ def _read(view: View, run: dg.DagsterRun) -> Failure:
         elif event.event_type == Event.RUN_FAILURE:
             found.end = record.storage_id
             if not found.step:
-                found.cause = _without_step(view, run, event)
+                found.cause = _without_step(view, run, event, found.end)
     keys = _partition_keys(view, run, planned)
     found.missing = [(asset, key) for asset in planned for key in keys if (asset, key) not in made]
     return found
 
 
-def _without_step(view: View, run: dg.DagsterRun, event: dg.DagsterEvent) -> str:
+def _without_step(view: View, run: dg.DagsterRun, event: dg.DagsterEvent, end: int) -> str:
     """Why a run ended that no step ended: killed, not started in time, not to be loaded."""
     data: Any = event.event_specific_data
     if data is not None and data.error is not None:
@@ -182,9 +182,15 @@ def _without_step(view: View, run: dg.DagsterRun, event: dg.DagsterEvent) -> str
     message = event.message or ""
     if "marked as failed from outside" not in message:
         return message
-    # Who ended it from outside said why in an event before.
-    entries = view.instance.all_logs(run.run_id, of_type=Event.ENGINE_EVENT)
-    return (entries[-1].get_dagster_event().message if entries else "") or message
+    # Who ended it from outside said why in an event before; what comes after is about its retry.
+    storage = view.instance.event_log_storage
+    records = storage.get_records_for_run(run.run_id, of_type=Event.ENGINE_EVENT).records
+    said = [
+        record.event_log_entry.get_dagster_event().message
+        for record in records
+        if record.storage_id < end
+    ]
+    return (said[-1] if said else "") or message
 
 
 def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKey]) -> list[str]:

@@ -142,6 +142,7 @@ def test_a_run_that_ends_without_a_step_that_failed(
     if engine:
         view.instance.report_engine_event(engine, run)
     view.instance.report_run_failed(run, message)
+    view.instance.report_engine_event("Retrying the run", run)
     problem = only(runs.failed_runs(view))
     assert told in problem.facts["Cause"]
     assert "run 1 of 3" in problem.facts["Attempt"]
@@ -312,6 +313,24 @@ def test_every_contract_with_a_latency_gives_its_asset_a_freshness_policy(view: 
         if graph.get(key).freshness_policy
     }
     assert fresh == {"fct_transactions", "news_articles", "news_digest"}
+
+
+def test_a_backfill_that_dagster_gave_up(view: View) -> None:
+    from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+
+    view.instance.add_backfill(
+        PartitionBackfill(
+            backfill_id="abcdefgh",
+            status=BulkActionStatus.FAILED,
+            from_failure=False,
+            tags={},
+            backfill_timestamp=NOW.timestamp(),
+            partition_names=[],
+            reexecution_steps=None,
+            title="January",
+        )
+    )
+    assert only(runs.failed_backfills(view)).title == "Backfill failed: January"
 
 
 def test_a_daemon_that_is_silent(view: View) -> None:
