@@ -45,5 +45,5 @@ def test_a_part_that_cannot_be_read_is_said_and_hides_nothing_else(
     found = metadata(result)
     assert found["problems"] == 1
     assert "The warehouse database does not answer" in str(found["report"])
-    assert "Runs: " in str(found["report"])
+    assert "Runs: " in str(found["details"])
     assert "hidden" not in str(found)

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pipeline_assets.operations.alerts import Alert, Book
-from pipeline_assets.operations.page import headline, page
+from pipeline_assets.operations.page import INLINE, details, headline, summary
 from pipeline_assets.operations.status import Status, TableState, _closed
 from pipeline_assets.resources.dagster_history import Check, Instigator, Run
 
@@ -41,7 +41,7 @@ def fine() -> Status:
 def test_nothing_wrong_is_said_in_one_line() -> None:
     status = fine()
     assert status.problems == []
-    assert page(status).splitlines()[0] == "## ✓ Everything is fine"
+    assert summary(status).splitlines()[0] == "## ✓ Everything is fine"
 
 
 PROBLEMS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
     assert problem.kind == kind
     assert problem.remedy
     assert headline(status.problems) == "✗ 1 thing needs attention"
-    assert problem.remedy in page(status)
+    assert problem.remedy in summary(status)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_held_partition_is_told_once() -> None:
 
 def test_what_others_wrote_stays_text_on_the_page() -> None:
     broken = Instigator("changes", "sensor", NOW, 1, "<script>|*bold*")
-    text = page(replace(fine(), instigators=[broken]))
+    text = details(replace(fine(), instigators=[broken]))
     assert "<script>" not in text
     assert "\\<script\\>\\|\\*bold\\*" in text
 
@@ -140,3 +140,15 @@ def test_days_close_at_the_hour_of_their_windows_across_summer_time() -> None:
     ):
         assert _closed(first, eight, zone, now)[-1] == last
     assert _closed(first, None, zone, datetime(2026, 3, 28, tzinfo=zone)) == ["2026-03-27"]
+
+
+def test_the_ui_shows_the_answer_at_once_however_much_is_wrong() -> None:
+    tables = [replace(TABLE, name=f"table_{number}", held=["2026-11-20"]) for number in range(9)]
+    status = replace(fine(), tables=tables)
+    shown = summary(status)
+    assert len(shown) < INLINE
+    assert shown.startswith("## ✗ 9 things need attention")
+    told = sum(f"table\\_{number}" in shown for number in range(9))
+    assert told >= 2
+    assert shown.endswith(f"And {9 - told} more: see `details`.")
+    assert all(f"table\\_{number}: 2026-11-20" in details(status) for number in range(9))
