@@ -20,8 +20,8 @@ from rich.progress import Progress
 from benchmarks import data, report
 from benchmarks.measure import Measured, ToolError, run
 from benchmarks.report import Result
-from benchmarks.tools import SERVERS, TOOLS, Job, Tool, install
-from pipeline_assets.resources.embedded_postgres import Server, connect_or_start, ensure_database
+from benchmarks.tools import SERVERS, TOOLS, Job, Tool, dagster_storage, install
+from pipeline_assets.resources.embedded_postgres import Server, connect_or_start
 from pipeline_assets.settings import load_settings
 
 FULL_ROWS = 6_000_000
@@ -107,7 +107,7 @@ def _measure(server: Server, case: data.Case, tool: Tool, home: Path, folder: Pa
     job = Job(
         source=server.url(case.source),
         target=data.fresh_copy(server, case.template, WAREHOUSE),
-        dagster=ensure_database(server, "bench_dagster"),
+        dagster=dagster_storage(server, "bench_dagster"),
         psql=Path(psutil.Process(server.pid).exe()).with_name("psql"),
         start=data.EMPTY_DAY,
         folder=scratch,

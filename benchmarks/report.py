@@ -118,7 +118,31 @@ def write_page() -> None:
         parts.append(
             f"\n## {case}\n\n" + _markdown(HEADINGS, ["---"] * len(HEADINGS), *_rows(of_case))
         )
+    if scale := load_scale():
+        parts.append(SCALE)
+        parts.append(_markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
     PAGE.write_text("".join(parts))
+
+
+def _sizes(results: list[ScaleResult]) -> Iterator[list[str]]:
+    for result in results:
+        told = (f"{name.replace('_', ' ')} {value:,}" for name, value in result["figures"].items())
+        yield [result["part"], f"{result['rows']:,}", f"{result['days']:,}", ", ".join(told)]
+
+
+SCALE = """
+## Size
+
+```
+python -m benchmarks.scale
+```
+
+measures, through the assets and on transactions spread evenly over days: `tick`, the change sensor's
+tick when all is in step, and comparing every day with the source; `ranged`, a range of days in one run,
+one of which breaks its contract and is held alone; `day`, one day of many rows. Peak memory is the
+run's own process.
+
+"""
 
 
 PREAMBLE = """# Benchmarks of the load

