@@ -174,9 +174,17 @@ def _read_status(settings: "Settings") -> "Callable[[], Status]":
     from pipeline_assets.resources.dagster_history import watched
 
     known = watched(build_definitions(settings))
-    # Once it could be opened it is kept: its storage has a pool of connections.
+    # Kept while it answers, as its storage has a pool of connections; opened anew once it doesn't, as
+    # the embedded server comes back at another address.
     instance = cache(dg.DagsterInstance.get)
-    return lambda: deployment_status(instance, settings, known)
+
+    def read() -> "Status":
+        status = deployment_status(instance, settings, known)
+        if "dagster" in status.unknown:
+            instance.cache_clear()
+        return status
+
+    return read
 
 
 quarantine = typer.Typer(help="Rows that broke their contract.", no_args_is_help=True)

@@ -36,8 +36,8 @@ def operations_assets(
         deps=[RETENTION],
         kinds={"dagster", "markdown"},
         description=(
-            "Whether everything is fine, and if not, what to do: **open the newest materialization's "
-            "`report`**. Made anew every hour, and by Materialize at once."
+            "Whether everything is fine, and if not, what to do: the `report` below. Made anew every "
+            "hour, and by Materialize at once."
         ),
         check_specs=[
             dg.AssetCheckSpec(
@@ -50,16 +50,15 @@ def operations_assets(
         **common,
     )
     def status_report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        from pipeline_assets.operations.page import headline, page
+        from pipeline_assets.operations.page import details, summary
         from pipeline_assets.operations.status import deployment_status
 
         status = deployment_status(lambda: context.instance, settings, known())
-        problems = status.problems
         return dg.MaterializeResult(
             metadata={
-                "report": dg.MetadataValue.md(page(status)),
-                "answer": headline(problems),
-                "problems": len(problems),
+                "report": dg.MetadataValue.md(summary(status)),
+                "details": dg.MetadataValue.md(details(status)),
+                "problems": len(status.problems),
                 "partitions_behind": sum(len(table.behind) for table in status.tables),
                 "partitions_held": sum(len(table.held) for table in status.tables),
             },

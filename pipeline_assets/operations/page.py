@@ -8,12 +8,29 @@ from pipeline_assets.operations.status import Problem, Status, TableState
 MARKUP = str.maketrans({character: f"\\{character}" for character in "\\|*_<>[]&"} | {"\n": " "})
 
 
-def page(status: Status) -> str:
-    """The report; what databases and people wrote stays text."""
+INLINE = 1000
+"""Dagster's UI shows Markdown shorter than this on the asset's page, and any other behind a link."""
+
+
+def summary(status: Status) -> str:
+    """The answer, and as many of the problems as the UI shows at once."""
+    problems = status.problems
     parts = [
-        f"## {headline(status.problems)}",
-        f"{status.at:%Y-%m-%d %H:%M}, {status.environment}. Times are UTC. "
+        f"## {headline(problems)}",
+        f"{status.at:%Y-%m-%d %H:%M} UTC, {status.environment}. "
         "For now: Materialize, or `pipeline-assets status`.",
+    ]
+    for number, problem in enumerate(problems):
+        more = f"And {len(problems) - number} more: see `details`."
+        if len("\n\n".join([*parts, _problem(problem), more])) >= INLINE:
+            return "\n\n".join([*parts, more])
+        parts.append(_problem(problem))
+    return "\n\n".join(parts)
+
+
+def details(status: Status) -> str:
+    """Every problem and every figure; times are UTC."""
+    parts = [
         *(_problem(problem) for problem in status.problems),
         "### Tables",
         _grid(

@@ -121,15 +121,17 @@ class Status:
 
     @property
     def failed(self) -> list[Run]:
-        """Runs that failed and weren't made good by a later one of the same job and partition."""
-        settled = set()
-        open_failures = []
-        for run in self.ended:  # newest first
-            what = (run.job, run.partition)
-            if run.status == "failure" and what not in settled:
-                open_failures.append(run)
-            settled.add(what)
-        return open_failures
+        """Runs that failed and weren't followed by another of their job and of a partition of theirs.
+
+        What a range's failure left undone is loaded day by day: what is still missing of it is behind or
+        held, and told as that.
+        """
+        return [
+            run
+            for number, run in enumerate(self.ended)  # newest first
+            if run.status == "failure"
+            and not any(later.overlaps(run) for later in self.ended[:number])
+        ]
 
 
 def deployment_status(

@@ -38,10 +38,22 @@ class Run:
     run_id: str
     job: str
     status: str
-    partition: str | None
+    span: tuple[str, str] | None
+    """The first and the last of its partitions."""
     created: datetime
     started: datetime | None
     ended: datetime | None
+
+    @property
+    def partition(self) -> str | None:
+        """Its partition or range, in words."""
+        return " to ".join(dict.fromkeys(self.span)) if self.span else None
+
+    def overlaps(self, other: "Run") -> bool:
+        """Whether both are of one job and have a partition in common, or none."""
+        if self.job != other.job or self.span is None or other.span is None:
+            return self.job == other.job and self.span == other.span
+        return self.span[0] <= other.span[1] and other.span[0] <= self.span[1]
 
 
 @dataclass(frozen=True)
@@ -193,13 +205,15 @@ _ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRu
 
 def _run(record: "RunRecord") -> Run:
     run = record.dagster_run
-    span = [run.tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end")]
+    one = run.tags.get("dagster/partition")
+    first = run.tags.get("dagster/asset_partition_range_start", one)
+    last = run.tags.get("dagster/asset_partition_range_end", one)
     return Run(
         run_id=run.run_id,
         # Runs of single assets, started from their page, share a job of Dagster's own.
         job=run.job_name,
         status=run.status.value.lower(),
-        partition=run.tags.get("dagster/partition") or " to ".join(filter(None, span)) or None,
+        span=(first, last) if first and last else None,
         created=record.create_timestamp.replace(tzinfo=UTC)
         if record.create_timestamp.tzinfo is None
         else record.create_timestamp,

@@ -7,10 +7,12 @@ from typing import Any
 
 import dagster as dg
 import psycopg
+import pytest
 from sqlalchemy import text
 
 from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.operations.retention import remove_archive
+from pipeline_assets.resources import dagster_instance
 from pipeline_assets.resources.dagster_history import checks, watched
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.status import days_to_load
@@ -169,3 +171,22 @@ def test_the_archive_loses_old_days_and_keeps_the_figures_beside_them(tmp_path: 
         "rss/notes",
     ]
     assert (tmp_path / "2026-01-01.json").exists()
+
+
+def test_its_check_notices_when_a_partition_is_lost(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    shop: Shop,
+    warehouse: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shop.put("good")
+    assert run(settings, instance, "load_transactions", DAYS[0]).success
+    age(settings, instance, warehouse)
+    wrong = (*dagster_instance.REMOVABLE_EVENTS, "ASSET_MATERIALIZATION")
+    monkeypatch.setattr(dagster_instance, "REMOVABLE_EVENTS", wrong)
+
+    (evaluation,) = run(settings, instance, "apply_retention").get_asset_check_evaluations()
+
+    assert not evaluation.passed
+    assert f"fct_transactions/{DAYS[0]}" in evaluation.metadata["lost"].value

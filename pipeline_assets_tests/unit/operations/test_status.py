@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pipeline_assets.operations.alerts import Alert, Book
-from pipeline_assets.operations.page import headline, page
+from pipeline_assets.operations.page import INLINE, details, headline, summary
 from pipeline_assets.operations.status import Status, TableState, _closed
 from pipeline_assets.resources.dagster_history import Check, Instigator, Run
 
@@ -16,10 +16,10 @@ NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
 TABLE = TableState("transactions", 10, 100, 1, [], [], NOW, NOW)
 
 
-def run(status: str, hours: float, *, job: str = "load", partition: str = "2026-11-21") -> Run:
+def run(status: str, hours: float, *, first: str = "2026-11-21", last: str = "2026-11-21") -> Run:
     """A run that was created, started and ended so many hours ago."""
     moment = NOW - timedelta(hours=hours)
-    return Run(f"{job}-{hours}", job, status, partition, moment, moment, moment)
+    return Run(f"run-{hours}", "load", status, (first, last), moment, moment, moment)
 
 
 def fine() -> Status:
@@ -41,7 +41,7 @@ def fine() -> Status:
 def test_nothing_wrong_is_said_in_one_line() -> None:
     status = fine()
     assert status.problems == []
-    assert page(status).splitlines()[0] == "## ✓ Everything is fine"
+    assert summary(status).splitlines()[0] == "## ✓ Everything is fine"
 
 
 PROBLEMS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,13 @@ PROBLEMS: dict[str, dict[str, Any]] = {
             looked_at=NOW,
             alerts={
                 kind: Alert(
-                    kind=kind, subject="", title="Slow", text="", since=NOW, told_at=NOW, members=[]
+                    kind=kind,
+                    subject="s",
+                    title="Slow",
+                    text="",
+                    since=NOW,
+                    told_at=NOW,
+                    members=[],
                 )
                 for kind in (
                     "run_slow",
@@ -78,13 +84,14 @@ def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
     assert problem.kind == kind
     assert problem.remedy
     assert headline(status.problems) == "✗ 1 thing needs attention"
-    assert problem.remedy in page(status)
+    assert problem.remedy in summary(status)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"ended": [run("success", 1), run("failure", 2)]},  # made good by a later run
+        {"ended": [run("success", 1), run("failure", 2, first="2026-11-01")]},  # a range's bad day
         {"ended": [run("canceled", 1), run("failure", 2)]},  # somebody looked at it
         {"unfinished": [run("queued", 0.2), run("started", 1.9)]},
         {"automated": False, "heartbeats": {}},  # a laptop where nothing is to start by itself
@@ -99,7 +106,9 @@ def test_what_is_as_it_should_be_is_none(changes: dict[str, Any]) -> None:
 
 
 def test_a_failure_of_another_partition_is_not_made_good() -> None:
-    status = replace(fine(), ended=[run("success", 1), run("failure", 2, partition="2026-11-20")])
+    status = replace(
+        fine(), ended=[run("success", 1), run("failure", 2, first="2026-11-20", last="2026-11-20")]
+    )
     assert [problem.kind for problem in status.problems] == ["failed run"]
     assert "2026-11-20" in status.problems[0].what
 
@@ -116,7 +125,7 @@ def test_a_held_partition_is_told_once() -> None:
 
 def test_what_others_wrote_stays_text_on_the_page() -> None:
     broken = Instigator("changes", "sensor", NOW, 1, "<script>|*bold*")
-    text = page(replace(fine(), instigators=[broken]))
+    text = details(replace(fine(), instigators=[broken]))
     assert "<script>" not in text
     assert "\\<script\\>\\|\\*bold\\*" in text
 
@@ -131,3 +140,15 @@ def test_days_close_at_the_hour_of_their_windows_across_summer_time() -> None:
     ):
         assert _closed(first, eight, zone, now)[-1] == last
     assert _closed(first, None, zone, datetime(2026, 3, 28, tzinfo=zone)) == ["2026-03-27"]
+
+
+def test_the_ui_shows_the_answer_at_once_however_much_is_wrong() -> None:
+    tables = [replace(TABLE, name=f"table_{number}", held=["2026-11-20"]) for number in range(9)]
+    status = replace(fine(), tables=tables)
+    shown = summary(status)
+    assert len(shown) < INLINE
+    assert shown.startswith("## ✗ 9 things need attention")
+    told = sum(f"table\\_{number}" in shown for number in range(9))
+    assert told >= 2
+    assert shown.endswith(f"And {9 - told} more: see `details`.")
+    assert all(f"table\\_{number}: 2026-11-20" in details(status) for number in range(9))
