@@ -21,9 +21,9 @@ RELAXED = 5
 """A sensor's tick is late after so many intervals, when that is longer than ALERT_LATE_MINUTES."""
 
 LOCATIONS = """query { workspaceOrError { __typename
-  ... on PythonError { message }
+  ... on PythonError { message causes { message } }
   ... on Workspace { locationEntries { name locationOrLoadError { __typename
-    ... on PythonError { message } } } } } }"""
+    ... on PythonError { message causes { message } } } } } } }"""
 
 
 def _automation(view: View) -> Iterator[tuple[Automation, "InstigatorState"]]:
@@ -188,10 +188,10 @@ def broken_code(ui_url: str, now: datetime) -> list[Problem]:
         cause = f"{type(error).__name__} when its code locations were asked for"
         return [Problem("ui_unreachable", "ui", now, facts={"What": ui_url, "Cause": cause})]
     if "locationEntries" not in workspace:
-        broken = {"workspace": str(workspace.get("message"))}
+        broken = {"workspace": workspace}
     else:
         broken = {
-            entry["name"]: entry["locationOrLoadError"]["message"]
+            entry["name"]: entry["locationOrLoadError"]
             for entry in workspace["locationEntries"]
             if (entry["locationOrLoadError"] or {}).get("__typename") == "PythonError"
         }
@@ -202,10 +202,16 @@ def broken_code(ui_url: str, now: datetime) -> list[Problem]:
             now,
             facts={
                 "What": name,
-                "Cause": " ".join(message.split())[:500],
+                "Cause": _root_message(error),
                 "Effect": "None of its schedules, sensors and runs start.",
                 "Page": f"{ui_url.rstrip('/')}/locations",
             },
         )
-        for name, message in broken.items()
+        for name, error in broken.items()
     ]
+
+
+def _root_message(error: dict[str, Any]) -> str:
+    """The last of an error's causes, as GraphQL gives them."""
+    causes = [error, *(error.get("causes") or [])]
+    return " ".join(str(causes[-1]["message"]).split())[:500]

@@ -14,6 +14,7 @@ import dagster as dg
 from pipeline_assets.operations import alerts, daemon, data, delivery, runs
 from pipeline_assets.operations.alerts import Book, Message
 from pipeline_assets.operations.checks import ServiceLevel
+from pipeline_assets.operations.failed_runs import failed_runs
 from pipeline_assets.operations.logs import mask, secret_values
 from pipeline_assets.operations.problems import Kind, Problem
 from pipeline_assets.operations.runs import View
@@ -59,7 +60,7 @@ def look_inside(
         if problem.kind in ("check_failed", "model_refused", "day_held")
         for member in problem.members
     }
-    look("failed runs", ["run_failed"], lambda: runs.failed_runs(view, told))
+    look("failed runs", ["run_failed"], lambda: failed_runs(view, told))
     look("waiting runs", ["run_waiting", "queue_long"], lambda: runs.waiting_runs(view))
     look("slow runs", ["run_slow"], lambda: runs.slow_runs(view))
     look("backfills", ["backfill_failed"], lambda: runs.failed_backfills(view))

@@ -22,7 +22,9 @@ ALL = sorted(GRAPH.get_all_asset_keys())
 NAME = re.compile(r"(raw|validated|fct|dim)_[a-z]+(_[a-z]+)*|[a-z]+_[a-z]+(_[a-z]+)*")
 VERBS = ("load_", "get_", "fetch_", "make_", "run_", "update_", "process_")
 # What is wrong with Dagster itself can't be told without it.
-ABOUT_DAGSTER = {("operations", name) for name in ("runs", "data", "daemon", "watching")}
+ABOUT_DAGSTER = {
+    ("operations", name) for name in ("runs", "failed_runs", "data", "daemon", "watching")
+}
 GROUPS = {"news", "warehouse", "models", "operations"}
 
 

@@ -27,6 +27,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations import daemon, runs
 from pipeline_assets.operations.data import failing_checks, missed_freshness
+from pipeline_assets.operations.failed_runs import failed_runs
 from pipeline_assets.operations.problems import WORDS, Problem, anchor
 from pipeline_assets.operations.runs import View
 from pipeline_assets.settings import Settings
@@ -143,7 +144,7 @@ def test_a_run_that_ends_without_a_step_that_failed(
         view.instance.report_engine_event(engine, run)
     view.instance.report_run_failed(run, message)
     view.instance.report_engine_event("Retrying the run", run)
-    problem = only(runs.failed_runs(view))
+    problem = only(failed_runs(view))
     assert told in problem.facts["Cause"]
     assert "run 1 of 3" in problem.facts["Attempt"]
 
@@ -154,7 +155,7 @@ def test_a_retry_that_is_on_its_way_is_said(view: View) -> None:
     view.instance.add_run_tags(
         run.run_id, {"dagster/will_retry": "true", "dagster/retry_number": "1"}
     )
-    assert only(runs.failed_runs(view)).facts["Attempt"] == "run 2 of 3; is retried"
+    assert only(failed_runs(view)).facts["Attempt"] == "run 2 of 3; is retried"
 
 
 def test_what_another_run_made_since_mends_a_failure(
@@ -164,7 +165,7 @@ def test_what_another_run_made_since_mends_a_failure(
     shop.put("a")
     shop.connection.execute("ALTER TABLE shop.transactions RENAME TO elsewhere")
     load(settings, view.instance, DAY)
-    assert only(runs.failed_runs(view)).facts["Step"] == "raw_transactions"
+    assert only(failed_runs(view)).facts["Step"] == "raw_transactions"
     shop.connection.execute("ALTER TABLE shop.elsewhere RENAME TO transactions")
     assets = [
         definition
@@ -181,7 +182,7 @@ def test_what_another_run_made_since_mends_a_failure(
     from pipeline_assets.definitions import build_resources
 
     for definition in assets:
-        assert runs.failed_runs(view)
+        assert failed_runs(view)
         assert dg.materialize(
             [definition],
             instance=view.instance,
@@ -189,7 +190,7 @@ def test_what_another_run_made_since_mends_a_failure(
             resources=build_resources(settings),
             run_config=QUIET,
         ).success
-    assert runs.failed_runs(view) == []
+    assert failed_runs(view) == []
 
 
 def state(
