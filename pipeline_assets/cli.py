@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,7 @@ from pipeline_assets.settings import SettingsError, load_settings, project_root
 if TYPE_CHECKING:
     import dagster as dg
 
+    from pipeline_assets.operations.status import Status
     from pipeline_assets.settings import Settings
     from pipeline_assets.warehouse.status import TableStatus
     from pipeline_assets.warehouse.tables import Table
@@ -81,14 +83,108 @@ def run(
 
 @app.command()
 def status() -> None:
-    """Show for each table what is loaded, how far it is behind, what is held and by which rule."""
+    """Say whether everything is fine, and if not, what to do; then show the tables' figures.
+
+    The exit code is 0 if everything is fine, else 1.
+    """
     settings = _settings()
     from pipeline_assets.warehouse.status import table_status
     from pipeline_assets.warehouse.tables import load_tables
 
-    for table in load_tables():
-        with _clear_errors():
-            _print_status(table_status(settings, table))
+    with _clear_errors(), console.status("Reading Dagster's history and the ledger ..."):
+        found = _read_status(settings)()
+    if "warehouse" not in found.unknown:
+        for table in load_tables():
+            with _clear_errors():
+                _print_status(table_status(settings, table))
+    _print_deployment(found)
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def metrics(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 9464,
+) -> None:
+    """Serve the state as Prometheus metrics on /metrics until interrupted."""
+    settings = _settings()
+    from pipeline_assets.operations.metrics import serve
+
+    server, thread = serve(_read_status(settings), host, port)
+    console.print(f"http://{host}:{server.server_port}/metrics", highlight=False)
+    thread.join()
+
+
+@app.command()
+def watch(
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+) -> None:
+    """Look from outside whether Dagster itself lives, and alert: a process beside the daemon.
+
+    Told are a daemon that is silent, a UI that doesn't answer and code that doesn't load: then no
+    sensor runs that could tell. With --once the exit code is 1 if something is wrong.
+    """
+    settings = _settings()
+    from time import sleep
+
+    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.operations.watching import watch_outside
+
+    repository = build_definitions(settings).get_repository_def()
+    for said, fine in watch_outside(settings, repository):
+        console.print(said, highlight=False, soft_wrap=True)
+        if once:
+            raise typer.Exit(0 if fine else 1)
+        sleep(interval)
+
+
+@app.command()
+def alert(
+    text: Annotated[str, typer.Argument(help="What to say.")] = "This is a test; nothing is wrong.",
+) -> None:
+    """Send a message to every address of ALERT_URLS now, and show what came of each."""
+    settings = _settings()
+    from pipeline_assets.operations.alerts import DeliveryError, Message
+    from pipeline_assets.operations.delivery import channels, send
+    from pipeline_assets.operations.logs import secret_values
+
+    addresses = channels(settings.alert_urls)
+    failed = not addresses
+    if failed:
+        console.print("ALERT_URLS is empty: nobody would be told of anything.")
+    title = f"[{settings.pipeline_env}] Test"
+    message = Message(title=title, text=text, level="success", waiting=[])
+    for name in addresses:
+        try:
+            send(addresses, name, message, secret_values(settings))
+            console.print(f"{name}: delivered", highlight=False)
+        except DeliveryError as error:
+            failed = True
+            console.print(f"{name}: [red]{escape(str(error))}[/red]", highlight=False)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _read_status(settings: "Settings") -> "Callable[[], Status]":
+    """A function that reads the deployment's state; what can't be reached is a part of that state."""
+    import dagster as dg
+
+    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.operations.status import deployment_status
+    from pipeline_assets.resources.dagster_history import watched
+
+    known = watched(build_definitions(settings))
+    # Kept while it answers, as its storage has a pool of connections; opened anew once it doesn't, as
+    # the embedded server comes back at another address.
+    instance = cache(dg.DagsterInstance.get)
+
+    def read() -> "Status":
+        status = deployment_status(instance, settings, known)
+        if "dagster" in status.unknown:
+            instance.cache_clear()
+        return status
+
+    return read
 
 
 quarantine = typer.Typer(help="Rows that broke their contract.", no_args_is_help=True)
@@ -269,6 +365,30 @@ def _print_status(status: "TableStatus") -> None:
     for name, total in status.totals.items():
         grid.add_row(f"sum of {name}", f"{total:,}")
     console.print(grid)
+
+
+def _print_deployment(status: "Status") -> None:
+    from pipeline_assets.operations.page import headline
+
+    grid = Grid(title="deployment", title_justify="left", show_header=False)
+    grid.add_column(style="dim")
+    grid.add_column()
+    grid.add_row("environment", status.environment)
+    newest = max(status.heartbeats.values(), default=None)
+    alive = f"last sign of life {newest:%Y-%m-%d %H:%M:%S} UTC" if newest else "never ran"
+    grid.add_row("daemon", alive)
+    counts = (f"{count:,} {name}" for name, count in status.runs.items() if count)
+    grid.add_row("runs", ", ".join(counts) or "none yet")
+    grid.add_row("switched on", f"{len(status.instigators)} schedules and sensors")
+    book = status.alerts
+    grid.add_row("alerts", f"{len(book.alerts)} open, {len(book.messages)} to be delivered")
+    grid.add_row("last edition", str(status.edition or "none yet"))
+    console.print(grid)
+    problems = status.problems
+    console.print(f"[{'red' if problems else 'green'}]{headline(problems)}[/]", highlight=False)
+    for problem in problems:
+        console.print(f"- {escape(problem.what)}", style="bold", highlight=False)
+        console.print(f"  {escape(problem.remedy)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,26 @@ starts or reads data here.
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipeline_assets.news.assets import mornings, news_assets
+from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
+from pipeline_assets.operations.assets import operations_assets
+from pipeline_assets.operations.automation import alerting, housekeeping
+from pipeline_assets.operations.checks import ServiceLevel
+from pipeline_assets.operations.logs import configure_logging
+from pipeline_assets.quality.odcs import load_contract
+from pipeline_assets.resources.dagster_history import watched
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
 from pipeline_assets.settings import Settings, load_settings
-from pipeline_assets.warehouse.assets import table_assets
+from pipeline_assets.warehouse.assets import table_assets, target_name
 from pipeline_assets.warehouse.automation import table_automation
 from pipeline_assets.warehouse.tables import load_tables
 
@@ -48,17 +55,22 @@ def _http_client() -> "HttpClient":
 
 
 def build_definitions(
-    settings: Settings, resources: Mapping[str, Any] | None = None
+    settings: Settings,
+    resources: Mapping[str, Any] | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> dg.Definitions:
-    """All definitions; `resources` replaces some of `build_resources` by name."""
+    """All definitions; `resources` replaces some of `build_resources` by name, `now` the sensors' clock."""
     days = dg.DailyPartitionsDefinition(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
     parts = []
+    levels = []
     with _known_previews():
         for table in load_tables():
             assets = table_assets(table, days)
             materializable = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
+            key = dg.AssetKey(target_name(table.contract))
+            levels.append(ServiceLevel(table.contract, key, days))
             parts += [
                 dg.Definitions(assets=assets),
                 table_automation(
@@ -67,21 +79,37 @@ def build_definitions(
                     days,
                     lateness_days=settings.warehouse_lateness_days,
                     running=settings.pipeline_automation == "running",
+                    now=now,
                 ),
             ]
         partitions = mornings(settings)
         news = news_assets(settings, partitions)
         parts += [
             dg.Definitions(assets=news),
-            news_automation(news, partitions, running=settings.pipeline_automation == "running"),
+            news_automation(
+                news, partitions, running=settings.pipeline_automation == "running", now=now
+            ),
         ]
+        levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
+        parts.append(
+            alerting(settings, levels, running=settings.pipeline_automation == "running", now=now)
+        )
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
         # comes from several runs.
         executor=dg.in_process_executor,
     )
-    return dg.Definitions.merge(shared, *parts)
+    parts.append(
+        housekeeping(
+            # The status is about all of them: it looks up what there is when it is made.
+            operations_assets(settings, lambda: watched(definitions)),
+            timezone=settings.pipeline_timezone,
+            running=settings.pipeline_automation == "running",
+        )
+    )
+    definitions = dg.Definitions.merge(shared, *parts)
+    return definitions
 
 
 @contextmanager
@@ -96,7 +124,9 @@ def _known_previews() -> Iterator[None]:
         yield
 
 
-defs = build_definitions(load_settings())
+_settings = load_settings()
+configure_logging(_settings)
+defs = build_definitions(_settings)
 
 # What Dagster has made by now lives as long as the process; walking it at each collection would cost a
 # run 0.1 s of its CPU.

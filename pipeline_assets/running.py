@@ -1,22 +1,60 @@
-"""How assets of every domain run: what is tried again, and what isn't."""
+"""How assets of every domain run: what is tried again, and what isn't.
+
+A failure can be tried again at three layers, and each knows its kind: a request (`resources.http`), a
+step (`RETRY`) and a run. Dagster repeats a run only if its worker died, from the step it died in
+(`run_retries` in dagster.yaml): a step that failed has been tried often enough, or can't be mended.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import dagster as dg
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import PermanentError, is_transient
+from pipeline_assets.quality.contract import Contract
 
 # What a database or a network needs to come back, and not all workers in the same second.
 RETRY = dg.RetryPolicy(
     max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
 
+PERMANENT = "pipeline_assets/permanent"
+"""The tag of runs that failed for good: no sensor starts their partition again by itself."""
+
+
+def freshness(contract: Contract) -> dg.FreshnessPolicy | None:
+    """The contract's latency as Dagster's policy: so old may the newest materialization be.
+
+    Daily partitions are due a day apart, each that long after its window began.
+    """
+    hours = contract.latency_hours
+    return dg.FreshnessPolicy.time_window(timedelta(hours=hours)) if hours else None
+
 
 @contextmanager
 def permanent_failures() -> Iterator[None]:
-    """Keep Dagster from retrying what a retry can't mend."""
+    """Keep Dagster from retrying what a retry can't mend: all that `is_transient` doesn't know."""
     try:
         yield
-    except PermanentError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    except (dg.Failure, dg.RetryRequested):
+        raise
+    except Exception as error:
+        if is_transient(error):
+            raise
+        _tag_run()
+        # A permanent error is worded for people; of another the kind is half of what it says.
+        message = str(error) if isinstance(error, PermanentError) else _named(error)
+        raise dg.Failure(message, allow_retries=False) from error
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _tag_run() -> None:
+    try:
+        context = dg.AssetExecutionContext.get()
+    except dg.DagsterInvariantViolationError:  # called outside of a run
+        return
+    context.instance.add_run_tags(context.run.run_id, {PERMANENT: "true"})

@@ -23,7 +23,7 @@ from pipeline_assets.news.items import Run, Window
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import RETRY, permanent_failures
+from pipeline_assets.running import RETRY, freshness, permanent_failures
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.checks import rule_results, rule_specs
 from pipeline_assets.warehouse.tables import Table
@@ -57,12 +57,14 @@ def news_assets(
         "partitions_def": partitions,
         "retry_policy": RETRY,
         "owners": [f"team:{contract.owner}"],
+        "freshness_policy": freshness(contract),
         "code_version": f"{__version__}/{contract.version}",
     }
 
     @dg.asset(
         name=ARTICLES,
         kinds={"python", "postgres"},
+        pool="warehouse",
         description=(
             "What the outlets published in the window, one row an article: plain text, canonical "
             "address, UTC. Raw answers are archived first and never fetched twice. Rows that break "

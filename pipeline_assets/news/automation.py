@@ -5,10 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from pipeline_assets.news.assets import DIGEST
+from pipeline_assets.news.assets import ARTICLES, DIGEST
+from pipeline_assets.running import PERMANENT
+from pipeline_assets.warehouse.checks import ON_TIME
 
 CATCH_UP = timedelta(days=7)
 """How far back missed mornings are made up for; feeds have nothing older."""
+TRIED_AGAIN = timedelta(hours=1)
+"""How long a morning that failed is left alone: who was away at 8 may be back at 9."""
 
 
 def _now() -> datetime:
@@ -25,7 +29,8 @@ def news_automation(
     """The job that makes an edition, its schedule, and the sensor for mornings that were missed."""
     job = dg.define_asset_job(
         "publish_digest",
-        selection=dg.AssetSelection.assets(*assets),
+        selection=dg.AssetSelection.assets(*assets)
+        - dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(ARTICLES), ON_TIME)),
         description="From the outlets' feeds to the morning's edition.",
     )
     schedule = dg.build_schedule_from_partitioned_job(
@@ -46,7 +51,8 @@ def news_automation(
         else dg.DefaultSensorStatus.STOPPED,
         description=(
             "Dagster's schedule runs the newest partition only when it comes back from a pause. This "
-            "requests the mornings before it, oldest first, one at a time, each once."
+            "requests the mornings before it, oldest first, one at a time, and each hour those that "
+            "failed for a while only."
         ),
     )
     def missed_mornings(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
@@ -61,10 +67,11 @@ def _next_missed(
     partitions: dg.DailyPartitionsDefinition,
     now: datetime,
 ) -> dg.RunRequest | dg.SkipReason:
-    """The oldest morning without an edition for which nothing was ever started.
+    """The oldest morning without an edition that nothing was started for, or that may do better now.
 
     Only after the first edition: what was before the digest existed wasn't missed. The newest is the
     schedule's, which makes up for that one itself: both would start it when they come back together.
+    A failure that another try can't mend is left to a person.
     """
     made = instance.get_materialized_partitions(dg.AssetKey(DIGEST))
     if not made:
@@ -72,14 +79,30 @@ def _next_missed(
             "No edition has been made yet: the schedule or a person makes the first."
         )
     first = max(min(made), (now - CATCH_UP).date().isoformat())
-    *closed, _newest = partitions.get_partition_keys(current_time=now)
-    runs = instance.get_runs(
+    closed = partitions.get_partition_keys(current_time=now)
+    records = instance.get_run_records(
         dg.RunsFilter(job_name=job_name, created_after=now - CATCH_UP - timedelta(days=1))
     )
-    if under_way := [run.run_id for run in runs if not run.is_finished]:
-        return dg.SkipReason(f"An edition is being made (run {under_way[0]}).")
-    started = {run.tags.get("dagster/partition") for run in runs}
+    last: dict[str | None, dg.RunRecord] = {}
+    for record in records:  # the newest first
+        run = record.dagster_run
+        if not run.is_finished:
+            return dg.SkipReason(f"An edition is being made (run {run.run_id}).")
+        last.setdefault(run.tags.get("dagster/partition"), record)
     for key in closed:
-        if key >= first and key not in made and key not in started:
-            return dg.RunRequest(run_key=f"missed {key}", partition_key=key)
+        if key < first or key in made:
+            continue
+        if key not in last:
+            if key != closed[-1]:
+                return dg.RunRequest(run_key=f"missed {key}", partition_key=key)
+        elif _may_do_better(last[key], now):
+            run_id = last[key].dagster_run.run_id
+            return dg.RunRequest(run_key=f"missed {key} after {run_id}", partition_key=key)
     return dg.SkipReason("No morning was missed.")
+
+
+def _may_do_better(record: dg.RunRecord, now: datetime) -> bool:
+    run = record.dagster_run
+    ended = datetime.fromtimestamp(record.end_time or 0, UTC)
+    failed = run.status == dg.DagsterRunStatus.FAILURE and PERMANENT not in run.tags
+    return failed and now - ended >= TRIED_AGAIN

@@ -1,15 +1,18 @@
 """Dagster's own storage, as `dagster.yaml` names it: PostgreSQL and the project's data folder.
 
 Dagster builds these classes in each of its processes; each resolves the settings anew, so that no
-address stands in `dagster.yaml` and `dagster dev` needs no variable at all.
+address stands in `dagster.yaml` and `dagster dev` needs no variable at all. Below them stands what
+retention removes from that storage, and a question that Dagster answers too slowly: this is the one
+place with SQL on Dagster's tables.
 """
 
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Self
 
-from dagster import Field
+from dagster import DagsterInstance, Field
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from dagster._core.storage.root import LocalArtifactStorage
@@ -97,3 +100,107 @@ class PipelineArtifacts(LocalArtifactStorage):
 
 def _in_data_folder(name: str) -> str:
     return str(load_settings().pipeline_data_dir / name)
+
+
+# What may go once a run has ended long ago: an event of a type that isn't named here stays. Runs' and
+# steps' outcomes, materializations, check results and what was planned are not named: partitions' and
+# checks' statuses are computed from them. STEP_OUTPUT says from where a run can be resumed; so old a run
+# isn't, a new one of the partition does the same.
+REMOVABLE_EVENTS = (
+    "ENGINE_EVENT",
+    "HANDLED_OUTPUT",
+    "HOOK_COMPLETED",
+    "HOOK_SKIPPED",
+    "LOADED_INPUT",
+    "LOGS_CAPTURED",
+    "RESOURCE_INIT_STARTED",
+    "RESOURCE_INIT_SUCCESS",
+    "STEP_INPUT",
+    "STEP_OUTPUT",
+    "STEP_WORKER_STARTED",
+    "STEP_WORKER_STARTING",
+)
+_OLD_EVENTS = (
+    "FROM event_logs WHERE id <= :newest AND (dagster_event_type IS NULL"
+    " OR dagster_event_type = ANY(:types)) AND run_id IN"
+    " (SELECT run_id FROM runs WHERE status IN ('SUCCESS', 'FAILURE', 'CANCELED'))"
+)
+_BATCH = 10_000
+"""Rows a transaction: a lock is held for tenths of a second, however much there is to remove."""
+
+
+def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, int]:
+    """Remove what ended runs printed and logged before a moment; returns (runs, events).
+
+    Dagster's own way, `delete_run`, takes the run's materializations with it: their partitions look
+    missing. It has none to remove a run's other events, so they are deleted by SQL.
+    """
+    from sqlalchemy import text
+
+    storage = instance.event_log_storage
+    old: dict[str, Any] = {"types": list(REMOVABLE_EVENTS)}
+    with storage.index_connection() as connection:  # type: ignore[attr-defined]  # SQL storages have it
+        # Ids grow with time: the index on type and id finds the rest without looking at newer events.
+        newest = "SELECT max(id) FROM event_logs WHERE timestamp < :before"
+        moment = before.astimezone(UTC).replace(
+            tzinfo=None
+        )  # the column has no time zone, and is UTC
+        old["newest"] = connection.execute(text(newest), {"before": moment}).scalar() or 0
+        # What a run printed goes before the events that tell of it: a crash in between forgets nothing.
+        found = connection.execute(
+            text(f"SELECT DISTINCT run_id {_OLD_EVENTS}"), old
+        )  # our own text
+        runs = [run_id for (run_id,) in found]
+    for run_id in runs:
+        instance.compute_log_manager.delete_logs(prefix=[run_id])
+    events = 0
+    statement = text(
+        f"DELETE FROM event_logs WHERE id IN (SELECT id {_OLD_EVENTS} LIMIT {_BATCH})"  # noqa: S608
+    )
+    while True:
+        with storage.index_transaction() as connection:  # type: ignore[attr-defined]  # likewise
+            removed = connection.execute(statement, old).rowcount
+        events += removed
+        if removed < _BATCH:
+            return len(runs), events
+
+
+def remove_ticks(instance: DagsterInstance, before: datetime) -> None:
+    """Remove ticks older than a moment, but each schedule's and sensor's newest.
+
+    Dagster does so when one ticks; this is for those that no longer do. A schedule's newest tick says
+    where it goes on.
+    """
+    for state in instance.all_instigator_state():
+        origin, selector = state.instigator_origin_id, state.selector_id
+        for newest in instance.get_ticks(origin, selector, limit=1):
+            instance.purge_ticks(origin, selector, min(before.timestamp(), newest.timestamp))
+
+
+_RECENT_CHECKS = """
+WITH recent AS (
+    SELECT id, asset_key, check_name, partition, execution_status
+    FROM asset_check_executions ORDER BY id DESC LIMIT :limit
+)
+SELECT asset_key, check_name, partition, execution_status FROM recent WHERE id IN (
+    SELECT max(id) FROM recent WHERE execution_status IN ('SUCCEEDED', 'FAILED')
+    GROUP BY asset_key, check_name, partition
+)
+"""
+
+
+def recent_check_results(
+    instance: DagsterInstance, limit: int
+) -> list[tuple[str, str, str | None, bool]]:
+    """Of the newest `limit` executions of checks, the last one of each asset, check and partition.
+
+    As (asset key as stored, check, partition, passed). Dagster's `get_asset_check_partition_info` joins
+    each check's whole history with all materializations: 2.9 s beside 10,000 runs, this 0.04.
+    """
+    from sqlalchemy import text
+
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # likewise
+        rows = connection.execute(text(_RECENT_CHECKS), {"limit": limit}).fetchall()
+    return [
+        (asset, check, partition, status == "SUCCEEDED") for asset, check, partition, status in rows
+    ]

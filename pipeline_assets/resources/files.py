@@ -7,6 +7,7 @@ file or the new one, never half of one.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -92,6 +93,22 @@ class PartitionFiles:
         """The SHA-256 of a partition's bytes, as `write` told it. Raises `MissingPartitionError`."""
         with self._reading(asset, partition) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
+        """Remove files older than a moment, of the assets whose names begin so; returns how many.
+
+        Parts that a killed run left behind are among them.
+        """
+        from fsspec.core import url_to_fs
+
+        filesystem, root = url_to_fs(self.root)
+        removed = 0
+        for path in filesystem.find(root) if filesystem.exists(root) else []:
+            asset = path.rsplit("/", 2)[-2]
+            if asset.startswith(prefixes) and filesystem.modified(path) < before:
+                filesystem.rm(path)
+                removed += 1
+        return removed
 
     def _reading(self, asset: str, partition: str) -> Any:
         filesystem, path = self._open(asset, partition)

@@ -25,13 +25,12 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Retry
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import TRANSIENT_STATUSES, PermanentError, TransientError
 
-TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 
 
-class FetchError(Exception):
+class FetchError(TransientError):
     """No usable answer, in words that are the same every time; another try later may get one."""
 
 

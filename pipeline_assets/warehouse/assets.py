@@ -19,7 +19,7 @@ from pipeline_assets.quality.contract import Contract, TableContract
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import Progress
-from pipeline_assets.running import RETRY, permanent_failures
+from pipeline_assets.running import RETRY, freshness, permanent_failures
 from pipeline_assets.warehouse.checks import (
     complete_result,
     complete_spec,
@@ -78,6 +78,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         name=name,
         deps=[source_key(contract)],
         kinds={"postgres", "parquet"},
+        pool="source",
         description=f"The rows of `{contract.source_relation}` that changed on the day, as they are.",
         metadata={"dagster/column_schema": column_schema(contract.source_columns)},
         check_specs=[complete_spec(name, partitions)],
@@ -130,6 +131,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
         name=name,
         deps=[f"raw_{contract.name}"],
         kinds={"pandas", "parquet"},
+        pool="warehouse",
         description=(
             f"The day's rows that keep contract `{contract.name}` {contract.version}. The others are in "
             f"`quarantine.{contract.name}` with the rules they break. A broken rule holds the day back."
@@ -188,6 +190,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
 
     @dg.multi_asset(
         name=target,
+        pool="warehouse",
         specs=[
             _spec(contract, dg.AssetKey(f"validated_{contract.name}")),
             *(_spec(mart, dg.AssetKey(target)) for mart in marts),
@@ -296,6 +299,7 @@ def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
         deps=[upstream],
         group_name=GROUP,
         description=contract.description,
+        freshness_policy=freshness(contract) if isinstance(contract, Contract) else None,
         owners=[f"team:{contract.owner}"],
         code_version=f"{__version__}/{contract.version}",
         kinds={"postgres"},
@@ -319,9 +323,11 @@ def _report_held(
     for key, by_asset in loads.items():
         for name, metadata in by_asset.items():
             context.log_event(dg.AssetMaterialization(name, metadata=metadata, partition=key))
+    from pipeline_assets.warehouse.ledger import GateError
+
     raise dg.Failure(
         f"{len(held)} of {len(held) + len(loads)} partitions held back: {', '.join(held)}. "
         f"{next(iter(held.values()))}",
         metadata=held,
         allow_retries=False,
-    )
+    ) from GateError(next(iter(held.values())))

@@ -314,6 +314,30 @@ def passed_batch(connection: psycopg.Connection, contract: Contract, key: str) -
     return batch
 
 
+@dataclass(frozen=True)
+class Held:
+    """A partition that the gate holds back."""
+
+    table_name: str
+    partition_key: str
+    broken_rules: list[str]
+    rows_quarantined: int
+    validated_by: str
+    validated_at: datetime
+
+
+def held_batches(connection: psycopg.Connection) -> list[Held]:
+    """The partitions of all tables that are held back, oldest first."""
+    if connection.execute("SELECT to_regclass('pipeline.batches')").fetchone() == (None,):
+        return []
+    columns = sql.SQL(", ").join(map(sql.Identifier, Held.__dataclass_fields__))
+    query = sql.SQL(
+        "SELECT {} FROM pipeline.batches WHERE verdict = 'failed' ORDER BY partition_key, table_name"
+    ).format(columns)
+    with connection.cursor(row_factory=class_row(Held)) as cursor:
+        return cursor.execute(query).fetchall()
+
+
 def quarantine_query(contract: Contract, key: str) -> str:
     """The statement that shows a partition's quarantined rows."""
     query = sql.SQL("SELECT * FROM {} WHERE partition_key = {}")

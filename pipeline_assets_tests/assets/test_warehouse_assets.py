@@ -278,21 +278,6 @@ def test_marts_follow_every_change_of_the_table(
     ]
 
 
-def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings) -> None:
-    repository = build_definitions(settings).get_repository_def()
-    schedule = repository.get_schedule_def("load_transactions_daily")
-    with dg.DagsterInstance.ephemeral() as instance:
-        tick = schedule.evaluate_tick(
-            dg.build_schedule_context(
-                instance=instance,
-                repository_def=repository,
-                scheduled_execution_time=datetime(2026, 3, 1, 0, 15, tzinfo=UTC),
-            )
-        )
-    (request,) = tick.run_requests or []
-    assert request.partition_key == "2026-02-28"
-
-
 def sensor_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
     """Partition -> run key of what the sensor requests now."""
     definitions = build_definitions(settings)

@@ -192,6 +192,11 @@ def test_quarantined_rows_are_shown_and_replayed_once_they_are_mended(
     assert "held" in ran.stdout
     assert "status_known" in ran.stdout
 
+    status = command(environment, "status")
+    assert status.returncode == 1
+    assert f"transactions: {day} held back by the contract" in status.stdout
+    assert "quarantine replay transactions" in status.stdout
+
     shown = command(environment, "quarantine", "show", "transactions", "--rule", "status_known")
     assert "lost [bold]" in shown.stdout
     assert "1 of 1 rows." in shown.stdout
@@ -214,3 +219,4 @@ def test_quarantined_rows_are_shown_and_replayed_once_they_are_mended(
     status = command(environment, "status")
     assert "4 of 4 closed" in status.stdout
     assert "held" not in status.stdout
+    assert (status.returncode, "Everything is fine" in status.stdout) == (0, True), status.stdout

@@ -1,0 +1,107 @@
+"""When the status page is made anew, when retention runs, and the sensor that looks and alerts."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import cast
+
+import dagster as dg
+
+from pipeline_assets.operations.alerts import BOOK
+from pipeline_assets.operations.assets import RETENTION, STATUS
+from pipeline_assets.operations.checks import ServiceLevel, on_time_check
+from pipeline_assets.settings import Settings
+
+SCHEDULES = (
+    # An hour is what a page in the UI may be old; the command and the metrics say it for now.
+    ("report_status", "hourly", STATUS, "0 * * * *", "Whether everything is fine, as a page."),
+    # After the night's loads and before anybody works.
+    ("apply_retention", "daily", RETENTION, "30 4 * * *", "Remove what is past its settings."),
+)
+
+
+def housekeeping(
+    assets: Sequence[dg.AssetsDefinition], *, timezone: str, running: bool
+) -> dg.Definitions:
+    """A job and its schedule for each of the operations' assets."""
+    schedules = []
+    for name, often, asset, cron, description in SCHEDULES:
+        job = dg.define_asset_job(
+            name, selection=dg.AssetSelection.assets(asset), description=description
+        )
+        schedules.append(
+            dg.ScheduleDefinition(
+                name=f"{name}_{often}",
+                job=job,
+                cron_schedule=cron,
+                execution_timezone=timezone,
+                default_status=dg.DefaultScheduleStatus.RUNNING
+                if running
+                else dg.DefaultScheduleStatus.STOPPED,
+            )
+        )
+    return dg.Definitions(assets=assets, schedules=schedules)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def alerting(
+    settings: Settings,
+    levels: Sequence[ServiceLevel],
+    *,
+    running: bool,
+    now: Callable[[], datetime] = _now,
+) -> dg.Definitions:
+    """The sensor `alerts`, and the check of each contract's service level."""
+
+    @dg.sensor(
+        name="alerts",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING
+        if running
+        else dg.DefaultSensorStatus.STOPPED,
+        description=(
+            "Finds what is wrong now and tells ALERT_URLS what is new or mended; then asks for "
+            "HEARTBEAT_URL. It starts nothing."
+        ),
+    )
+    def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        from pipeline_assets.operations.runs import View
+        from pipeline_assets.operations.watching import look_inside, tell
+
+        repository = cast("dg.RepositoryDefinition", context.repository_def)
+        view = View(context.instance, repository, settings, now())
+        return dg.SkipReason(
+            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
+        )
+
+    on_time = [_on_time(level, running=running) for level in levels if level.latency]
+    return dg.Definitions.merge(dg.Definitions(sensors=[alerts]), *on_time)
+
+
+def _on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
+    """The check of a service level, run for the newest partition at the moment when it is due."""
+    check = on_time_check(level)
+    job = dg.define_asset_job(
+        f"check_{level.contract.name}_on_time",
+        selection=dg.AssetSelection.checks(check),
+        description=f"Whether the newest partition of `{level.contract.target_relation}` is there.",
+    )
+    # Any partition's will do: they are a day apart. In June, as the clocks change in others.
+    due = level.due("2026-06-01")
+
+    @dg.schedule(
+        name=f"{job.name}_daily",
+        job=job,
+        cron_schedule=f"{due:%M} {due:%H} * * *",
+        execution_timezone=level.partitions.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING
+        if running
+        else dg.DefaultScheduleStatus.STOPPED,
+    )
+    def daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        key = level.newest_expected(context.scheduled_execution_time)
+        return dg.RunRequest(partition_key=key) if key else dg.SkipReason("Nothing is due yet.")
+
+    return dg.Definitions(asset_checks=[check], jobs=[job], schedules=[daily])

@@ -1,0 +1,100 @@
+"""The service level of each contract as an asset check: whether a partition is there by its time.
+
+`FreshnessPolicy`, which the assets have too, looks at the last materialization of any partition: the
+backfill of an old day satisfies it. This check is about each partition, told by the ledger, and runs
+for the newest that is due at the moment when it is. The alert doesn't wait for it: see `data.late_data`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from pipeline_assets.quality.contract import Contract
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.warehouse.checks import ON_TIME
+
+if TYPE_CHECKING:
+    from pipeline_assets.warehouse.ledger import Batch
+
+
+@dataclass(frozen=True)
+class ServiceLevel:
+    """A contract's promise of how late data may be, and the asset and partitions that it is about."""
+
+    contract: Contract
+    asset: dg.AssetKey
+    partitions: dg.TimeWindowPartitionsDefinition
+
+    @property
+    def latency(self) -> timedelta | None:
+        """How long after it came to be in the source a row may be missing."""
+        hours = self.contract.latency_hours
+        return timedelta(hours=hours) if hours else None
+
+    def due(self, key: str) -> datetime | None:
+        """When the partition must be there: its oldest row is as old as its window."""
+        window = self.partitions.time_window_for_partition_key(key)
+        return window.start + self.latency if self.latency else None
+
+    def late(self, known: "Mapping[str, Batch]", now: datetime) -> list[str]:
+        """The partitions that are due and neither loaded nor held, oldest first.
+
+        What was before the first in the ledger isn't missed; of an empty ledger, the newest is.
+        """
+        newest = self.newest_expected(now)
+        if newest is None:
+            return []
+        due = [key for key in self.partitions.get_partition_keys(current_time=now) if key <= newest]
+        first = min(known, default=newest)
+        return [
+            key
+            for key in due
+            if key >= first
+            and (
+                key not in known or (known[key].verdict == "passed" and not known[key].loaded_hash)
+            )
+        ]
+
+    def newest_expected(self, now: datetime) -> str | None:
+        """The newest partition that must be there by now."""
+        if self.latency is None:
+            return None
+        keys = self.partitions.get_partition_keys(current_time=now)
+        return next((key for key in reversed(keys) if (self.due(key) or now) <= now), None)
+
+
+def on_time_check(level: ServiceLevel) -> dg.AssetChecksDefinition:
+    """The check `on_time` of the level's asset."""
+
+    @dg.asset_check(
+        asset=level.asset,
+        name=ON_TIME,
+        description=(
+            f"The partition is loaded {level.contract.latency_hours:g} h after its window began, as "
+            f"contract `{level.contract.name}` promises."
+        ),
+        partitions_def=level.partitions,
+    )
+    def on_time(
+        context: dg.AssetCheckExecutionContext, warehouse: dg.ResourceParam[Database]
+    ) -> dg.AssetCheckResult:
+        from pipeline_assets.warehouse.ledger import batches, ensure_schema
+
+        key = context.partition_key
+        with warehouse.connect(autocommit=True) as connection:
+            ensure_schema(connection, level.contract)
+            batch = batches(connection, level.contract, [key]).get(key)
+        passed = batch is not None and batch.loaded_hash is not None
+        return dg.AssetCheckResult(
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=(
+                f"{key} is {'there' if passed else 'not there'}; "
+                f"it was due {level.due(key):%Y-%m-%d %H:%M %Z}."
+            ),
+        )
+
+    return on_time

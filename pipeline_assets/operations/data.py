@@ -1,0 +1,239 @@
+"""What is wrong with the data: failed checks, held days, data later than its contract allows.
+
+A failed check is one whose newest result for a partition is a failure, blocking or not: Dagster fails
+no run for one that doesn't block, and tells nobody. The gate's verdicts are the ledger's.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import dagster as dg
+
+from pipeline_assets.operations.checks import ServiceLevel
+from pipeline_assets.operations.problems import Kind, Problem, few
+from pipeline_assets.operations.runs import HORIZON, View
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.warehouse.checks import ON_TIME
+
+KINDS: dict[str, Kind] = {"trained_model": "model_refused"}
+"""Asset -> what a failed check of it is called, where that isn't simply a failed check."""
+
+
+class Failed(NamedTuple):
+    """A check whose newest result for the partition is a failure."""
+
+    key: dg.AssetCheckKey
+    partition: str
+    event: dg.EventLogRecord
+
+
+def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed]:
+    """Checks by partition whose newest result is a failure that isn't older than `since`.
+
+    By SQL over Dagster's table of check executions: asking its API check by check takes 2.2 s with
+    10,000 runs on record, this 0.2 s. A test holds the two against each other.
+    """
+    from sqlalchemy import text
+
+    query = text(
+        "SELECT asset_key, check_name, partition, max(evaluation_event_storage_id) AS newest"
+        " FROM asset_check_executions WHERE execution_status IN ('SUCCEEDED', 'FAILED')"
+        " AND (asset_key, check_name) IN"
+        " (SELECT asset_key, check_name FROM asset_check_executions WHERE execution_status = 'FAILED')"
+        " GROUP BY asset_key, check_name, partition HAVING max(evaluation_event_storage_id) ="
+        " max(CASE WHEN execution_status = 'FAILED' THEN evaluation_event_storage_id END)"
+    )
+    # Dagster's PostgreSQL and SQLite storages both have it.
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+        rows = connection.execute(query).fetchall()
+    if not rows:
+        return []
+    records = instance.event_log_storage.get_event_records(
+        dg.EventRecordsFilter(
+            dg.DagsterEventType.ASSET_CHECK_EVALUATION,
+            storage_ids=[row[3] for row in rows],
+            after_timestamp=since.timestamp(),
+        )
+    )
+    by_id = {record.storage_id: record for record in records}
+    return [
+        Failed(
+            dg.AssetCheckKey(dg.AssetKey(json.loads(asset)), name), partition or "", by_id[event]
+        )
+        for asset, name, partition, event in rows
+        if event in by_id
+    ]
+
+
+def failed_checks(view: View) -> list[Problem]:
+    """A problem for each check that fails now, with all its partitions."""
+    groups: dict[dg.AssetCheckKey, list[Failed]] = defaultdict(list)
+    graph = view.repository.asset_graph
+    for failed in failing_checks(view.instance, view.ago(HORIZON)):
+        if not graph.has(failed.key):
+            continue  # it was removed
+        if failed.key.name == ON_TIME:
+            continue  # `late_data` says it, at once
+        # A ranged run has a result for the range as a whole beside each partition's own.
+        if failed.partition or graph.get(failed.key).partitions_def is None:
+            groups[failed.key].append(failed)
+    return [_check_problem(view, key, found) for key, found in groups.items()]
+
+
+def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -> Problem:
+    newest = max(found, key=lambda failed: failed.event.storage_id)
+    evaluation = newest.event.event_log_entry.asset_check_evaluation
+    asset = key.asset_key.to_user_string()
+    partitions = sorted({failed.partition for failed in found} - {""})
+    kind = KINDS.get(asset, "check_failed")
+    run = newest.event.run_id
+    blocking = bool(evaluation and evaluation.blocking)
+    return Problem(
+        kind,
+        f"{asset} {key.name}",
+        datetime.fromtimestamp(min(failed.event.timestamp for failed in found), UTC),
+        members=tuple(partitions or [key.name]),
+        facts={
+            "What": f"{key.name} of {asset} {few(partitions)}".strip(),
+            "Asset": asset,
+            "Partition": few(partitions),
+            "Cause": _evidence(evaluation),
+            "Effect": "What depends on it is not made."
+            if blocking
+            else "It is told, nothing stops.",
+            "Owner": view.owner([key.asset_key]),
+            "Run": view.link(f"runs/{run}") if run else "",
+            "Check": view.link(f"assets/{asset}?view=checks"),
+        },
+    )
+
+
+def _evidence(evaluation: dg.AssetCheckEvaluation | None) -> str:
+    """What the check says: its description and its short metadata."""
+    if evaluation is None:
+        return ""
+    short = [
+        f"{name}={entry.value}"
+        for name, entry in evaluation.metadata.items()
+        if isinstance(entry.value, int | float | str) and len(str(entry.value)) <= 80
+    ]
+    return " ".join(filter(None, [evaluation.description, ", ".join(short)]))
+
+
+def held_days(view: View) -> list[Problem]:
+    """A problem for each table that has partitions held back by the gate."""
+    from pipeline_assets.warehouse.ledger import Held, held_batches
+
+    with Database("warehouse", view.settings).connect(autocommit=True) as warehouse:
+        batches = held_batches(warehouse)
+    groups: dict[str, list[Held]] = defaultdict(list)
+    for batch in batches:
+        groups[batch.table_name].append(batch)
+    problems = []
+    for table, found in groups.items():
+        days = [batch.partition_key for batch in found]
+        rules = sorted({rule for batch in found for rule in batch.broken_rules})
+        newest = max(found, key=lambda batch: batch.validated_at)
+        problems.append(
+            Problem(
+                "day_held",
+                table,
+                min(batch.validated_at for batch in found),
+                members=tuple(days),
+                facts={
+                    "What": f"{table} {few(days)}",
+                    "Partition": few(days),
+                    "Cause": (
+                        f"The contract's {few(rules)} broken; {newest.rows_quarantined} rows of "
+                        f"{newest.partition_key} are in quarantine.{table}. Nothing of it was loaded."
+                    ),
+                    "Owner": view.owner([dg.AssetKey(f"validated_{table}"), dg.AssetKey(table)]),
+                    "Run": view.link(f"runs/{newest.validated_by}") or newest.validated_by,
+                },
+            )
+        )
+    return problems
+
+
+def without_consequences(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems without the failed checks that a held day already tells of."""
+    held = {
+        f"{asset}": set(problem.members)
+        for problem in problems
+        if problem.kind == "day_held"
+        for asset in (problem.subject, f"validated_{problem.subject}")
+    }
+    return [
+        problem
+        for problem in problems
+        if not (
+            problem.kind == "check_failed"
+            and set(problem.members) <= held.get(problem.facts["Asset"], set())
+        )
+    ]
+
+
+def missed_freshness(view: View) -> list[Problem]:
+    """Assets whose freshness policy Dagster's own daemon judged as failed."""
+    from dagster._core.definitions.freshness import FreshnessState
+
+    graph = view.repository.asset_graph
+    keys = [key for key in graph.get_all_asset_keys() if graph.get(key).freshness_policy]
+    states = view.instance.get_freshness_state_records(keys)
+    return [
+        Problem(
+            "freshness_missed",
+            key.to_user_string(),
+            state.updated_at,
+            facts={
+                "What": key.to_user_string(),
+                "Asset": key.to_user_string(),
+                "Cause": "Nothing of it was materialized for longer than its contract allows.",
+                "Owner": view.owner([key]),
+                "Page": view.link(f"assets/{key.to_user_string()}"),
+            },
+        )
+        for key, state in states.items()
+        if state.freshness_state == FreshnessState.FAIL
+    ]
+
+
+def late_data(view: View, levels: Sequence[ServiceLevel]) -> list[Problem]:
+    """A problem for each table that lacks partitions which its contract promises by now.
+
+    FreshnessPolicy knows only how old the last materialization of any partition is: the backfill of an
+    old day satisfies it. Held days have an alert of their own.
+    """
+    from pipeline_assets.warehouse.ledger import batches, ensure_schema
+
+    problems = []
+    with Database("warehouse", view.settings).connect(autocommit=True) as warehouse:
+        for level in levels:
+            ensure_schema(warehouse, level.contract)
+            late = level.late(batches(warehouse, level.contract), view.now)
+            if not late:
+                continue
+            asset = level.asset.to_user_string()
+            problems.append(
+                Problem(
+                    "data_late",
+                    asset,
+                    level.due(late[0]) or view.now,
+                    members=tuple(late),
+                    facts={
+                        "What": f"{asset} {few(late)}",
+                        "Asset": asset,
+                        "Partition": few(late),
+                        "Cause": (
+                            f"Not loaded {level.contract.latency_hours:g} h after its window began, "
+                            f"as contract {level.contract.name} promises."
+                        ),
+                        "Owner": view.owner([level.asset]),
+                        "Page": view.link(f"assets/{asset}?view=partitions"),
+                    },
+                )
+            )
+    return problems

@@ -1,0 +1,70 @@
+"""How an alert leaves the house: through Apprise to people, and as a heartbeat to an outside monitor.
+
+Neither shows an address in what it says: nearly all of an address is its key.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping
+from io import StringIO
+
+from pydantic import SecretStr
+
+from pipeline_assets.operations.alerts import DeliveryError, Message
+from pipeline_assets.operations.logs import mask
+
+
+def channels(urls: Iterable[SecretStr]) -> dict[str, str]:
+    """Name -> address. A name tells channels apart and says nothing of the key: `slack-3f9a41`."""
+    found = {}
+    for url in urls:
+        address = url.get_secret_value()
+        scheme = address.partition("://")[0].lower()
+        found[f"{scheme}-{hashlib.sha256(address.encode()).hexdigest()[:6]}"] = address
+    return found
+
+
+def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Iterable[str]) -> None:
+    """Deliver a message to one channel.
+
+    Raises:
+        DeliveryError: it wasn't taken; with what Apprise says of it, masked.
+    """
+    import apprise
+
+    service = apprise.Apprise.instantiate(addresses[name], suppress_exceptions=True)
+    if service is None:
+        raise DeliveryError("ALERT_URLS has an address for it that Apprise doesn't understand")
+    said = StringIO()
+    # Apprise types everything but this.
+    capture = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
+    with capture as captured:
+        done = service.notify(
+            body=message.text,
+            title=message.title,
+            notify_type=apprise.NotifyType(message.level),
+            body_format=apprise.NotifyFormat.TEXT,
+        )
+        said.write(captured.getvalue())
+    if not done:
+        reason = " ".join(said.getvalue().split()) or "gave no reason"
+        raise DeliveryError(
+            mask(reason, sorted([*secrets, addresses[name]], key=len, reverse=True))
+        )
+
+
+def beat(url: SecretStr) -> None:
+    """Tell the outside monitor that somebody looked.
+
+    Raises:
+        DeliveryError: it didn't answer, or not with success.
+    """
+    from pipeline_assets.news.feeds import USER_AGENT
+    from pipeline_assets.resources.http import FetchError, HttpClient, Limits
+
+    try:
+        answer = HttpClient(USER_AGENT, Limits(total=5, attempts=2)).get(url.get_secret_value())
+    except FetchError as error:
+        raise DeliveryError(f"HEARTBEAT_URL {error}") from None
+    if answer.status >= 300:
+        raise DeliveryError(f"HEARTBEAT_URL answered {answer.status}")

@@ -1,0 +1,164 @@
+"""What a process of the project writes to its log: which form a line has, and what it must not say.
+
+In staging and production a line is a JSON object with environment, run, job, step, asset and partition,
+so that a log store can be asked for all lines of a partition. In dev it is what Dagster prints. In both
+no line shows the value of a secret setting or the password of a URL. How long logs are kept is not
+decided here.
+
+Dagster offers no setting for the form of a run's lines: it builds the logger that prints them anew in
+every run, and loggers given to the definitions are used only by runs whose config names them, which
+those started from the UI don't. It takes the class from `logging.getLoggerClass`, though, the place
+that Python has for this; so the class is what changes.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, SecretStr
+
+from pipeline_assets.settings import Settings
+
+MASK = "***"
+SHORTEST_SECRET = 4
+"""Masking every "a" would hide the text and tell the secret."""
+URL_PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@(?=[^\s@])")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Give every handler of this process, present and future, the form that the environment wants."""
+    secrets = secret_values(settings)
+    as_json = settings.pipeline_env != "dev"
+    environment = settings.pipeline_env
+
+    def format_of(handler: logging.Handler) -> logging.Formatter:
+        if as_json:
+            return MaskingFormatter(JsonFormatter(environment), secrets)
+        return MaskingFormatter(handler.formatter or logging.Formatter(), secrets)
+
+    class Logger(logging.Logger):
+        """A logger whose printing handlers have that form, whoever adds them."""
+
+        def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802  # logging's own name
+            if isinstance(hdlr, logging.StreamHandler):
+                hdlr.setFormatter(format_of(hdlr))
+            super().addHandler(hdlr)
+
+    logging.setLoggerClass(Logger)
+    # Python's own handler, for what no other handles: lines of libraries outside of runs. In a run
+    # Dagster handles those too and gives them its context (`python_logs` in dagster.yaml).
+    if logging.lastResort:
+        logging.lastResort.setFormatter(format_of(logging.lastResort))
+        if as_json:
+            # Python's warnings would be no JSON, or, captured and with no handler, nowhere.
+            logging.captureWarnings(capture=True)
+            logging.getLogger("py.warnings").addHandler(logging.lastResort)
+    for name in [None, *logging.root.manager.loggerDict]:
+        for present in logging.getLogger(name).handlers:
+            if isinstance(present, logging.StreamHandler):
+                present.setFormatter(format_of(present))
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON.
+
+    `run_id`, `job`, `step`, `asset`, `partition` are null where a line belongs to none: a run's start has
+    no asset. Dagster hangs what it knows on the record as `dagster_meta`.
+    """
+
+    def __init__(self, environment: str) -> None:
+        super().__init__()
+        self.environment = environment
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        meta: dict[str, Any] = getattr(record, "dagster_meta", None) or {}
+        event = meta.get("dagster_event")
+        tags = meta.get("job_tags") or {}
+        step = meta.get("step_key")
+        key = getattr(event, "asset_key", None)
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "environment": self.environment,
+            "run_id": meta.get("run_id"),
+            "job": meta.get("job_name"),
+            "step": step,
+            # An asset's step has its name; one of several assets says of which an event is.
+            "asset": key.to_user_string() if key else step,
+            "partition": getattr(event, "partition", None) or _partition(tags),
+            "event": event.event_type_value if event else None,
+            "message": meta.get("orig_message") or record.getMessage(),
+        }
+        if error := _error(event):
+            line["error"] = error
+        elif record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _partition(tags: dict[str, str]) -> str | None:
+    """The run's partition, or its range as `first..last`."""
+    if found := tags.get("dagster/partition"):
+        return found
+    span = [tags.get(f"dagster/asset_partition_range_{end}") for end in ("start", "end")]
+    return "..".join(filter(None, span)) or None
+
+
+def _error(event: Any) -> str | None:
+    data = getattr(event, "event_specific_data", None)
+    error = getattr(data, "error", None)
+    return error.to_string() if error else None
+
+
+class MaskingFormatter(logging.Formatter):
+    """Another formatter's text without secrets."""
+
+    def __init__(self, inner: logging.Formatter, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.secrets = sorted(secrets, key=len, reverse=True)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text, with `***` for each secret."""
+        return mask(self.inner.format(record), self.secrets)
+
+
+def mask(text: str, secrets: Iterable[str]) -> str:
+    """`text` without the secrets (longest first) and without the passwords of URLs."""
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return URL_PASSWORD.sub(rf"\1:{MASK}@", text)
+
+
+def secret_values(settings: BaseModel) -> set[str]:
+    """Every secret of the settings: its value, a URL's password, and both as JSON writes them."""
+    found = set()
+    for value in _secrets(dict(settings)):
+        found.add(value)
+        try:
+            password = urlsplit(value).password
+        except ValueError:  # no URL
+            password = None
+        if password:
+            found |= {password, unquote(password)}
+    found |= {json.dumps(value)[1:-1] for value in found}
+    return {value for value in found if len(value) >= SHORTEST_SECRET}
+
+
+def _secrets(value: object) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        yield from _secrets(dict(value))
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _secrets(part)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for part in value:
+            yield from _secrets(part)

@@ -1,0 +1,226 @@
+"""What is wrong with runs that haven't ended: not started, slow, too many waiting; and what looks share.
+
+All is read from Dagster's storage as it is now; nothing follows its events. Runs that failed are in
+`failed_runs`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from pipeline_assets.operations.problems import Problem, moment
+from pipeline_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from dagster_shared.error import SerializableErrorInfo
+
+HORIZON = timedelta(days=30)
+"""How far back failures are looked at; older ones are given up, which is told."""
+MOST_RUNS = 1000
+"""Failed runs a look reads, the newest: 0.2 s. More than these have few causes."""
+USUAL_RUNS = 20
+"""How many of a job's last successful runs say what is usual."""
+SHORTEST_SLOW = timedelta(minutes=5)
+"""Nobody minds a run of ten seconds that takes forty."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a look sees: the instance, the definitions, the settings and the time."""
+
+    instance: dg.DagsterInstance
+    repository: dg.RepositoryDefinition
+    settings: Settings
+    now: datetime
+
+    def owner(self, keys: Iterable[dg.AssetKey]) -> str:
+        """Who owns the assets."""
+        graph = self.repository.asset_graph
+        owners = {owner for key in keys if graph.has(key) for owner in graph.get(key).owners}
+        return ", ".join(sorted(owner.removeprefix("team:") for owner in owners))
+
+    def link(self, path: str) -> str:
+        """The page in Dagster's UI; empty if nobody said where the UI is."""
+        base = self.settings.pipeline_ui_url
+        return f"{str(base).rstrip('/')}/{path}" if base else ""
+
+    def ago(self, span: timedelta) -> datetime:
+        """The moment so long before."""
+        return self.now - span
+
+
+def partition_of(run: dg.DagsterRun) -> str:
+    """The run's partition, or its range as `first to last`, or nothing."""
+    span = [run.tags.get(f"dagster/asset_partition_range_{end}", "") for end in ("start", "end")]
+    return run.tags.get("dagster/partition") or " to ".join(filter(None, dict.fromkeys(span)))
+
+
+def root_cause(error: "SerializableErrorInfo | None", told: str = "") -> str:
+    """What our code or a library said, out of Dagster's wrapping, and what lies under it.
+
+    `told` is the description of a `dg.Failure`, which is worded for people.
+    """
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.cause or (None if len(chain) > 1 else error.context)
+    ours = [link for link in chain if not (link.cls_name or "").startswith("Dagster")] or chain
+    lines = [told or _line(ours[0])] if ours else [told]
+    if ours and (deepest := _line(ours[-1])) and not _says(lines[0], deepest):
+        lines.append(f"at its root {deepest}")
+    return "; ".join(filter(None, lines)) or "No reason is on record."
+
+
+def _line(error: "SerializableErrorInfo") -> str:
+    return " ".join(error.message.split())[:500]
+
+
+def _says(line: str, deepest: str) -> bool:
+    return deepest in line or deepest.partition(": ")[2] in line
+
+
+def created(record: dg.RunRecord) -> datetime:
+    """PostgreSQL's storage gives it without a zone, in UTC."""
+    return record.create_timestamp.replace(tzinfo=UTC)
+
+
+def waiting_runs(view: View) -> list[Problem]:
+    """Runs that should have started, each job once, and a queue that is too long."""
+    waiting = view.instance.get_run_records(
+        dg.RunsFilter(
+            statuses=[
+                dg.DagsterRunStatus.QUEUED,
+                dg.DagsterRunStatus.NOT_STARTED,
+                dg.DagsterRunStatus.STARTING,
+            ]
+        ),
+        limit=MOST_RUNS,
+    )
+    problems = []
+    limit = timedelta(minutes=view.settings.alert_late_minutes)
+    by_job = defaultdict(list)
+    for record in waiting:
+        if view.now - created(record) > limit:
+            by_job[record.dagster_run.job_name].append(record)
+    for job, records in by_job.items():
+        first = min(records, key=created)
+        problems.append(
+            Problem(
+                "run_waiting",
+                job,
+                created(first),
+                members=tuple(record.dagster_run.run_id for record in records),
+                facts={
+                    "What": f"{job} {partition_of(first.dagster_run)}".strip(),
+                    "Cause": (
+                        f"{len(records)} runs wait for more than {view.settings.alert_late_minutes} "
+                        f"minutes; this one is {first.dagster_run.status.value}."
+                    ),
+                    "Run": view.link(f"runs/{first.dagster_run.run_id}"),
+                },
+            )
+        )
+    queued = [r for r in waiting if r.dagster_run.status == dg.DagsterRunStatus.QUEUED]
+    if len(queued) > view.settings.alert_queue_length:
+        oldest = min(map(created, queued))
+        most = f" or more (the first {MOST_RUNS} were counted)" if len(waiting) == MOST_RUNS else ""
+        problems.append(
+            Problem(
+                "queue_long",
+                "runs",
+                oldest,
+                facts={
+                    "What": f"more than {view.settings.alert_queue_length} runs wait",
+                    "Cause": f"{len(queued)}{most}; the oldest since {moment(oldest)}.",
+                    "Queue": view.link("runs?view=queued"),
+                },
+            )
+        )
+    return problems
+
+
+def slow_runs(view: View) -> list[Problem]:
+    """Runs under way for longer than usual: a multiple of the median of the job's last successes.
+
+    Runs over a range of partitions have no usual length and aren't judged; `max_runtime_seconds` ends
+    them.
+    """
+    started = view.instance.get_run_records(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    )
+    return list(_slow(view, started))
+
+
+def _slow(view: View, started: Iterable[dg.RunRecord]) -> Iterator[Problem]:
+    usual: dict[str, timedelta | None] = {}
+    for record in started:
+        run = record.dagster_run
+        if record.start_time is None or "dagster/asset_partition_range_start" in run.tags:
+            continue
+        begun = datetime.fromtimestamp(record.start_time, UTC)
+        if view.now - begun < SHORTEST_SLOW:
+            continue
+        if run.job_name not in usual:
+            usual[run.job_name] = _usual(view, run.job_name)
+        length = usual[run.job_name]
+        if length and view.now - begun > max(
+            length * view.settings.alert_slow_factor, SHORTEST_SLOW
+        ):
+            yield Problem(
+                "run_slow",
+                run.run_id,
+                begun,
+                facts={
+                    "What": f"{run.job_name} {partition_of(run)}".strip(),
+                    "Cause": (
+                        f"Under way since {moment(begun)}; {length.total_seconds():.0f} s are usual. "
+                        "Its process may be gone."
+                    ),
+                    "Run": view.link(f"runs/{run.run_id}") or run.run_id,
+                },
+            )
+
+
+def _usual(view: View, job: str) -> timedelta | None:
+    """The median length of the job's last successful runs of one partition; None for fewer than three."""
+    records = view.instance.get_run_records(
+        dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS]), limit=USUAL_RUNS
+    )
+    lengths = [
+        record.end_time - record.start_time
+        for record in records
+        if record.start_time
+        and record.end_time
+        and "dagster/asset_partition_range_start" not in record.dagster_run.tags
+    ]
+    return timedelta(seconds=median(lengths)) if len(lengths) >= 3 else None
+
+
+def failed_backfills(view: View) -> list[Problem]:
+    """Backfills that Dagster itself gave up; the failed runs of others have their own alerts."""
+    from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+
+    found = view.instance.get_backfills(
+        filters=BulkActionsFilter(
+            statuses=[BulkActionStatus.FAILED], created_after=view.ago(HORIZON)
+        ),
+        limit=MOST_RUNS,
+    )
+    return [
+        Problem(
+            "backfill_failed",
+            backfill.backfill_id,
+            datetime.fromtimestamp(backfill.backfill_timestamp, UTC),
+            facts={
+                "What": backfill.title or backfill.backfill_id,
+                "Cause": root_cause(backfill.error),
+                "Backfill": view.link(f"runs/b/{backfill.backfill_id}"),
+            },
+        )
+        for backfill in found
+    ]

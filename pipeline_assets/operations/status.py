@@ -1,0 +1,359 @@
+"""Whether everything is fine, computed once for the command, the page in the UI and the metrics.
+
+It reads Dagster's history and the warehouse's ledger, and says what is wrong and what to do about it. A
+part that can't be read is itself a problem and hides no other. Nothing is changed here and nobody is told:
+alerts are sent elsewhere.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from pipeline_assets.operations.alerts import BOOK, Book
+from pipeline_assets.operations.problems import Kind, anchor
+from pipeline_assets.resources.dagster_history import (
+    Check,
+    Instigator,
+    Run,
+    Watched,
+    checks,
+    ended_runs,
+    heartbeats,
+    instigators,
+    newest_partition,
+    runs_by_status,
+    stored_value,
+    unfinished_runs,
+)
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.tables import load_tables
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+NEWS_TABLE, DIGEST = "news_articles", "news_digest"
+HEARTBEAT = timedelta(minutes=5)
+"""A daemon says that it lives every half a minute; Dagster itself waits half an hour."""
+QUEUED = timedelta(minutes=15)
+STARTED = timedelta(hours=2)
+GRACE = timedelta(hours=1)
+"""What a partition's load may take after its window closed."""
+LOOK_BACK = timedelta(days=7)
+"""How far back failed runs are looked at."""
+SENSOR_LATE = timedelta(minutes=10)
+SEEN_HERE: frozenset[Kind] = frozenset(
+    (
+        "run_failed",
+        "check_failed",
+        "day_held",
+        "data_late",
+        "run_waiting",
+        "tick_failing",
+        "tick_late",
+    )
+)
+"""Kinds of alerts that stand for problems which the status finds itself; others are shown as they are."""
+
+
+@dataclass(frozen=True)
+class TableState:
+    """A table by its ledger; `behind` are the closed partitions that were never loaded, oldest first."""
+
+    name: str
+    loaded: int
+    rows_loaded: int
+    rows_quarantined: int
+    held: list[str]
+    behind: list[str]
+    newest_change: datetime | None
+    """The newest change of the source that was loaded."""
+    newest_window: datetime | None
+    """The end of the newest partition that was loaded."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and what to do about it, each a sentence or two."""
+
+    kind: str
+    what: str
+    remedy: str
+
+
+@dataclass
+class Status:
+    """Where the deployment stands at a moment. Parts that could not be read are in `unknown`."""
+
+    at: datetime
+    environment: str
+    automated: bool
+    """Whether schedules and sensors are on by default: then a daemon has to live."""
+    heartbeats: dict[str, datetime] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+    unfinished: list[Run] = field(default_factory=list)
+    ended: list[Run] = field(default_factory=list)
+    instigators: list[Instigator] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    tables: list[TableState] = field(default_factory=list)
+    alerts: Book = field(default_factory=Book)
+    """What the alerting told, and how its channels do."""
+    edition: date | None = None
+    """The morning of the newest edition of the digest."""
+    unknown: dict[str, str] = field(default_factory=dict)
+    """`dagster` or `warehouse` -> why it could not be read."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is wrong, the most pressing first; empty if everything is fine."""
+        return [
+            *_unreadable(self),
+            *_daemon_problems(self),
+            *_run_problems(self),
+            *_instigator_problems(self),
+            *_table_problems(self),
+            *_check_problems(self),
+            *_alert_problems(self),
+        ]
+
+    @property
+    def failed(self) -> list[Run]:
+        """Runs that failed and weren't followed by another of their job and of a partition of theirs.
+
+        What a range's failure left undone is loaded day by day: what is still missing of it is behind or
+        held, and told as that.
+        """
+        return [
+            run
+            for number, run in enumerate(self.ended)  # newest first
+            if run.status == "failure"
+            and not any(later.overlaps(run) for later in self.ended[:number])
+        ]
+
+
+def deployment_status(
+    instance: "Callable[[], dg.DagsterInstance]",
+    settings: Settings,
+    known: Watched,
+    now: datetime | None = None,
+) -> Status:
+    """Where the deployment stands now. Opening the instance may fail too: its database may be down."""
+    now = now or datetime.now(UTC)
+    status = Status(now, settings.pipeline_env, settings.pipeline_automation == "running")
+    try:
+        _read_dagster(status, instance(), known)
+    except Exception as error:  # whatever the storage raises is what we report
+        status.unknown["dagster"] = _one_line(error)
+    try:
+        status.tables = table_states(settings, now)
+    except Exception as error:  # likewise
+        status.unknown["warehouse"] = _one_line(error)
+    return status
+
+
+def _read_dagster(status: Status, instance: "dg.DagsterInstance", known: Watched) -> None:
+    status.heartbeats = heartbeats(instance)
+    status.runs = runs_by_status(instance)
+    status.unfinished = unfinished_runs(instance)
+    status.ended = ended_runs(instance, status.at - LOOK_BACK)
+    status.instigators = instigators(instance, known)
+    status.checks = checks(instance, known.checks)
+    if book := stored_value(instance, BOOK):
+        status.alerts = Book.model_validate_json(book)
+    if partition := newest_partition(instance, DIGEST):
+        status.edition = date.fromisoformat(partition) + timedelta(days=1)
+
+
+def table_states(settings: Settings, now: datetime) -> list[TableState]:
+    """Every table that has a pipeline, by the ledger alone: it costs the same however large they are."""
+    firsts = {table.contract.name: settings.warehouse_start_date for table in load_tables()}
+    with closing(Database("warehouse", settings).connect(autocommit=True)) as warehouse:
+        (exists,) = warehouse.execute("SELECT to_regclass('pipeline.batches')").fetchone() or (
+            None,
+        )
+        rows = warehouse.execute(LEDGER).fetchall() if exists else []
+    found = {row[0]: row[1:] for row in rows}
+    if NEWS_TABLE in found:
+        # What was before the first edition wasn't missed.
+        firsts[NEWS_TABLE] = date.fromisoformat(min(found[NEWS_TABLE][0]))
+    states = []
+    for name, first in firsts.items():
+        keys, valid, quarantined, held, change, window, begins = found.get(name, NOTHING)
+        loaded = set(keys)
+        expected = _closed(first, begins, ZoneInfo(settings.pipeline_timezone), now - GRACE)
+        states.append(
+            TableState(
+                name=name,
+                loaded=len(loaded),
+                rows_loaded=valid,
+                rows_quarantined=quarantined,
+                held=held,
+                behind=[key for key in expected if key not in loaded],
+                newest_change=change,
+                newest_window=window,
+            )
+        )
+    return states
+
+
+LEDGER = """
+SELECT table_name,
+    coalesce(array_agg(partition_key) FILTER (WHERE loaded_hash IS NOT NULL), '{}'),
+    coalesce(sum(rows_valid) FILTER (WHERE loaded_hash IS NOT NULL), 0)::bigint,
+    coalesce(sum(rows_quarantined), 0)::bigint,
+    coalesce(array_agg(partition_key ORDER BY partition_key) FILTER (WHERE verdict = 'failed'), '{}'),
+    max(source_watermark) FILTER (WHERE loaded_hash IS NOT NULL),
+    max(window_end) FILTER (WHERE loaded_hash IS NOT NULL),
+    max(window_start)
+FROM pipeline.batches GROUP BY table_name
+"""
+NOTHING: tuple[list[str], int, int, list[str], None, None, None] = ([], 0, 0, [], None, None, None)
+
+
+def _closed(first: date, begins: datetime | None, zone: ZoneInfo, now: datetime) -> list[str]:
+    """The days whose windows ended by `now`; a window begins at the hour at which a known one did."""
+    at = begins.astimezone(zone).time() if begins else datetime.min.time()
+    days = []
+    while datetime.combine(first + timedelta(days=1), at, zone) <= now:
+        days.append(first.isoformat())
+        first += timedelta(days=1)
+    return days
+
+
+def _unreadable(status: Status) -> Iterator[Problem]:
+    for part, reason in status.unknown.items():
+        yield Problem(
+            "unreadable",
+            f"The {part} database does not answer: {reason}",
+            f"Look whether it runs and whether {part.upper()}_DATABASE_URL is right.",
+        )
+
+
+def _daemon_problems(status: Status) -> Iterator[Problem]:
+    if "dagster" in status.unknown or not status.automated:
+        return
+    silent = [
+        f"{kind} since {_ago(status.at, beat)}"
+        for kind, beat in status.heartbeats.items()
+        if status.at - beat > HEARTBEAT
+    ]
+    if silent or not status.heartbeats:
+        yield Problem(
+            "daemon",
+            f"Dagster's daemon is silent: {', '.join(silent) or 'it never ran'}. Nothing starts by itself.",
+            "Start it (`dagster-daemon run`, or `make dev` on a laptop) and look at its log.",
+        )
+
+
+def _run_problems(status: Status) -> Iterator[Problem]:
+    waiting = [
+        run
+        for run in status.unfinished
+        if run.status == "queued" and status.at - run.created > QUEUED
+    ]
+    if waiting:
+        yield Problem(
+            "queued",
+            f"{len(waiting)} runs wait, {_named(waiting[0])} since {_ago(status.at, waiting[0].created)}.",
+            "See Runs → Queued for what each waits for: `max_concurrent_runs`, a pool, or the daemon.",
+        )
+    stuck = [
+        run
+        for run in status.unfinished
+        if run.status != "queued" and status.at - (run.started or run.created) > STARTED
+    ]
+    for run in stuck:
+        yield Problem(
+            "stuck",
+            f"{_named(run)} is {run.status} since {_ago(status.at, run.started or run.created)}.",
+            "If its log stands still, terminate it; what it loaded stays, and the next run does the rest.",
+        )
+    for run in status.failed:
+        yield Problem(
+            "failed run",
+            f"{_named(run)} failed {_ago(status.at, run.ended or run.created)} ago.",
+            f"Read why on the run's page (run {run.run_id[:8]}); re-execute it from failure once mended.",
+        )
+
+
+def _instigator_problems(status: Status) -> Iterator[Problem]:
+    for found in status.instigators:
+        if found.failures:
+            yield Problem(
+                "tick",
+                f"The {found.kind} {found.name} failed {found.failures} times in a row: {found.error}",
+                "Its page under Automation has the whole error; it is tried again at its next tick.",
+            )
+        late = found.last_tick and status.at - found.last_tick > SENSOR_LATE
+        if found.kind == "sensor" and late and found.last_tick:
+            yield Problem(
+                "tick",
+                f"The sensor {found.name} was last evaluated {_ago(status.at, found.last_tick)} ago.",
+                "Look whether the daemon runs and the code location loads.",
+            )
+
+
+def _table_problems(status: Status) -> Iterator[Problem]:
+    for table in status.tables:
+        if table.held:
+            yield Problem(
+                "held",
+                f"{table.name}: {_some(table.held)} held back by the contract; nothing of it is loaded.",
+                f"`pipeline-assets quarantine show {table.name}` has the rows. Mend the source or the "
+                f"contract, then `pipeline-assets quarantine replay {table.name}`.",
+            )
+        behind = [key for key in table.behind if key not in table.held]
+        if behind:
+            mend = (
+                "`pipeline-assets run` loads it now."
+                if table.name != NEWS_TABLE
+                else "The sensor `missed_mornings` makes up for a week; older ones have no source."
+            )
+            yield Problem("behind", f"{table.name}: {_some(behind)} not loaded.", mend)
+
+
+def _check_problems(status: Status) -> Iterator[Problem]:
+    for check in status.checks:
+        if not check.passed:
+            where = f" for {check.partition}" if check.partition else ""
+            yield Problem(
+                "check",
+                f"The check {check.name} of {check.asset} failed{where}.",
+                "The asset's page, under Checks, has what it found.",
+            )
+
+
+def _alert_problems(status: Status) -> Iterator[Problem]:
+    looked_at = status.alerts.looked_at
+    if looked_at is None or status.at - looked_at > SENSOR_LATE:
+        return  # nobody looks: what was told then says nothing of now
+    for alert in status.alerts.alerts.values():
+        if alert.kind not in SEEN_HERE:
+            yield Problem("alert", alert.title, f"See docs/runbook.md#{anchor(alert.kind)}.")
+
+
+def _named(run: Run) -> str:
+    job = "a run of single assets" if run.job.startswith("__") else run.job
+    return f"{job} for {run.partition}" if run.partition else job
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{len(keys)} partitions from {keys[0]} to {keys[-1]}"
+
+
+def _ago(now: datetime, then: datetime) -> str:
+    minutes = int((now - then).total_seconds() // 60)
+    if minutes < 120:
+        return f"{minutes} minutes"
+    return f"{minutes // 60} hours" if minutes < 48 * 60 else f"{minutes // (24 * 60)} days"
+
+
+def _one_line(error: Exception) -> str:
+    from pipeline_assets.operations.logs import mask
+
+    # A database's error names its address.
+    text = str(error).strip() or type(error).__name__
+    return mask(text.splitlines()[0], [])

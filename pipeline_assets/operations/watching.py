@@ -1,0 +1,190 @@
+"""A look: find every problem, compare with what was told, tell what is new, and give a sign of life.
+
+The sensor `alerts` looks from inside, `pipeline-assets watch` from outside the daemon. Each keeps its
+own book in Dagster's storage, beside the runs: whoever can't reach that can't run either, while the
+warehouse may be the very thing that is down.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from pipeline_assets.operations import alerts, daemon, data, delivery, runs
+from pipeline_assets.operations.alerts import Book, Message
+from pipeline_assets.operations.checks import ServiceLevel
+from pipeline_assets.operations.failed_runs import failed_runs
+from pipeline_assets.operations.logs import mask, secret_values
+from pipeline_assets.operations.problems import Kind, Problem
+from pipeline_assets.operations.runs import View
+from pipeline_assets.settings import Settings
+
+TIME_TO_TELL = timedelta(seconds=20)
+"""Dagster ends a sensor's tick after 60 s; what isn't delivered by then waits for the next."""
+ASLEEP = timedelta(minutes=5)
+"""Nobody looked for so long: the daemon was down."""
+
+OUTSIDE = "pipeline_assets.alerts.outside"
+"""Where the watch keeps its book, as the sensor does its own under `BOOK`."""
+
+Look = Callable[[], list[Problem]]
+
+
+def look_inside(
+    view: View, levels: Sequence[ServiceLevel], awake_since: datetime
+) -> tuple[list[Problem], set[Kind]]:
+    """Every problem that a sensor can see, and the kinds that it could not look for.
+
+    A look that fails is a problem itself, and no news of what it looks for: a warehouse that can't be
+    reached has not released its held days.
+    """
+    problems: list[Problem] = []
+    unknown: set[Kind] = set()
+
+    def look(what: str, kinds: Sequence[Kind], find: Look) -> None:
+        try:
+            problems.extend(find())
+        except Exception as error:  # whatever it is, the other looks and the telling go on
+            unknown.update(kinds)
+            cause = f"{type(error).__name__}: {error}"
+            facts = {"What": what, "Cause": " ".join(cause.split())[:500]}
+            problems.append(Problem("look_failed", what, view.now, facts=facts))
+
+    look("late data", ["data_late"], lambda: data.late_data(view, levels))
+    look("checks", ["check_failed", "model_refused"], lambda: data.failed_checks(view))
+    look("held days", ["day_held"], lambda: data.held_days(view))
+    told = {
+        member
+        for problem in problems
+        if problem.kind in ("check_failed", "model_refused", "day_held")
+        for member in problem.members
+    }
+    look("failed runs", ["run_failed"], lambda: failed_runs(view, told))
+    look("waiting runs", ["run_waiting", "queue_long"], lambda: runs.waiting_runs(view))
+    look("slow runs", ["run_slow"], lambda: runs.slow_runs(view))
+    look("backfills", ["backfill_failed"], lambda: runs.failed_backfills(view))
+    look("freshness", ["freshness_missed"], lambda: data.missed_freshness(view))
+    look("failing ticks", ["tick_failing"], lambda: daemon.failing_ticks(view))
+    look("late ticks", ["tick_late"], lambda: daemon.late_ticks(view, awake_since))
+    look("automation", ["switched_off"], lambda: daemon.switched_off(view))
+    return data.without_consequences(problems), unknown
+
+
+def look_outside(view: View) -> tuple[list[Problem], set[Kind]]:
+    """The problems that leave no sensor to see them, and the kinds that nobody could look for."""
+    problems = daemon.silent_daemons(view.instance, view.now)
+    unknown: set[Kind] = set()
+    if url := view.settings.pipeline_ui_url:
+        found = daemon.broken_code(str(url), view.now)
+        problems += found
+        if any(problem.kind == "ui_unreachable" for problem in found):
+            unknown.add("code_broken")
+    return problems, unknown
+
+
+def tell(
+    view: View,
+    book_key: str,
+    find: Callable[[View, datetime], tuple[list[Problem], set[Kind]]],
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    *,
+    beats: bool = True,
+) -> str:
+    """One look from beginning to end; what came of it, in a sentence.
+
+    `find` gets the view and since when somebody looks without a pause. The one that `beats` asks for
+    HEARTBEAT_URL at its end.
+    """
+    settings, storage = view.settings, view.instance.daemon_cursor_storage
+    stored = storage.get_cursor_values({book_key}).get(book_key)
+    book = Book.model_validate_json(stored) if stored else Book()
+
+    def save(found: Book) -> None:
+        storage.set_cursor_values({book_key: found.model_dump_json()})
+
+    if book.looked_at is None or view.now - book.looked_at > ASLEEP:
+        book.awake_since = view.now
+    book.looked_at = view.now
+    addresses = delivery.channels(settings.alert_urls)
+    secrets = sorted(secret_values(settings), key=len, reverse=True)
+    problems, unknown = find(view, book.awake_since or view.now)
+    alerts.update(
+        book,
+        [*problems, *alerts.channel_problems(book, addresses)],
+        view.now,
+        channels=addresses,
+        repeat=timedelta(minutes=settings.alert_repeat_minutes),
+        unknown=unknown,
+        horizon=view.ago(runs.HORIZON),
+    )
+    save(book)  # before anything is sent: what is new now is old at the next look
+
+    def send(name: str, message: Message) -> None:
+        masked = message.model_copy(
+            update={
+                "title": mask(f"[{settings.pipeline_env}] {message.title}", secrets),
+                "text": mask(message.text, secrets),
+            }
+        )
+        delivery.send(addresses, name, masked, secrets)
+
+    deadline = clock() + TIME_TO_TELL
+    alerts.deliver(book, send, clock, save, channels=addresses, deadline=deadline)
+    if beats and settings.heartbeat_url and not _unheard(book, addresses):
+        delivery.beat(settings.heartbeat_url)
+    return _summary(book, addresses)
+
+
+def _unheard(book: Book, addresses: dict[str, str]) -> bool:
+    """Whether something waits that no channel took: then silence is the alarm."""
+    return any(set(message.waiting) == set(addresses) for message in book.messages)
+
+
+def _summary(book: Book, addresses: dict[str, str]) -> str:
+    counts = [f"{len(book.alerts)} problems"]
+    if not addresses:
+        counts.append("nobody is told, as ALERT_URLS is empty")
+    if book.messages:
+        counts.append(f"{len(book.messages)} messages wait for {_waiting(book)}")
+    titles = "; ".join(alert.title for alert in book.alerts.values())
+    return f"{', '.join(counts)}. {titles}"[:1000].strip()
+
+
+def _waiting(book: Book) -> str:
+    return ", ".join(sorted({name for message in book.messages for name in message.waiting}))
+
+
+def watch_outside(
+    settings: Settings, repository: dg.RepositoryDefinition
+) -> Iterator[tuple[str, bool]]:
+    """A look from outside the daemon each time it is asked: what came of it, and whether all is well.
+
+    Dagster's storage may be away, and the book with it: that is told once by each process.
+    """
+    away = False
+    while True:
+        try:
+            with dg.DagsterInstance.get() as instance:
+                view = View(instance, repository, settings, datetime.now(UTC))
+                said = tell(view, OUTSIDE, lambda view, _: look_outside(view), beats=False)
+            away = False
+            yield said, said.startswith("0 problems")
+        except Exception as error:  # whatever its storage raises is what we report
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            cause = mask(cause, sorted(secret_values(settings), key=len, reverse=True))
+            if not away:
+                _tell_without_book(settings, "Dagster's storage doesn't answer", cause)
+            away = True
+            yield f"Dagster's storage doesn't answer. {cause}", False
+
+
+def _tell_without_book(settings: Settings, title: str, text: str) -> None:
+    """To every channel, as well as it goes: nothing can be remembered."""
+    addresses = delivery.channels(settings.alert_urls)
+    message = Message(
+        title=f"[{settings.pipeline_env}] {title}", text=text, level="failure", waiting=[]
+    )
+    for name in addresses:
+        with suppress(alerts.DeliveryError):
+            delivery.send(addresses, name, message, secret_values(settings))

@@ -1,0 +1,233 @@
+"""What Dagster's storage says of its daemons, runs, schedules, sensors and checks, as plain data.
+
+Every question is bounded, so that it takes the same time beside a million runs: the newest so many of a
+kind, counts that an index answers, one query a check. What is right or wrong with it is judged elsewhere
+(`operations/status.py`); what is removed from it stands in `dagster_instance.py`.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from dagster._core.storage.dagster_run import RunRecord
+
+RECENT_RUNS = 500
+"""How many of the newest ended runs are looked at; a page of a hundred takes Dagster 30 ms."""
+
+RECENT_CHECKS = 20_000
+"""How many of the newest results of checks are looked at: those of a backfill of two years."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the definitions have that Dagster keeps a history of; what was removed isn't looked at."""
+
+    checks: Collection[dg.AssetCheckKey]
+    schedules: Collection[str]
+    sensors: Collection[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run; times are null until it got there."""
+
+    run_id: str
+    job: str
+    status: str
+    span: tuple[str, str] | None
+    """The first and the last of its partitions."""
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def partition(self) -> str | None:
+        """Its partition or range, in words."""
+        return " to ".join(dict.fromkeys(self.span)) if self.span else None
+
+    def overlaps(self, other: "Run") -> bool:
+        """Whether both are of one job and have a partition in common, or none."""
+        if self.job != other.job or self.span is None or other.span is None:
+            return self.job == other.job and self.span == other.span
+        return self.span[0] <= other.span[1] and other.span[0] <= self.span[1]
+
+
+@dataclass(frozen=True)
+class Instigator:
+    """A schedule or sensor that is switched on, with its newest ticks."""
+
+    name: str
+    kind: str
+    """`schedule` or `sensor`."""
+    last_tick: datetime | None
+    failures: int
+    """Failed ticks in a row, the newest included; at most `TICKS`."""
+    error: str | None
+    """What the newest tick failed with, in one line."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check, judged by its newest partition: what an old one found was dealt with then, or is held."""
+
+    asset: str
+    name: str
+    partition: str | None
+    passed: bool
+    failed_partitions: int
+
+
+TICKS = 10
+
+
+def watched(definitions: dg.Definitions) -> Watched:
+    """What to look at: the checks, schedules and sensors of the definitions."""
+    repository = definitions.get_repository_def()
+    return Watched(
+        sorted(repository.asset_graph.asset_check_keys),
+        [schedule.name for schedule in repository.schedule_defs],
+        [sensor.name for sensor in repository.sensor_defs],
+    )
+
+
+def heartbeats(instance: dg.DagsterInstance) -> dict[str, datetime]:
+    """Daemon -> when it last said that it lives; those that this deployment needs. Never: absent."""
+    needed = set(instance.get_required_daemon_types())
+    found = instance.get_daemon_heartbeats()
+    return {
+        kind: datetime.fromtimestamp(beat.timestamp, UTC)
+        for kind, beat in found.items()
+        if kind in needed
+    }
+
+
+def runs_by_status(instance: dg.DagsterInstance) -> dict[str, int]:
+    """Status in lower case -> how many runs; each of Dagster's statuses is there."""
+    return {
+        status.value.lower(): instance.get_runs_count(dg.RunsFilter(statuses=[status]))
+        for status in dg.DagsterRunStatus
+    }
+
+
+def unfinished_runs(instance: dg.DagsterInstance) -> list[Run]:
+    """Runs that wait or run, oldest first, at most `RECENT_RUNS`."""
+    statuses = [status for status in dg.DagsterRunStatus if status not in _ENDED]
+    records = instance.get_run_records(
+        dg.RunsFilter(statuses=statuses), limit=RECENT_RUNS, ascending=True
+    )
+    return [_run(record) for record in records]
+
+
+def ended_runs(instance: dg.DagsterInstance, since: datetime) -> list[Run]:
+    """Runs that ended, created since a moment, newest first, at most `RECENT_RUNS`."""
+    records = instance.get_run_records(
+        dg.RunsFilter(statuses=list(_ENDED), created_after=since), limit=RECENT_RUNS
+    )
+    return [_run(record) for record in records]
+
+
+def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator]:
+    """The schedules and sensors that are switched on, by name."""
+    found = []
+    for state in instance.all_instigator_state():
+        kind = state.instigator_type.value.lower()
+        if not state.is_running or state.name not in (*known.schedules, *known.sensors):
+            continue
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS)
+        ended = [tick for tick in ticks if tick.status.value != "STARTED"]
+        failures = next(
+            (i for i, tick in enumerate(ended) if tick.status.value != "FAILURE"), len(ended)
+        )
+        error = ended[0].error if failures else None
+        found.append(
+            Instigator(
+                name=state.name,
+                kind=kind,
+                last_tick=datetime.fromtimestamp(ticks[0].timestamp, UTC) if ticks else None,
+                failures=failures,
+                error=_root(error).splitlines()[0] if error else None,
+            )
+        )
+    return sorted(found, key=lambda each: each.name)
+
+
+def checks(instance: dg.DagsterInstance, keys: Collection[dg.AssetCheckKey]) -> list[Check]:
+    """Those of the checks that had a result of late."""
+    from pipeline_assets.resources.dagster_instance import recent_check_results
+
+    stored = {(key.asset_key.to_string(), key.name): key for key in keys}
+    outcomes: dict[dg.AssetCheckKey, dict[str | None, bool]] = {}
+    for asset, name, partition, passed in recent_check_results(instance, RECENT_CHECKS):
+        if key := stored.get((asset, name)):
+            outcomes.setdefault(key, {})[partition] = passed
+    results = []
+    for key, by_partition in outcomes.items():
+        # A ranged run has a result for the range as a whole beside each partition's own.
+        days = {day: passed for day, passed in by_partition.items() if day is not None}
+        newest = max(days, default=None)
+        results.append(
+            Check(
+                asset=key.asset_key.to_user_string(),
+                name=key.name,
+                partition=newest,
+                passed=days[newest] if newest is not None else by_partition[None],
+                failed_partitions=sum(not passed for passed in (days or by_partition).values()),
+            )
+        )
+    return sorted(results, key=lambda check: (check.asset, check.name))
+
+
+def newest_partition(instance: dg.DagsterInstance, asset: str) -> str | None:
+    """The last partition of an asset that was ever materialized."""
+    return max(instance.get_materialized_partitions(dg.AssetKey(asset)), default=None)
+
+
+def stored_value(instance: dg.DagsterInstance, key: str) -> str | None:
+    """A value that the project keeps among those of the daemon."""
+    return instance.daemon_cursor_storage.get_cursor_values({key}).get(key)
+
+
+def partitions_on_record(instance: dg.DagsterInstance) -> set[str]:
+    """Every partition that was ever materialized, as `asset/partition`."""
+    return {
+        f"{asset.to_user_string()}/{partition}"
+        for asset in instance.all_asset_keys()
+        for partition in instance.get_materialized_partitions(asset)
+    }
+
+
+_ENDED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+
+
+def _run(record: "RunRecord") -> Run:
+    run = record.dagster_run
+    one = run.tags.get("dagster/partition")
+    first = run.tags.get("dagster/asset_partition_range_start", one)
+    last = run.tags.get("dagster/asset_partition_range_end", one)
+    return Run(
+        run_id=run.run_id,
+        # Runs of single assets, started from their page, share a job of Dagster's own.
+        job=run.job_name,
+        status=run.status.value.lower(),
+        span=(first, last) if first and last else None,
+        created=record.create_timestamp.replace(tzinfo=UTC)
+        if record.create_timestamp.tzinfo is None
+        else record.create_timestamp,
+        started=_moment(record.start_time),
+        ended=_moment(record.end_time),
+    )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _root(error: "object") -> str:
+    """The message of the first cause."""
+    while getattr(error, "cause", None):
+        error = error.cause  # type: ignore[attr-defined]
+    return str(getattr(error, "message", error)).strip()

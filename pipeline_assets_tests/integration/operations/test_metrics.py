@@ -1,0 +1,173 @@
+"""The metrics as Prometheus gets them, from a real instance and warehouse, and what is built on them."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import requests
+from pydantic import SecretStr
+
+from pipeline_assets.definitions import build_definitions
+from pipeline_assets.operations import metrics
+from pipeline_assets.operations.status import Status, deployment_status
+from pipeline_assets.resources.dagster_history import watched
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.conftest import Shop
+from pipeline_assets_tests.integration.operations.test_retention import DAYS, run
+
+MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
+NAMED = re.compile(r"\bpipeline_[a-z_]+")
+
+
+def reader(settings: Settings, instance: dg.DagsterInstance) -> Callable[[], Status]:
+    """The state of a test's instance and warehouse."""
+    known = watched(build_definitions(settings))
+    return lambda: deployment_status(lambda: instance, settings, known)
+
+
+@contextmanager
+def served(read: Callable[[], Status]) -> Iterator[str]:
+    """The endpoint's address until the block ends."""
+    server, thread = metrics.serve(read, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def scrape(address: str) -> dict[tuple[str, ...], float]:
+    """(metric, label values in the order of their names) -> value."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    answer = requests.get(address, timeout=60)
+    answer.raise_for_status()
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_the_metrics_say_what_happened(
+    settings: Settings, instance: dg.DagsterInstance, shop: Shop
+) -> None:
+    shop.put("good")
+    for number in range(60):
+        shop.put(f"fine {number}", second=number)
+    shop.put("free", second=60, amount="0.00")
+    shop.put("bad", day=1, status="lost")
+    assert run(settings, instance, "load_transactions", DAYS[0]).success
+    assert not run(settings, instance, "load_transactions", DAYS[1]).success
+
+    with served(reader(settings, instance)) as address:
+        found = scrape(address)
+
+    assert found["pipeline_up", "dagster"] == found["pipeline_up", "warehouse"] == 1
+    assert found["pipeline_runs", "success"] == found["pipeline_runs", "failure"] == 1
+    assert found["pipeline_failed_runs", "load_transactions"] == 1
+    assert found["pipeline_oldest_run_seconds", "queued"] == 0
+    assert 0 < found["pipeline_run_duration_seconds", "load_transactions"] < 300
+    assert found["pipeline_rows_loaded", "transactions"] == 61
+    assert found["pipeline_rows_quarantined", "transactions"] == 2
+    assert found["pipeline_partitions_loaded", "transactions"] == 1
+    assert found["pipeline_partitions_held", "transactions"] == 1
+    first = settings.warehouse_start_date
+    closed = (datetime.now(UTC).date() - first).days
+    # One less in the hour that a day's load is given after midnight.
+    assert found["pipeline_partitions_behind", "transactions"] in (closed - 1, closed - 2)
+    assert (
+        found["pipeline_newest_change_timestamp_seconds", "transactions"]
+        == datetime(2026, 1, 7, 0, 1, tzinfo=UTC).timestamp()
+    )
+    assert found["pipeline_check_failed", "validated_transactions", "status_known"] == 1
+    assert found["pipeline_check_failed", "validated_transactions", "amount_positive"] == 0
+    assert found["pipeline_problems", "held"] == 1
+    assert found["pipeline_problems", "any"] >= 3
+
+
+def test_a_database_that_is_down_is_a_sample_not_a_crash(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = settings.model_copy(
+        update={"warehouse_database_url": SecretStr("postgresql://me:hidden@127.0.0.1:1/none")}
+    )
+    with served(reader(gone, instance)) as address:
+        found = scrape(address)
+    assert (found["pipeline_up", "dagster"], found["pipeline_up", "warehouse"]) == (1, 0)
+    assert ("pipeline_partitions_behind", "transactions") not in found
+    status = reader(gone, instance)()
+    assert [problem.kind for problem in status.problems] == ["unreadable"]
+    assert "hidden" not in str(status)
+
+    def refused() -> dg.DagsterInstance:
+        raise ConnectionError("could not connect to server")
+
+    known = watched(build_definitions(settings))
+    with served(lambda: deployment_status(refused, settings, known)) as address:
+        found = scrape(address)
+    assert (found["pipeline_up", "dagster"], found["pipeline_up", "warehouse"]) == (0, 1)
+    assert found["pipeline_problems", "unreadable"] == 1
+
+
+def test_scrapers_at_the_same_moment_cost_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+
+    def state() -> Status:
+        nonlocal read
+        read += 1
+        return Status(datetime.now(UTC), "dev", automated=False)
+
+    monkeypatch.setattr(metrics, "FRESH", 3600.0)
+    with served(state) as address:
+        assert scrape(address) == scrape(address)
+    assert read == 1
+
+
+def test_rules_and_dashboard_name_only_metrics_that_exist(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    with served(reader(settings, instance)) as address:
+        text = requests.get(address, timeout=60).text
+    exist = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+    dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    on_dashboard = set(NAMED.findall(" ".join(queries)))
+    in_rules = set(NAMED.findall((MONITORING / "alerts.rules.yaml").read_text()))
+    assert in_rules <= exist
+    assert on_dashboard <= exist
+    # And the other way round: what nobody looks at needn't be there.
+    assert exist - on_dashboard - in_rules == set()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def promtool(*arguments: str) -> None:
+    path = shutil.which("promtool")
+    if path is None:
+        pytest.skip("promtool is missing: it comes with Debian's package prometheus")
+    done = subprocess.run(
+        [path, *arguments], cwd=MONITORING, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_alert_rules_fire_when_they_should() -> None:
+    promtool("check", "rules", "alerts.rules.yaml")
+    promtool("test", "rules", "alerts.test.yaml")
+    promtool("check", "config", "prometheus.yaml")
+    rules = set(re.findall(r"alert: (\w+)", (MONITORING / "alerts.rules.yaml").read_text()))
+    proven = set(
+        re.findall(
+            r"alertname: (\w+)\n\s+exp_alerts", (MONITORING / "alerts.test.yaml").read_text()
+        )
+    )
+    assert rules == proven

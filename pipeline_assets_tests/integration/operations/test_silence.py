@@ -1,0 +1,382 @@
+"""What Dagster says to nobody, and this project does: a test for each row of docs/operations.md that
+test_alerts.py and test_catch_up.py don't have already."""
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    ScheduleInstigatorData,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._utils.error import serializable_error_info_from_exc_info
+
+from pipeline_assets.definitions import build_definitions
+from pipeline_assets.operations import daemon, runs
+from pipeline_assets.operations.data import failing_checks, missed_freshness
+from pipeline_assets.operations.failed_runs import failed_runs
+from pipeline_assets.operations.problems import WORDS, Problem, anchor
+from pipeline_assets.operations.runs import View
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.conftest import Shop
+from pipeline_assets_tests.integration.operations.watch import QUIET, load
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+DAY = "2026-01-07"
+ORIGIN = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "__repository__")
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def view(settings: Settings, instance: dg.DagsterInstance) -> View:
+    return View(instance, build_definitions(settings).get_repository_def(), settings, NOW)
+
+
+def add_run(
+    instance: dg.DagsterInstance,
+    status: dg.DagsterRunStatus,
+    *,
+    job: str = "load_transactions",
+    day: str = DAY,
+    created: datetime = NOW,
+    started: datetime | None = None,
+    ended: datetime | None = None,
+) -> dg.DagsterRun:
+    """A run as the storage has it, with its times."""
+    from sqlalchemy import text
+
+    run = dg.DagsterRun(
+        job_name=job,
+        status=status,
+        tags={"dagster/partition": day},
+        remote_job_origin=RemoteJobOrigin(ORIGIN, job),
+    )
+    instance.run_storage.add_run(run)
+    with instance.run_storage.connect() as connection:  # type: ignore[attr-defined]  # SQL's has it
+        connection.execute(
+            text(
+                "UPDATE runs SET create_timestamp = :created, start_time = :started,"
+                " end_time = :ended WHERE run_id = :run"
+            ),
+            {
+                "created": created.replace(tzinfo=None),
+                "started": started and started.timestamp(),
+                "ended": ended and ended.timestamp(),
+                "run": run.run_id,
+            },
+        )
+    return run
+
+
+def only(problems: list[Problem]) -> Problem:
+    (problem,) = problems
+    assert problem.text
+    return problem
+
+
+def test_a_run_that_never_starts(view: View) -> None:
+    add_run(view.instance, dg.DagsterRunStatus.NOT_STARTED, created=NOW - timedelta(minutes=9))
+    assert runs.waiting_runs(view) == []
+    add_run(view.instance, dg.DagsterRunStatus.STARTING, created=NOW - timedelta(minutes=11))
+    problem = only(runs.waiting_runs(view))
+    assert (problem.kind, problem.subject) == ("run_waiting", "load_transactions")
+    assert DAY in problem.title
+
+
+def test_a_queue_that_grows(view: View) -> None:
+    limited = View(
+        view.instance,
+        view.repository,
+        view.settings.model_copy(update={"alert_queue_length": 2}),
+        NOW,
+    )
+    for number in range(3):
+        add_run(view.instance, dg.DagsterRunStatus.QUEUED, day=f"2026-01-1{number}")
+        found = runs.waiting_runs(limited)
+        assert bool(found) == (number == 2)
+    assert only(found).kind == "queue_long"
+
+
+def test_a_run_that_is_stuck_or_slow(view: View) -> None:
+    """Its process is gone, and nothing in Dagster says so for hours."""
+    for number in range(1, 4):
+        begun = NOW - timedelta(days=number)
+        add_run(
+            view.instance,
+            dg.DagsterRunStatus.SUCCESS,
+            day=f"2026-01-1{number}",
+            started=begun,
+            ended=begun + timedelta(minutes=4),
+        )
+    add_run(view.instance, dg.DagsterRunStatus.STARTED, started=NOW - timedelta(minutes=11))
+    assert runs.slow_runs(view) == []
+    stuck = add_run(view.instance, dg.DagsterRunStatus.STARTED, started=NOW - timedelta(minutes=13))
+    problem = only(runs.slow_runs(view))
+    assert problem.subject == stuck.run_id
+    assert "240 s are usual" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("message", "engine", "told"),
+    [
+        ("Run timed out due to taking longer than 300 seconds to start.", "", "timed out"),
+        (None, "Run execution process unexpectedly exited with signal SIGKILL", "SIGKILL"),
+    ],
+)
+def test_a_run_that_ends_without_a_step_that_failed(
+    view: View, message: str | None, engine: str, told: str
+) -> None:
+    run = add_run(view.instance, dg.DagsterRunStatus.STARTED)
+    if engine:
+        view.instance.report_engine_event(engine, run)
+    view.instance.report_run_failed(run, message)
+    view.instance.report_engine_event("Retrying the run", run)
+    problem = only(failed_runs(view))
+    assert told in problem.facts["Cause"]
+    assert "run 1 of 3" in problem.facts["Attempt"]
+
+
+def test_a_retry_that_is_on_its_way_is_said(view: View) -> None:
+    run = add_run(view.instance, dg.DagsterRunStatus.STARTED)
+    view.instance.report_run_failed(run)
+    view.instance.add_run_tags(
+        run.run_id, {"dagster/will_retry": "true", "dagster/retry_number": "1"}
+    )
+    assert only(failed_runs(view)).facts["Attempt"] == "run 2 of 3; is retried"
+
+
+def test_what_another_run_made_since_mends_a_failure(
+    view: View, shop: Shop, settings: Settings
+) -> None:
+    """Whoever made it: the failed run's job needn't run again."""
+    shop.put("a")
+    shop.connection.execute("ALTER TABLE shop.transactions RENAME TO elsewhere")
+    load(settings, view.instance, DAY)
+    assert only(failed_runs(view)).facts["Step"] == "raw_transactions"
+    shop.connection.execute("ALTER TABLE shop.elsewhere RENAME TO transactions")
+    assets = [
+        definition
+        for definition in build_definitions(settings).assets or []
+        if isinstance(definition, dg.AssetsDefinition)
+        and definition.keys
+        & {
+            dg.AssetKey("raw_transactions"),
+            dg.AssetKey("validated_transactions"),
+            dg.AssetKey("fct_transactions"),
+        }
+    ]
+    assert len(assets) == 3
+    from pipeline_assets.definitions import build_resources
+
+    for definition in assets:
+        assert failed_runs(view)
+        assert dg.materialize(
+            [definition],
+            instance=view.instance,
+            partition_key=DAY,
+            resources=build_resources(settings),
+            run_config=QUIET,
+        ).success
+    assert failed_runs(view) == []
+
+
+def state(
+    instance: dg.DagsterInstance,
+    name: str,
+    *,
+    status: InstigatorStatus = InstigatorStatus.RUNNING,
+    cron: str | None = None,
+) -> InstigatorState:
+    """A sensor's or a schedule's state, as the daemon stores it."""
+    long_ago = (NOW - timedelta(days=30)).timestamp()
+    return instance.add_instigator_state(
+        InstigatorState(
+            RemoteInstigatorOrigin(ORIGIN, name),
+            InstigatorType.SCHEDULE if cron else InstigatorType.SENSOR,
+            status,
+            ScheduleInstigatorData(cron, long_ago) if cron else SensorInstigatorData(),
+        )
+    )
+
+
+def tick(
+    instance: dg.DagsterInstance, of: InstigatorState, ago: timedelta, status: TickStatus
+) -> None:
+    error = None
+    if status == TickStatus.FAILURE:
+        try:
+            try:
+                raise ConnectionError("no route to host")
+            except ConnectionError as cause:
+                raise dg.DagsterError("Error occurred during the evaluation") from cause
+        except dg.DagsterError:
+            error = serializable_error_info_from_exc_info(sys.exc_info())
+    instance.create_tick(
+        TickData(
+            instigator_origin_id=of.instigator_origin_id,
+            instigator_name=of.name,
+            instigator_type=of.instigator_type,
+            status=status,
+            timestamp=(NOW - ago).timestamp(),
+            selector_id=of.selector_id,
+            error=error,
+            run_ids=[],
+        )
+    )
+
+
+def test_a_tick_that_fails_until_one_works(view: View) -> None:
+    sensor = state(view.instance, "missed_mornings")
+    tick(view.instance, sensor, timedelta(minutes=3), TickStatus.FAILURE)
+    tick(view.instance, sensor, timedelta(0), TickStatus.STARTED)
+    problem = only(daemon.failing_ticks(view))
+    assert problem.facts["What"] == "missed_mornings"
+    assert problem.facts["Cause"] == "ConnectionError: no route to host"
+    tick(view.instance, sensor, timedelta(minutes=1), TickStatus.SKIPPED)
+    tick(view.instance, sensor, timedelta(0), TickStatus.STARTED)
+    assert daemon.failing_ticks(view) == []
+
+
+def test_a_tick_that_does_not_come(view: View) -> None:
+    awake = NOW - timedelta(days=1)
+    sensor = state(view.instance, "missed_mornings")
+    tick(view.instance, sensor, timedelta(minutes=11), TickStatus.SKIPPED)
+    assert only(daemon.late_ticks(view, awake)).subject == "missed_mornings"
+    assert daemon.late_ticks(view, NOW - timedelta(minutes=1)) == [], (
+        "the daemon has just come back"
+    )
+    tick(view.instance, sensor, timedelta(minutes=1), TickStatus.SKIPPED)
+    assert daemon.late_ticks(view, awake) == []
+
+
+def test_a_schedule_that_does_not_start_its_run(settings: Settings, view: View) -> None:
+    """Its time was 05:00."""
+    schedule = state(view.instance, "reconcile_transactions_daily", cron="0 5 * * *")
+    five = NOW.replace(hour=5, minute=0, second=0)
+    day_before = NOW - (five - timedelta(days=1))
+    tick(view.instance, schedule, day_before, TickStatus.SUCCESS)
+
+    def seen(minute: int) -> list[Problem]:
+        at = View(view.instance, view.repository, settings, five + timedelta(minutes=minute))
+        return daemon.late_ticks(at, five - timedelta(days=2))
+
+    assert seen(9) == []
+    assert "05:00" in only(seen(11)).facts["Cause"]
+    tick(view.instance, schedule, NOW - five, TickStatus.SUCCESS)
+    assert seen(11) == []
+
+
+def test_what_somebody_switched_off_and_forgot(settings: Settings, view: View) -> None:
+    state(view.instance, "missed_mornings", status=InstigatorStatus.STOPPED)
+    assert daemon.switched_off(view) == [], "where automation is off by default that is normal"
+    on = build_definitions(settings.model_copy(update={"pipeline_automation": "running"}))
+    running = View(view.instance, on.get_repository_def(), settings, NOW)
+    assert only(daemon.switched_off(running)).subject == "missed_mornings"
+
+
+def test_a_freshness_that_dagster_knows_and_tells_nobody(view: View) -> None:
+    from dagster._core.definitions.freshness import FreshnessState, FreshnessStateChange
+
+    assert missed_freshness(view) == []
+    key = dg.AssetKey("fct_transactions")
+    for new in (FreshnessState.FAIL, FreshnessState.PASS):
+        view.instance.report_runless_asset_event(
+            FreshnessStateChange(
+                key=key,
+                new_state=new,
+                previous_state=FreshnessState.UNKNOWN,
+                state_change_timestamp=NOW.timestamp(),
+            )
+        )
+        assert [problem.subject for problem in missed_freshness(view)] == (
+            ["fct_transactions"] if new == FreshnessState.FAIL else []
+        )
+
+
+def test_every_contract_with_a_latency_gives_its_asset_a_freshness_policy(view: View) -> None:
+    graph = view.repository.asset_graph
+    fresh = {
+        key.to_user_string()
+        for key in graph.get_all_asset_keys()
+        if graph.get(key).freshness_policy
+    }
+    assert fresh == {"fct_transactions", "news_articles", "news_digest"}
+
+
+def test_a_backfill_that_dagster_gave_up(view: View) -> None:
+    from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+
+    view.instance.add_backfill(
+        PartitionBackfill(
+            backfill_id="abcdefgh",
+            status=BulkActionStatus.FAILED,
+            from_failure=False,
+            tags={},
+            backfill_timestamp=NOW.timestamp(),
+            partition_names=[],
+            reexecution_steps=None,
+            title="January",
+        )
+    )
+    assert only(runs.failed_backfills(view)).title == "Backfill failed: January"
+
+
+def test_a_daemon_that_is_silent(view: View) -> None:
+    from dagster._daemon.types import DaemonHeartbeat
+
+    def beat(at: datetime) -> None:
+        for kind in view.instance.get_required_daemon_types():
+            view.instance.add_daemon_heartbeat(DaemonHeartbeat(at.timestamp(), kind, "id", []))
+
+    beat(NOW - timedelta(hours=1))
+    assert only(daemon.silent_daemons(view.instance, NOW)).kind == "daemon_silent"
+    beat(datetime.now(UTC))
+    assert daemon.silent_daemons(view.instance, NOW) == []
+
+
+def test_failing_checks_are_what_dagsters_own_api_says(
+    view: View, shop: Shop, settings: Settings
+) -> None:
+    """The query of ours against the API that takes ten times as long."""
+    shop.put("bad", status="lost")
+    shop.put("good", day=1)
+    shop.put("worse", day=2, quantity=0)
+    for day in ("2026-01-07", "2026-01-08", "2026-01-09"):
+        load(settings, view.instance, day)
+    shop.put("worse", day=2, quantity=1)
+    load(settings, view.instance, "2026-01-09")
+    keys = sorted(view.repository.asset_graph.asset_check_keys)
+    ours = {
+        (failed.key, failed.partition)
+        for failed in failing_checks(view.instance, view.ago(runs.HORIZON))
+    }
+    theirs = {
+        (info.check_key, info.partition_key)
+        for info in view.instance.event_log_storage.get_asset_check_partition_info(keys)
+        if info.latest_execution_status.value == "FAILED"
+    }
+    status = dg.AssetCheckKey(dg.AssetKey("validated_transactions"), "status_known")
+    assert ours == theirs
+    assert (status, "2026-01-07") in ours
+
+
+def test_the_runbook_has_an_entry_for_each_alert() -> None:
+    headings = {
+        line.removeprefix("## ").lower().replace(" ", "-").replace("'", "")
+        for line in (ROOT / "docs" / "runbook.md").read_text().splitlines()
+        if line.startswith("## ")
+    }
+    assert {anchor(kind) for kind in WORDS} <= headings

@@ -1,0 +1,154 @@
+"""What the status takes for a problem, and how its page says it."""
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from pipeline_assets.operations.alerts import Alert, Book
+from pipeline_assets.operations.page import INLINE, details, headline, summary
+from pipeline_assets.operations.status import Status, TableState, _closed
+from pipeline_assets.resources.dagster_history import Check, Instigator, Run
+
+NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
+TABLE = TableState("transactions", 10, 100, 1, [], [], NOW, NOW)
+
+
+def run(status: str, hours: float, *, first: str = "2026-11-21", last: str = "2026-11-21") -> Run:
+    """A run that was created, started and ended so many hours ago."""
+    moment = NOW - timedelta(hours=hours)
+    return Run(f"run-{hours}", "load", status, (first, last), moment, moment, moment)
+
+
+def fine() -> Status:
+    """A deployment with nothing wrong."""
+    return Status(
+        NOW,
+        "production",
+        automated=True,
+        heartbeats={"SENSOR": NOW - timedelta(seconds=30)},
+        runs={"success": 3, "failure": 0},
+        ended=[run("success", 1)],
+        instigators=[Instigator("changes", "sensor", NOW, 0, None)],
+        checks=[Check("fct_transactions", "in_step", "2026-11-21", True, 4)],
+        tables=[TABLE],
+        edition=date(2026, 11, 22),
+    )
+
+
+def test_nothing_wrong_is_said_in_one_line() -> None:
+    status = fine()
+    assert status.problems == []
+    assert summary(status).splitlines()[0] == "## ✓ Everything is fine"
+
+
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "unreadable": {"unknown": {"dagster": "connection refused"}},
+    "daemon": {"heartbeats": {"SENSOR": NOW - timedelta(minutes=6)}},
+    "queued": {"unfinished": [replace(run("queued", 0.3), started=None, ended=None)]},
+    "stuck": {"unfinished": [run("started", 2.1)]},
+    "failed run": {"ended": [run("failure", 1), run("success", 2)]},
+    "tick": {"instigators": [Instigator("changes", "sensor", NOW, 2, "no such table")]},
+    "held": {"tables": [replace(TABLE, held=["2026-11-20"])]},
+    "behind": {"tables": [replace(TABLE, behind=["2026-11-19", "2026-11-20"])]},
+    "alert": {
+        "alerts": Book(
+            looked_at=NOW,
+            alerts={
+                kind: Alert(
+                    kind=kind,
+                    subject="s",
+                    title="Slow",
+                    text="",
+                    since=NOW,
+                    told_at=NOW,
+                    members=[],
+                )
+                for kind in (
+                    "run_slow",
+                    "run_failed",
+                )  # a failed run is seen here, or was made good
+            },
+        )
+    },
+    "check": {"checks": [Check("daily_sales", "equals_rebuild", None, False, 1)]},
+}
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
+    status = replace(fine(), **PROBLEMS[kind])
+    (problem,) = status.problems
+    assert problem.kind == kind
+    assert problem.remedy
+    assert headline(status.problems) == "✗ 1 thing needs attention"
+    assert problem.remedy in summary(status)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ended": [run("success", 1), run("failure", 2)]},  # made good by a later run
+        {"ended": [run("success", 1), run("failure", 2, first="2026-11-01")]},  # a range's bad day
+        {"ended": [run("canceled", 1), run("failure", 2)]},  # somebody looked at it
+        {"unfinished": [run("queued", 0.2), run("started", 1.9)]},
+        {"automated": False, "heartbeats": {}},  # a laptop where nothing is to start by itself
+        {"instigators": [Instigator("daily", "schedule", NOW - timedelta(hours=23), 0, None)]},
+        {
+            "checks": [Check("a", "c", "2026-11-21", True, 3)]
+        },  # old partitions failed, the newest not
+    ],
+)
+def test_what_is_as_it_should_be_is_none(changes: dict[str, Any]) -> None:
+    assert replace(fine(), **changes).problems == []
+
+
+def test_a_failure_of_another_partition_is_not_made_good() -> None:
+    status = replace(
+        fine(), ended=[run("success", 1), run("failure", 2, first="2026-11-20", last="2026-11-20")]
+    )
+    assert [problem.kind for problem in status.problems] == ["failed run"]
+    assert "2026-11-20" in status.problems[0].what
+
+
+def test_a_sensor_that_is_no_longer_evaluated_is_late() -> None:
+    late = Instigator("changes", "sensor", NOW - timedelta(minutes=11), 0, None)
+    assert [each.kind for each in replace(fine(), instigators=[late]).problems] == ["tick"]
+
+
+def test_a_held_partition_is_told_once() -> None:
+    table = replace(TABLE, held=["2026-11-20"], behind=["2026-11-20"])
+    assert [each.kind for each in replace(fine(), tables=[table]).problems] == ["held"]
+
+
+def test_what_others_wrote_stays_text_on_the_page() -> None:
+    broken = Instigator("changes", "sensor", NOW, 1, "<script>|*bold*")
+    text = details(replace(fine(), instigators=[broken]))
+    assert "<script>" not in text
+    assert "\\<script\\>\\|\\*bold\\*" in text
+
+
+def test_days_close_at_the_hour_of_their_windows_across_summer_time() -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    eight = datetime(2026, 1, 7, 8, tzinfo=zone)
+    first = date(2026, 3, 27)
+    for now, last in (
+        (datetime(2026, 3, 29, 7, 59, tzinfo=zone), "2026-03-27"),
+        (datetime(2026, 3, 29, 8, 0, tzinfo=zone), "2026-03-28"),
+    ):
+        assert _closed(first, eight, zone, now)[-1] == last
+    assert _closed(first, None, zone, datetime(2026, 3, 28, tzinfo=zone)) == ["2026-03-27"]
+
+
+def test_the_ui_shows_the_answer_at_once_however_much_is_wrong() -> None:
+    tables = [replace(TABLE, name=f"table_{number}", held=["2026-11-20"]) for number in range(9)]
+    status = replace(fine(), tables=tables)
+    shown = summary(status)
+    assert len(shown) < INLINE
+    assert shown.startswith("## ✗ 9 things need attention")
+    told = sum(f"table\\_{number}" in shown for number in range(9))
+    assert told >= 2
+    assert shown.endswith(f"And {9 - told} more: see `details`.")
+    assert all(f"table\\_{number}: 2026-11-20" in details(status) for number in range(9))
