@@ -62,10 +62,12 @@ def empty_quarantine(warehouse: psycopg.Connection, before: datetime) -> int:
 
 
 def ledger_keys(warehouse: psycopg.Connection) -> set[str]:
-    """Every partition in the ledger, as `table/partition`; the proof that none was lost."""
+    """Every partition in the ledger, as `ledger table/partition`; the proof that none was lost."""
     if not _has_ledger(warehouse):
         return set()
-    rows = warehouse.execute("SELECT table_name || '/' || partition_key FROM pipeline.batches")
+    rows = warehouse.execute(
+        "SELECT 'ledger ' || table_name || '/' || partition_key FROM pipeline.batches"
+    )
     return {key for (key,) in rows}
 
 
