@@ -47,9 +47,10 @@ check: $(VENV)/installed ## format, lint, types, layers and the Dagster definiti
 lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url pyproject.toml --output-file requirements.lock
 
-bench: $(VENV)/installed ## install, then measure: the load beside other tools, the digest, Dagster's start
+bench: $(VENV)/installed ## install, then measure: the load beside other tools, the digest, the model, Dagster's start
 	@$(BIN)/python -m benchmarks.load $(ARGS)
 	@$(BIN)/python -m benchmarks.news
+	@$(BIN)/python -m benchmarks.models
 	@$(BIN)/python -m benchmarks.overhead
 
 clean: ## remove the environment, the data folder and caches

@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableSettingError
 
+from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.news.settings import NewsSettings
 from pipeline_assets.operations.retention_settings import RetentionSettings
 from pipeline_assets.operations.settings import OperationsSettings
@@ -46,7 +47,11 @@ def project_root() -> Path:
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
+<<<<<<< HEAD
 class Settings(NewsSettings, RetentionSettings, OperationsSettings, BaseSettings):
+=======
+class Settings(NewsSettings, ModelsSettings, BaseSettings):
+>>>>>>> main
     """The settings of one deployment. Build it with `load_settings`, which words errors clearly.
 
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
@@ -164,7 +169,11 @@ def _unknown_names() -> list[str]:
             continue
         # Others' variables begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
         near = get_close_matches(name, settings, n=1, cutoff=0.9) if name.endswith("_URL") else []
+<<<<<<< HEAD
         if name.startswith(OURS) or near:
+=======
+        if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_", "WAREHOUSE_", "MODELS_")) or near:
+>>>>>>> main
             meant = get_close_matches(name, settings, n=1)
             errors.append(f"{name} is not a setting" + (f"; {meant[0]} is" if meant else ""))
     return errors
