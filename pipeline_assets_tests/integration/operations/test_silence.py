@@ -380,3 +380,37 @@ def test_the_runbook_has_an_entry_for_each_alert() -> None:
         if line.startswith("## ")
     }
     assert {anchor(kind) for kind in WORDS} <= headings
+
+
+def test_a_service_level_is_a_check_that_runs_when_the_newest_day_is_due(
+    settings: Settings, view: View, shop: Shop
+) -> None:
+    from pipeline_assets.definitions import build_resources
+
+    shop.put("a")
+    definitions = build_definitions(settings)
+    schedule = definitions.get_repository_def().get_schedule_def("check_transactions_on_time_daily")
+    assert schedule.cron_schedule == "00 02 * * *", "26 hours after a day began"
+    tick = schedule.evaluate_tick(
+        dg.build_schedule_context(
+            instance=view.instance,
+            repository_def=definitions.get_repository_def(),
+            scheduled_execution_time=datetime(2026, 1, 8, 2, tzinfo=UTC),
+        )
+    )
+    (request,) = tick.run_requests or []
+    assert request.tags["dagster/partition"] == DAY
+
+    def passed() -> bool:
+        result = definitions.resolve_job_def("check_transactions_on_time").execute_in_process(
+            instance=view.instance,
+            tags=request.tags,
+            run_config=QUIET,
+            resources=build_resources(settings),
+        )
+        (evaluation,) = result.get_asset_check_evaluations()
+        return evaluation.passed
+
+    assert not passed()
+    assert load(settings, view.instance, DAY).success
+    assert passed()
