@@ -5,7 +5,7 @@ step (`RETRY`) and a run. Dagster repeats a run only if its worker died, from th
 (`run_retries` in dagster.yaml): a step that failed has been tried often enough, or can't be mended.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -30,6 +30,16 @@ def freshness(contract: Contract) -> dg.FreshnessPolicy | None:
     """
     hours = contract.latency_hours
     return dg.FreshnessPolicy.time_window(timedelta(hours=hours)) if hours else None
+
+
+def with_own_checks(assets: Sequence[dg.AssetsDefinition]) -> dg.AssetSelection:
+    """Assets and the checks that their runs bring the results of.
+
+    Not those that others put to them, as operations do: whether a day is there by its time is not for
+    the run that loads it.
+    """
+    checks = [spec.key for asset in assets for spec in asset.check_specs]
+    return dg.AssetSelection.assets(*assets).without_checks() | dg.AssetSelection.checks(*checks)
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from pipeline_assets.news.assets import ARTICLES, DIGEST
-from pipeline_assets.running import PERMANENT
-from pipeline_assets.warehouse.checks import ON_TIME
+from pipeline_assets.news.assets import DIGEST
+from pipeline_assets.running import PERMANENT, with_own_checks
 
 CATCH_UP = timedelta(days=7)
 """How far back missed mornings are made up for; feeds have nothing older."""
@@ -29,8 +28,7 @@ def news_automation(
     """The job that makes an edition, its schedule, and the sensor for mornings that were missed."""
     job = dg.define_asset_job(
         "publish_digest",
-        selection=dg.AssetSelection.assets(*assets)
-        - dg.AssetSelection.checks(dg.AssetCheckKey(dg.AssetKey(ARTICLES), ON_TIME)),
+        selection=with_own_checks(assets),
         description="From the outlets' feeds to the morning's edition.",
     )
     schedule = dg.build_schedule_from_partitioned_job(

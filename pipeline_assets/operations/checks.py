@@ -14,10 +14,13 @@ import dagster as dg
 
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.warehouse.checks import ON_TIME
 
 if TYPE_CHECKING:
     from pipeline_assets.warehouse.ledger import Batch
+
+
+ON_TIME = "on_time"
+"""The name of the check; no run that loads a partition brings its result."""
 
 
 @dataclass(frozen=True)

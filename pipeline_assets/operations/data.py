@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import dagster as dg
 
-from pipeline_assets.operations.checks import ServiceLevel
+from pipeline_assets.operations.checks import ON_TIME, ServiceLevel
 from pipeline_assets.operations.problems import Kind, Problem, few
 from pipeline_assets.operations.runs import HORIZON, View
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.warehouse.checks import ON_TIME
 
 KINDS: dict[str, Kind] = {"trained_model": "model_refused"}
 """Asset -> what a failed check of it is called, where that isn't simply a failed check."""

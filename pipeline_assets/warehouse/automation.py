@@ -1,10 +1,11 @@
 """When a table's partitions are materialized: when a day is over, when it changes, and in repair.
 
-One sensor requests them all. A schedule beside it would start the newest day a second time, start it
-in vain while the source is away, and after a pause of the daemon know of no day but the newest.
+The schedule requests the day that has just ended; the sensor whatever else should be there and isn't.
+Both ask the two databases first: neither starts a day that is in step or under way, nor any while the
+source is away, and after a pause of any length the sensor finds every day that was missed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ import dagster as dg
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.warehouse.checks import ON_TIME, OUT_OF_STEP, reconciliation, source_key
+from pipeline_assets.running import with_own_checks
+from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
 
 if TYPE_CHECKING:
     from pipeline_assets.warehouse.ledger import Batch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 SETTLED = timedelta(minutes=15)
 """A day is loaded so long after its end, for transactions that are still open when it ends."""
+SENSOR_WAITS = timedelta(minutes=5)
+"""What the sensor leaves the schedule, so that they don't start a new day at the same moment."""
 NOT_FINISHED = [
     status
     for status in dg.DagsterRunStatus
@@ -44,12 +48,10 @@ def table_automation(
     running: bool,
     now: Callable[[], datetime] = _now,
 ) -> dg.Definitions:
-    """A table's job, the sensor that requests its days, and its daily reconciliation."""
-    target = dg.AssetKey(contract.target_relation.rpartition(".")[2])
+    """A table's job, its daily schedule, its sensor of changes and its daily reconciliation."""
     job = dg.define_asset_job(
         f"load_{contract.name}",
-        selection=dg.AssetSelection.assets(*assets)
-        - dg.AssetSelection.checks(dg.AssetCheckKey(target, ON_TIME)),
+        selection=with_own_checks(assets),
         description=f"From `{contract.source_relation}` to `{contract.target_relation}`.",
     )
     schedule_status = (
@@ -69,6 +71,62 @@ def table_automation(
         default_status=schedule_status,
     )
 
+    def requests(
+        instance: dg.DagsterInstance,
+        databases: tuple[Database, Database],
+        days: Callable[[Mapping[str, "Batch"]], Collection[str]],
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        """Runs for those of the days that aren't as they should be, oldest first.
+
+        `days` are chosen knowing the ledger.
+        """
+        from pipeline_assets.warehouse.ledger import batches, ensure_schema
+        from pipeline_assets.warehouse.reconcile import compare
+
+        # What to load is derived from the two databases: no cursor can be lost or lead astray.
+        source, warehouse = databases
+        with (
+            source.connect(autocommit=True) as at_source,
+            warehouse.connect(autocommit=True) as at_warehouse,
+        ):
+            ensure_schema(at_warehouse, contract)
+            known = batches(at_warehouse, contract)
+            windows = partition_windows(partitions, sorted(days(known)))
+            found = compare(at_source, at_warehouse, contract, windows)
+        missed = _never_loaded(list(found), known)
+        wanted = [
+            day for day, comparison in found.items() if day in missed or not comparison.in_step
+        ]
+        under_way = _under_way(instance, job.name, assets) if wanted else set()
+        requested: list[dg.RunRequest] = []
+        for day in wanted:
+            if len(requested) == REQUESTS:
+                break
+            held = day in known and known[day].verdict == "failed"
+            key = _unused_key(instance, day, found[day], now(), held=held)
+            if key and day not in under_way:
+                requested.append(dg.RunRequest(run_key=key, partition_key=day))
+        return requested or dg.SkipReason(
+            f"{len(found)} days compared, {len(wanted)} to load; none that isn't held, under way or "
+            "tried within the hour."
+        )
+
+    @dg.schedule(
+        name=f"{job.name}_daily",
+        job=job,
+        cron_schedule=f"{SETTLED.seconds // 60} 0 * * *",
+        execution_timezone=partitions.timezone,
+        description="Loads the day that has just ended.",
+        default_status=schedule_status,
+    )
+    def daily(
+        context: dg.ScheduleEvaluationContext,
+        source: dg.ResourceParam[Database],
+        warehouse: dg.ResourceParam[Database],
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        closed = partitions.get_partition_keys(current_time=context.scheduled_execution_time)
+        return requests(context.instance, (source, warehouse), lambda _: closed[-1:])
+
     @dg.sensor(
         name=f"source_changes_sensor_{contract.name}",
         job=job,
@@ -87,42 +145,18 @@ def table_automation(
         source: dg.ResourceParam[Database],
         warehouse: dg.ResourceParam[Database],
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        from pipeline_assets.warehouse.ledger import batches, ensure_schema
-        from pipeline_assets.warehouse.reconcile import compare
-
-        # What to load is derived from the two databases: no cursor can be lost or lead astray.
-        closed = partitions.get_partition_keys(current_time=now() - SETTLED)
-        with (
-            source.connect(autocommit=True) as at_source,
-            warehouse.connect(autocommit=True) as at_warehouse,
-        ):
-            ensure_schema(at_warehouse, contract)
-            known = batches(at_warehouse, contract)
-            unloaded = _never_loaded(closed, known)
-            asked = {*_found_out_of_step(context.instance, contract), *unloaded}
-            days = sorted({*asked, *closed[-lateness_days:]})
-            found = compare(at_source, at_warehouse, contract, partition_windows(partitions, days))
-        wanted = [
-            day for day, comparison in found.items() if day in unloaded or not comparison.in_step
-        ]
-        under_way = _under_way(context.instance, job.name, assets) if wanted else set()
-        requests: list[dg.RunRequest] = []
-        for day in wanted:
-            if len(requests) == REQUESTS:
-                break
-            held = day in known and known[day].verdict == "failed"
-            key = _unused_key(context.instance, day, found[day], now(), held=held)
-            if key and day not in under_way:
-                requests.append(dg.RunRequest(run_key=key, partition_key=day))
-        return requests or dg.SkipReason(
-            f"{len(found)} days compared, {len(wanted)} to load; none that isn't held, under way or "
-            "tried within the hour."
+        closed = partitions.get_partition_keys(current_time=now() - SETTLED - SENSOR_WAITS)
+        found = _found_out_of_step(context.instance, contract)
+        return requests(
+            context.instance,
+            (source, warehouse),
+            lambda known: {*found, *_never_loaded(closed, known), *closed[-lateness_days:]},
         )
 
     return dg.Definitions(
         asset_checks=[check],
         jobs=[job, reconcile],
-        schedules=[reconcile_daily],
+        schedules=[daily, reconcile_daily],
         sensors=[source_changes_sensor],
     )
 

@@ -209,9 +209,6 @@ def rebuild_result(asset: str, differing: int) -> dg.AssetCheckResult:
     )
 
 
-ON_TIME = "on_time"
-"""The check of a contract's service level. Loads leave it out: it is about days that nobody loads."""
-
 OUT_OF_STEP = "out_of_step"
 """The reconciliation's metadata with the days that differ, with blanks between."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.settings import Settings
@@ -276,6 +277,41 @@ def test_marts_follow_every_change_of_the_table(
         (DAY[0], "1", "1", "10.00", "10.00"),
         (DAY[1], "1", "1", "5.00", "5.00"),
     ]
+
+
+def schedule_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
+    """Partition -> run key of what the schedule requests after the first day has ended."""
+    repository = build_definitions(settings).get_repository_def()
+    tick = repository.get_schedule_def("load_transactions_daily").evaluate_tick(
+        dg.build_schedule_context(
+            instance=instance,
+            repository_def=repository,
+            resources=build_resources(settings),
+            scheduled_execution_time=FIRST_DAY + timedelta(days=1, minutes=15),
+        )
+    )
+    return {str(request.partition_key): str(request.run_key) for request in tick.run_requests or []}
+
+
+def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings, shop: Shop) -> None:
+    shop.put("a", day=0)
+    shop.put("b", day=1)
+    with dg.instance_for_test() as instance:
+        ((day, key),) = schedule_tick(settings, instance).items()
+        assert day == DAY[0]
+        assert load(settings, day, instance=instance, tags={"dagster/run_key": key}).success
+        # Somebody was faster: there is nothing to load.
+        assert schedule_tick(settings, instance) == {}
+
+
+def test_while_the_source_is_away_the_schedule_starts_no_run(settings: Settings) -> None:
+    away = SecretStr("postgresql://nobody:x@127.0.0.1:1/shop")
+    with (
+        dg.instance_for_test() as instance,
+        pytest.raises(dg.DagsterUserCodeExecutionError, match="daily") as raised,
+    ):
+        schedule_tick(settings.model_copy(update={"source_database_url": away}), instance)
+    assert isinstance(raised.value.__cause__, psycopg.OperationalError)
 
 
 def sensor_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
