@@ -30,7 +30,16 @@ from pipeline_assets.operations.retention_settings import RetentionSettings
 from pipeline_assets.operations.settings import OperationsSettings
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
-OURS = ("PIPELINE_", "NEWS_", "NEWSAPI_", "WAREHOUSE_", "RETENTION_", "ALERT_", "HEARTBEAT_")
+OURS = (
+    "PIPELINE_",
+    "NEWS_",
+    "NEWSAPI_",
+    "WAREHOUSE_",
+    "MODELS_",
+    "RETENTION_",
+    "ALERT_",
+    "HEARTBEAT_",
+)
 """How the names of our variables begin."""
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
 
@@ -47,11 +56,7 @@ def project_root() -> Path:
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
-<<<<<<< HEAD
-class Settings(NewsSettings, RetentionSettings, OperationsSettings, BaseSettings):
-=======
-class Settings(NewsSettings, ModelsSettings, BaseSettings):
->>>>>>> main
+class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettings, BaseSettings):
     """The settings of one deployment. Build it with `load_settings`, which words errors clearly.
 
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
@@ -169,11 +174,7 @@ def _unknown_names() -> list[str]:
             continue
         # Others' variables begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
         near = get_close_matches(name, settings, n=1, cutoff=0.9) if name.endswith("_URL") else []
-<<<<<<< HEAD
         if name.startswith(OURS) or near:
-=======
-        if name.startswith(("PIPELINE_", "NEWS_", "NEWSAPI_", "WAREHOUSE_", "MODELS_")) or near:
->>>>>>> main
             meant = get_close_matches(name, settings, n=1)
             errors.append(f"{name} is not a setting" + (f"; {meant[0]} is" if meant else ""))
     return errors
