@@ -9,6 +9,7 @@ all of them. Results of earlier invocations stay in the results file until their
 
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def main(
     ] = None,
 ) -> None:
     """Compare the load with PostgreSQL's own limit and other tools; about ten minutes by default."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     rows = FULL_ROWS if full else rows
     folder = (folder or load_settings().pipeline_data_dir / "benchmarks").resolve()
     chosen = [each for each in TOOLS if not tool or each.key in tool]
