@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check lock bench clean
+.PHONY: help run dev mlflow test check lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -32,6 +32,9 @@ run: $(VENV)/installed ## install, then run the main job on embedded PostgreSQL 
 
 dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev
+
+mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
+	@$(BIN)/pipeline-assets mlflow ui
 
 test: $(VENV)/installed $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"

@@ -32,6 +32,7 @@ from pipeline_assets.settings import SettingsError, load_settings, project_root
 if TYPE_CHECKING:
     import dagster as dg
 
+    from pipeline_assets.models.status import ModelStatus
     from pipeline_assets.operations.status import Status
     from pipeline_assets.settings import Settings
     from pipeline_assets.warehouse.status import TableStatus
@@ -55,7 +56,8 @@ def run(
         bool, typer.Option("--all", help="Load all days again, also those in step.")
     ] = False,
 ) -> None:
-    """Load every closed day on which source and warehouse differ, and make the morning's digest."""
+    """Load every closed day on which source and warehouse differ, then train and score the newest
+    closed week, and make the morning's digest."""
     settings = _settings()
     from pipeline_assets.warehouse.status import days_to_load, table_status
     from pipeline_assets.warehouse.tables import load_tables
@@ -73,10 +75,12 @@ def run(
                 )
             _print_status(table_status(settings, table))
     with _clear_errors():
+        succeeded &= _train_and_score(settings)
         succeeded &= _publish_digest(settings)
     console.print(
         "\nOpen the UI with [bold]make dev[/bold]: http://127.0.0.1:3000/asset-groups shows the "
-        "assets; each day's rows, checks and quarantine stand on their pages."
+        "assets; each day's rows, checks and quarantine stand on their pages. [bold]make mlflow[/bold] "
+        "shows the models' plots."
     )
     raise typer.Exit(0 if succeeded else 1)
 
@@ -97,6 +101,10 @@ def status() -> None:
         for table in load_tables():
             with _clear_errors():
                 _print_status(table_status(settings, table))
+        from pipeline_assets.models.status import model_status
+
+        with _clear_errors():
+            _print_model(model_status(settings))
     _print_deployment(found)
     raise typer.Exit(1 if found.problems else 0)
 
@@ -163,6 +171,73 @@ def alert(
             failed = True
             console.print(f"{name}: [red]{escape(str(error))}[/red]", highlight=False)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "",
+) -> None:
+    """Put the previous champion back into production and score the newest week with it."""
+    settings = _settings()
+    from pipeline_assets.models import promotion, records, registry
+    from pipeline_assets.resources.mlflow import Mlflow
+    from pipeline_assets.resources.postgres import Database
+
+    with _clear_errors():
+        client = Mlflow(settings).client()
+        with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+            records.ensure_schema(warehouse)
+            name = registry.model_name(settings.pipeline_env)
+            moved = promotion.rollback(
+                client, warehouse, name, actor=promotion.person(), reason=reason or "not stated"
+            )
+        console.print(
+            f"{name}: version {moved.champion_after} is the champion again, "
+            f"{moved.champion_before} isn't."
+        )
+        succeeded = _score(settings)
+    raise typer.Exit(0 if succeeded else 1)
+
+
+@app.command()
+def promote() -> None:
+    """Bring staging's champion into this environment: the tested version, judged here, not retrained."""
+    settings = _settings()
+    from pipeline_assets.models import promotion
+    from pipeline_assets.models.status import figures_in_words
+    from pipeline_assets.resources.files import PartitionFiles
+    from pipeline_assets.resources.mlflow import Mlflow
+    from pipeline_assets.resources.postgres import Database
+
+    with _clear_errors(), Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        judged, deployment = promotion.promote(
+            Mlflow(settings).client(),
+            warehouse,
+            PartitionFiles(settings.files_url),
+            settings,
+            actor=promotion.person(),
+        )
+    grid = Grid("rule", "", "figures", title=str(judged.version), title_justify="left")
+    for finding in judged.findings:
+        grid.add_row(
+            finding.name, _mark(finding.passed, finding.severity), figures_in_words(finding.figures)
+        )
+    console.print(grid)
+    if deployment is None:
+        console.print("[red]Refused: production stays as it was.[/red]")
+        raise typer.Exit(1)
+    console.print(f"Version {deployment.champion_after} is the champion.")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def mlflow(context: typer.Context) -> None:
+    """Run an `mlflow` command on the project's MLflow, such as `ui`, or `models serve -m ...`."""
+    settings = _settings()
+    from pipeline_assets.resources.mlflow import Mlflow
+
+    with _clear_errors():
+        code = Mlflow(settings).command(context.args)
+    raise typer.Exit(code)
 
 
 def _read_status(settings: "Settings") -> "Callable[[], Status]":
@@ -288,6 +363,104 @@ def _materialize(settings: "Settings", table: "Table", days: list[str]) -> bool:
             succeeded &= result.success
             _print_failures(result)
     return succeeded
+
+
+def _train_and_score(settings: "Settings") -> bool:
+    """Train, judge, deploy and score the newest closed week, if that wasn't done; whether it worked."""
+    import dagster as dg
+
+    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.models.assets import weeks
+    from pipeline_assets.models.automation import (
+        BUILD,
+        TRAIN,
+        missing_snapshots,
+        stored_weeks,
+        trainable,
+    )
+    from pipeline_assets.resources.postgres import Database
+
+    definitions = build_definitions(settings)
+    warehouse = Database("warehouse", settings)
+    stored = stored_weeks(
+        dg.DagsterInstance.get(), warehouse, settings, weeks(settings), datetime.now(UTC)
+    )
+    if not stored.closed or not trainable(stored.closed[-1], settings):
+        console.print("model: there aren't orders of enough weeks yet to train on.")
+        return True
+    newest, succeeded = stored.closed[-1], True
+    if newest not in stored.decided:
+        with console.status("Reading the snapshots that the model learns from ..."):
+            job = definitions.resolve_job_def(BUILD)
+            for week in missing_snapshots(newest, settings, stored):
+                succeeded = succeeded and _run_job(job, week)
+        with console.status(f"Training and judging the model of the week of {newest} ..."):
+            succeeded = succeeded and _run_job(definitions.resolve_job_def(TRAIN), newest)
+    return _score(settings) and succeeded
+
+
+def _score(settings: "Settings") -> bool:
+    """Score the newest closed week, if the champion hasn't, and show where the model stands."""
+    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.models.assets import weeks
+    from pipeline_assets.models.automation import SCORE
+    from pipeline_assets.models.status import model_status
+
+    status, succeeded = model_status(settings), True
+    newest = weeks(settings).get_last_partition_key()
+    if newest and status.deployment and status.scored != (newest, status.deployment.champion_after):
+        with console.status("Scoring all customers ..."):
+            job = build_definitions(settings).resolve_job_def(SCORE)
+            succeeded = _run_job(job, newest)
+        status = model_status(settings)
+    _print_model(status)
+    return succeeded
+
+
+def _run_job(job: "dg.JobDefinition", key: str) -> bool:
+    """Run a job over a partition in this process; whether nothing failed."""
+    import dagster as dg
+
+    result = job.execute_in_process(
+        instance=dg.DagsterInstance.get(),
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        partition_key=key,
+        raise_on_error=False,
+    )
+    _print_failures(result)
+    return result.success
+
+
+def _print_model(status: "ModelStatus") -> None:
+    from pipeline_assets.models.status import figures_in_words
+
+    if status.newest is None:
+        console.print(f"{status.name}: no version has been judged yet.")
+        return
+    newest = status.newest
+    title = f"{status.name} version {newest.model_version}, week of {newest.week}: {newest.verdict}"
+    grid = Grid(title=title, title_justify="left", show_header=False)
+    grid.add_column(style="dim")
+    grid.add_column()
+    grid.add_column()
+    for finding in newest.findings:
+        mark = _mark(finding["passed"], finding["severity"])
+        grid.add_row(finding["name"], mark, figures_in_words(finding["figures"]))
+    if status.deployment:
+        moved = status.deployment
+        grid.add_row(
+            "champion", "", f"version {moved.champion_after}, since {moved.started_at:%Y-%m-%d}"
+        )
+    if status.scored:
+        week, version = status.scored
+        grid.add_row("scored", "", f"the week of {week}, by version {version}")
+    console.print(grid)
+
+
+def _mark(passed: bool, severity: str) -> str:
+    if passed:
+        return "[green]passed[/green]"
+    return "[red]failed[/red]" if severity == "error" else "[yellow]warning[/yellow]"
 
 
 def _publish_digest(settings: "Settings") -> bool:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from pipeline_assets.models.assets import model_assets, weeks
+from pipeline_assets.models.automation import model_automation
+from pipeline_assets.models.checks import evaluation
 from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.operations.assets import operations_assets
@@ -22,6 +25,7 @@ from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.dagster_history import watched
 from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.mlflow import Mlflow
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import no_progress
 from pipeline_assets.settings import Settings, load_settings
@@ -38,10 +42,9 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "source": Database("source", settings),
         "warehouse": Database("warehouse", settings),
-        "files": PartitionFiles(
-            settings.pipeline_files_url or str(settings.pipeline_data_dir / "partitions")
-        ),
+        "files": PartitionFiles(settings.files_url),
         "http": _http_client,
+        "mlflow": Mlflow(settings),
         "progress": no_progress,
     }
 
@@ -63,6 +66,7 @@ def build_definitions(
     days = dg.DailyPartitionsDefinition(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
+    running = settings.pipeline_automation == "running"
     parts = []
     levels = []
     with _known_previews():
@@ -78,7 +82,7 @@ def build_definitions(
                     materializable,
                     days,
                     lateness_days=settings.warehouse_lateness_days,
-                    running=settings.pipeline_automation == "running",
+                    running=running,
                     now=now,
                 ),
             ]
@@ -86,14 +90,13 @@ def build_definitions(
         news = news_assets(settings, partitions)
         parts += [
             dg.Definitions(assets=news),
-            news_automation(
-                news, partitions, running=settings.pipeline_automation == "running", now=now
-            ),
+            news_automation(news, partitions, running=running, now=now),
         ]
         levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
-        parts.append(
-            alerting(settings, levels, running=settings.pipeline_automation == "running", now=now)
-        )
+        parts += [
+            _models(settings, running=running),
+            alerting(settings, levels, running=running, now=now),
+        ]
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
@@ -105,11 +108,19 @@ def build_definitions(
             # The status is about all of them: it looks up what there is when it is made.
             operations_assets(settings, lambda: watched(definitions)),
             timezone=settings.pipeline_timezone,
-            running=settings.pipeline_automation == "running",
+            running=running,
         )
     )
     definitions = dg.Definitions.merge(shared, *parts)
     return definitions
+
+
+def _models(settings: Settings, *, running: bool) -> dg.Definitions:
+    (orders,) = (table for table in load_tables() if table.contract.name == "transactions")
+    partitions = weeks(settings)
+    assets, checks = model_assets(settings, orders, partitions), evaluation(settings, partitions)
+    automation = model_automation(settings, assets, checks, partitions, running=running)
+    return dg.Definitions.merge(dg.Definitions(assets=assets, asset_checks=[checks]), automation)
 
 
 @contextmanager

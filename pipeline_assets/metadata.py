@@ -48,6 +48,11 @@ def preview(rows: "pa.Table") -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md("\n".join(f"| {text} |" for text in (header, line, *body)))
 
 
+def image(png: bytes) -> dg.MarkdownMetadataValue:
+    """A plot, in the metadata itself."""
+    return dg.MetadataValue.md(f"![plot](data:image/png;base64,{b64encode(png).decode()})")
+
+
 MARKUP = str.maketrans({character: f"\\{character}" for character in "\\|*_`<>[]&"} | {"\n": " "})
 LONGEST_CELL = 80
 

@@ -79,13 +79,18 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
     source_database_url: SecretStr | None = None
     warehouse_database_url: SecretStr | None = None
     dagster_database_url: SecretStr | None = None
-    mlflow_tracking_uri: str | None = None
+    mlflow_tracking_uri: SecretStr | None = None
 
     warehouse_start_date: date = date(2026, 1, 7)
     """The first partition of the warehouse tables; the sample shop opened on this day."""
     warehouse_lateness_days: int = Field(default=3, ge=1)
     """How many of the newest days are compared with the source at every tick of the sensor; older
     ones are compared once a day."""
+
+    @property
+    def files_url(self) -> str:
+        """Where the files between assets lie."""
+        return self.pipeline_files_url or str(self.pipeline_data_dir / "partitions")
 
     @field_validator("pipeline_data_dir")
     @classmethod
@@ -126,6 +131,14 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
             "is not a PostgreSQL URL; use postgresql://user:password@host:5432/database, with "
             "special characters of the password percent-encoded"
         ) from None
+
+    @field_validator("mlflow_tracking_uri")
+    @classmethod
+    def _shared_store(cls, uri: SecretStr | None) -> SecretStr | None:
+        schemes = ("http://", "https://", "postgresql://", "postgresql+psycopg2://")
+        if uri is not None and not uri.get_secret_value().startswith(schemes):
+            raise ValueError(f"must begin with {', '.join(schemes[:-1])}: a store that all share")
+        return uri
 
     @model_validator(mode="after")
     def _no_embedded_production(self) -> Self:

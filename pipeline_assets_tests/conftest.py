@@ -26,6 +26,7 @@ CREATE TABLE shop.transactions (
 CREATE INDEX ON shop.transactions (updated_at);
 CREATE INDEX ON shop.transactions (order_id);
 """
+pytest_plugins = ["pipeline_assets_tests.model_world"]
 FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)
 _numbers = count()
 

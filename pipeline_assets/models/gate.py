@@ -10,17 +10,11 @@ from datetime import date
 from typing import Literal
 
 from pipeline_assets.models.evaluation import Estimate, Evaluation
+from pipeline_assets.models.rules import GATE_RULES
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets.models.snapshots import HORIZON
 
-RULES: dict[str, str] = {
-    "auc_sufficient": "The model tells buyers from others well enough.",
-    "precision_over_base_rate": "Average precision is a multiple of what chance reaches.",
-    "precision_over_baseline": "Average precision isn't below a BG/NBD refitted at the cutoff.",
-    "not_worse_than_champion": "On the same holdout the champion isn't better by more than a margin.",
-    "calibrated": "As many customers bought as were predicted, within bounds.",
-    "no_leakage": "Every training label was closed at the holdout's cutoff.",
-}
+RULES = GATE_RULES
 """Rule -> what it says; `judge` has a finding for each, in this order."""
 
 

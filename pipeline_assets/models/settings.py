@@ -53,6 +53,12 @@ class ModelsSettings(GateThresholds):
     """The share of a snapshot's days that may be held or missing in the warehouse: up to it a
     warning, above it an error."""
 
+    models_max_score_drift: float = Field(default=2.0, gt=0)
+    """Population stability index of the scores against training: above it a new model is due. Where few
+    customers are new, as in the sample shop, 0.6 to 1.3 is what eight weeks of ageing do."""
+    models_retraining_cooldown_days: int = Field(default=3, ge=1)
+    """Between two trainings that drift or realised performance asked for."""
+
     @model_validator(mode="after")
     def _starts_on_monday(self) -> Self:
         if self.models_start_date.weekday() != 0:

@@ -1,6 +1,7 @@
 """The `pipeline-assets` command and `dagster dev`, as a person starts them, on the embedded defaults."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -44,7 +45,7 @@ def command(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -76,6 +77,7 @@ def test_run_loads_the_sample_shop_once_and_says_so(
     assert "20 of 20 closed" in first.stdout
     (page,) = (tmp_path / "data" / "digests").glob("2*.html")
     assert str(page) in first.stdout
+    assert "there aren't orders of enough weeks yet" in first.stdout
 
     again = command(environment | RECENTLY, "run")
     assert again.returncode == 0
@@ -88,6 +90,32 @@ def test_run_loads_the_sample_shop_once_and_says_so(
     while embedded_postgres.status(tmp_path / "data" / "postgres"):
         assert time.monotonic() < deadline, "the embedded server outlived its clients"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_run_trains_judges_deploys_and_scores_the_newest_week_once(
+    environment: dict[str, str],
+) -> None:
+    environment["COLUMNS"] = "200"
+    first = command(environment, "run")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stderr == ""
+    assert re.search(
+        r"auc_sufficient .* passed .* auc 0\.\d+ \(0\.\d+ to .*\), at least 0\.75", first.stdout
+    )
+    assert re.search(r"champion .* version 1, since", first.stdout)
+    assert re.search(r"scored .* by version 1", first.stdout)
+    for noise in ("alembic", "INFO", "Warning", "Successfully registered", "Downloading"):
+        assert noise not in first.stdout
+
+    # A week that was decided isn't trained again.
+    again = command(environment, "run")
+    assert again.returncode == 0, again.stdout
+    assert "version 1, week of" in again.stdout
+    nowhere = command(environment, "rollback", "--reason", "a test")
+    assert (nowhere.returncode, "has no previous champion" in nowhere.stdout) == (2, True)
+    audit = command(environment, "status")
+    assert "version 1, since" in audit.stdout
 
 
 @contextmanager

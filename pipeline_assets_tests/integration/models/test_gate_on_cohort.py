@@ -107,12 +107,13 @@ def test_shuffled_labels(case: Case) -> None:
 
 
 def test_a_stale_model_although_it_ranks_well(case: Case) -> None:
-    """A model of the shop's first weeks ranks still, and predicts far more buyers than there are."""
+    """A model of the shop's first weeks ranks still, and foresees two thirds of the buyers."""
     first = [date(2026, 2, 9) + timedelta(weeks=number) for number in range(8)]
     stale = case.scores(first)
     assert evaluate(case.labels, stale, resamples=1)["auc"].value > 0.75
     findings = case.judged(stale, champion=case.good, cutoffs=first)
-    assert {"calibrated", "not_worse_than_champion"} <= set(refused_by(findings))
+    assert "not_worse_than_champion" in refused_by(findings)
+    assert not next(each for each in findings if each.name == "calibrated").passed
     assert not accepts(findings)
 
 
@@ -151,8 +152,9 @@ def test_a_model_worse_than_the_champion_by_a_small_real_margin_and_the_better_o
 def test_a_random_split_promises_what_the_next_month_does_not_keep(snapshot: Snapshot) -> None:
     """Snapshots of eight weeks in a row share most of their horizons and their customers.
 
-    Split at random, a model that learns by heart meets in the test what it has seen: an average
-    precision of 0.6. On the month that follows it has a third of that.
+    Split at random, a model that learns by heart meets in the test what it has seen: of a third of the
+    customers it has an average precision of 0.51, and less than half of that on the month that follows.
+    A trial on all customers saw 0.73 and 0.25.
     """
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import average_precision_score
@@ -167,5 +169,7 @@ def test_a_random_split_promises_what_the_next_month_does_not_keep(snapshot: Sna
     )
     trees = ExtraTreesClassifier(40, max_features=None, random_state=0).fit(seen, bought)
     next_month, truth = data(snapshot(HOLDOUT))
-    assert average_precision_score(bought_unseen, trees.predict_proba(unseen)[:, 1]) > 0.55
-    assert average_precision_score(truth, trees.predict_proba(next_month)[:, 1]) < 0.27
+    promised = average_precision_score(bought_unseen, trees.predict_proba(unseen)[:, 1])
+    kept = average_precision_score(truth, trees.predict_proba(next_month)[:, 1])
+    assert promised > 0.45
+    assert kept < promised / 2

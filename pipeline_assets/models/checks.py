@@ -1,0 +1,223 @@
+"""The asset checks of the model's assets: what the gate found, and how predictions fare.
+
+Every spec carries the asset's partitions, or a good week would open the gate for a bad one. The gate's
+checks on `trained_model` are a step of their own: the evaluation, between training and deployment.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from pipeline_assets.models.rules import RULES
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.mlflow import Mlflow
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.running import RETRY, permanent_failures
+from pipeline_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline_assets.models.gate import Finding
+    from pipeline_assets.models.monitoring import Movement, Realised
+    from pipeline_assets.models.registry import Registered
+
+SNAPSHOTS, TRAINED = "training_snapshots", "trained_model"
+DEPLOYED, PREDICTIONS = "deployed_model", "purchase_predictions"
+SCORE_DRIFT, REALISED = "score_drift", "realised_performance"
+"""The checks whose failure asks for a new model before its time."""
+NAMED = 20
+
+
+def days_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
+    """Whether all days that an asset rests on are in the warehouse."""
+    return dg.AssetCheckSpec(
+        "days_complete",
+        asset=asset,
+        description=(
+            "Every day of the warehouse that this rests on passed its gate and is loaded. A share above "
+            "MODELS_MISSING_DAYS is an error, and nothing is computed."
+        ),
+        partitions_def=partitions,
+    )
+
+
+def days_result(incomplete: dict[str, str], days: int) -> dg.AssetCheckResult:
+    """Name the days that are held or missing, of those within the allowed share."""
+    return dg.AssetCheckResult(
+        check_name="days_complete",
+        passed=not incomplete,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "days": days,
+            "incomplete": len(incomplete),
+            "share": round(len(incomplete) / days, 4) if days else 0.0,
+            "named": dict(list(incomplete.items())[:NAMED]),
+        },
+    )
+
+
+def gate_specs(partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
+    """A blocking check for each rule that a model must keep."""
+    return [
+        dg.AssetCheckSpec(
+            name,
+            asset=TRAINED,
+            description=sentence,
+            blocking=True,
+            partitions_def=partitions,
+        )
+        for name, sentence in RULES.items()
+    ]
+
+
+def gate_results(findings: "Sequence[Finding]", version: "Registered") -> list[dg.AssetCheckResult]:
+    """The findings as checks, each with its figures."""
+    return [
+        dg.AssetCheckResult(
+            asset_key=TRAINED,
+            check_name=finding.name,
+            passed=finding.passed,
+            severity=dg.AssetCheckSeverity.ERROR
+            if finding.severity == "error"
+            else dg.AssetCheckSeverity.WARN,
+            description=finding.advice or "Kept.",
+            metadata={
+                **finding.figures,
+                "model_version": version.version,
+                "mlflow_run_id": version.run_id,
+            },
+        )
+        for finding in findings
+    ]
+
+
+def evaluation(
+    settings: Settings, partitions: dg.PartitionsDefinition[str]
+) -> dg.AssetChecksDefinition:
+    """The step that judges the week's version on the holdout: registry in, verdict and checks out."""
+
+    @dg.multi_asset_check(
+        name="model_evaluation",
+        specs=gate_specs(partitions),
+        retry_policy=RETRY,
+        description=(
+            "Loads the registered version, scores the holdout beside the baseline and the champion, and "
+            "records the verdict. Figures, plots and the model card go to its MLflow run."
+        ),
+    )
+    def model_evaluation(
+        context: dg.AssetCheckExecutionContext,
+        warehouse: dg.ResourceParam[Database],
+        files: dg.ResourceParam[PartitionFiles],
+        mlflow: dg.ResourceParam[Mlflow],
+    ) -> Iterator[dg.AssetCheckResult]:
+        import pyarrow as pa
+
+        from pipeline_assets.models import judgement, records, registry
+
+        week = date.fromisoformat(context.partition_key)
+        name = registry.model_name(settings.pipeline_env)
+        with permanent_failures(), warehouse.connect(autocommit=True) as connection:
+            client = mlflow.client()
+            records.ensure_schema(connection)
+            version = registry.of_week(client, name, week)
+            holdout = pa.concat_tables(files.read(SNAPSHOTS, context.partition_key))
+            judged = judgement.judge(
+                client, connection, version, holdout, settings, decided_by=context.run.run_id
+            )
+            judgement.log(client, connection, judged, holdout, settings)
+        context.log.info(f"{version}: {'passed' if judged.accepted else 'refused'}")
+        yield from gate_results(judged.findings, version)
+
+    return model_evaluation
+
+
+def deployed_spec(partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:
+    """Whether production is what was deployed."""
+    return dg.AssetCheckSpec(
+        "champion_answers",
+        asset=DEPLOYED,
+        description="The alias `champion` points to the version of the audit, and that loads and scores.",
+        partitions_def=partitions,
+    )
+
+
+def prediction_specs(partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
+    """What is checked of the predictions, apart from their contract."""
+    sentences = {
+        "distribution": (
+            "The predicted share of buyers is one that the training snapshots have seen: between half of "
+            "the smallest and twice the largest."
+        ),
+        SCORE_DRIFT: (
+            "The scores are distributed as they are on the newest snapshot that the model learnt from "
+            "(population stability index under MODELS_MAX_SCORE_DRIFT). The features' is shown beside."
+        ),
+        REALISED: (
+            "The predictions of four weeks ago came true: their AUC is at least MODELS_MIN_AUC and "
+            "predicted over actual buyers inside MODELS_CALIBRATION_FAIL."
+        ),
+    }
+    return [
+        dg.AssetCheckSpec(name, asset=PREDICTIONS, description=sentence, partitions_def=partitions)
+        for name, sentence in sentences.items()
+    ]
+
+
+def distribution_result(mean: float, shares: list[float], sample: int) -> dg.AssetCheckResult:
+    """Compare the mean score with the shares of buyers in the training snapshots."""
+    low, high = min(shares) / 2, max(shares) * 2
+    return dg.AssetCheckResult(
+        check_name="distribution",
+        passed=low <= mean <= high,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"mean": mean, "at_least": low, "at_most": high, "sample": sample},
+    )
+
+
+def drift_result(moved: "Movement", bound: float) -> dg.AssetCheckResult:
+    """The drift of the scores, with the features' drift as what may explain it."""
+    by_psi = sorted(moved.features.items(), key=lambda item: -item[1].psi)
+    return dg.AssetCheckResult(
+        check_name=SCORE_DRIFT,
+        passed=moved.score.psi <= bound,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "psi": moved.score.psi,
+            "ks": moved.score.ks,
+            "at_most": bound,
+            "features_psi": {name: round(found.psi, 4) for name, found in by_psi},
+        },
+    )
+
+
+def realised_result(found: "Realised | None", settings: Settings) -> dg.AssetCheckResult:
+    """What came of the predictions of four weeks ago, if there were any."""
+    if found is None:
+        return dg.AssetCheckResult(
+            check_name=REALISED,
+            passed=True,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="Nothing was predicted four weeks ago.",
+            metadata={"customers": 0},
+        )
+    auc, calibration = found.evaluation["auc"].value, found.evaluation["calibration"].value
+    low, high = settings.models_calibration_fail
+    return dg.AssetCheckResult(
+        check_name=REALISED,
+        passed=auc >= settings.models_min_auc and low <= calibration <= high,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "cutoff": found.cutoff.isoformat(),
+            "model_version": found.model_version,
+            "customers": found.evaluation.customers,
+            "buyers": found.evaluation.buyers,
+            "auc": auc,
+            "auc_at_least": settings.models_min_auc,
+            "calibration": calibration,
+            "calibration_between": f"{low} and {high}",
+            "average_precision": found.evaluation["average_precision"].value,
+            "log_loss": found.evaluation["log_loss"].value,
+        },
+    )

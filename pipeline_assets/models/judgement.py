@@ -1,0 +1,270 @@
+"""Judging a registered version on the holdout: the figures come from the artifact that would be deployed.
+
+The version is loaded out of the registry, as deployment would load it, and scores the holdout beside the
+baseline and the champion. The findings go to the warehouse, figures and plots to the MLflow run that
+trained it. What the rules are stands in `gate`.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pipeline_assets.models import gate, plots, promotion, records, registry, snapshots
+from pipeline_assets.models.baseline import baseline_scores
+from pipeline_assets.models.evaluation import (
+    Estimate,
+    Evaluation,
+    compare,
+    evaluate,
+    evaluate_slices,
+)
+from pipeline_assets.models.gate import Finding
+from pipeline_assets.models.model_card import ModelCard, render
+from pipeline_assets.models.plots import HistoryPoint
+from pipeline_assets.models.registry import CHAMPION, Registered
+from pipeline_assets.models.rules import RULES, SMOKE
+from pipeline_assets.models.settings import GateThresholds
+from pipeline_assets.models.training import predict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from mlflow import MlflowClient
+    from numpy.typing import NDArray
+
+SLICE_RESAMPLES = 200
+"""Slices inform, and decide nothing: a fifth of the resamples is enough."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a version on the holdout. Without scores it couldn't be loaded."""
+
+    version: Registered
+    findings: Sequence[Finding]
+    holdout: snapshots.Window
+    champion: Registered | None = None
+    evaluation: Evaluation | None = None
+    baseline: Evaluation | None = None
+    difference: Mapping[str, Estimate] | None = None
+    """Minus the champion."""
+    slices: Mapping[str, Evaluation] | None = None
+    scores: "Mapping[str, NDArray[np.float64]] | None" = None
+    """Who scored -> scores, this version first."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the version may be deployed."""
+        return gate.accepts(self.findings)
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Estimate]]:
+        """Whose -> metric -> estimate, as far as there are scores."""
+        found = {
+            "model": self.evaluation and self.evaluation.metrics,
+            "baseline": self.baseline and self.baseline.metrics,
+            "difference": self.difference,
+        }
+        return {whose: dict(metrics) for whose, metrics in found.items() if metrics}
+
+
+def judge(
+    client: "MlflowClient",
+    warehouse: psycopg.Connection,
+    version: Registered,
+    holdout: "pa.Table",
+    thresholds: GateThresholds,
+    *,
+    decided_by: str,
+) -> Judgement:
+    """Judge a version on a snapshot with closed labels, and record the verdict.
+
+    The champion can't change between the comparison and the record of what it was.
+
+    Raises:
+        registry.RegistryError, records.RefusedError: the champion can't be used, so that nothing can be
+            compared with it.
+    """
+    with promotion.alone(warehouse, version.name):
+        in_production = registry.by_alias(client, version.name, CHAMPION)
+        judgement = _judge(version, in_production, holdout, thresholds)
+        records.record_verdict(
+            warehouse,
+            version,
+            judgement.findings,
+            judgement.metrics,
+            holdout_hash=judgement.holdout.content_hash,
+            champion_version=in_production.version if in_production else None,
+            decided_by=decided_by,
+        )
+    client.set_model_version_tag(
+        version.name,
+        str(version.version),
+        "verdict",
+        "passed" if judgement.accepted else "refused",
+    )
+    return judgement
+
+
+def _judge(
+    version: Registered,
+    champion: Registered | None,
+    holdout: "pa.Table",
+    thresholds: GateThresholds,
+) -> Judgement:
+    window, labels = snapshots.describe(holdout), snapshots.labels(holdout)
+    try:
+        scores = predict(registry.load(version), holdout)
+        _check_scores(version, scores)
+    except registry.RegistryError as error:
+        return Judgement(version, _unusable(str(error)), window, champion)
+    yardstick = baseline_scores(holdout)
+    by_whom = {"model": scores, "BG/NBD": yardstick}
+    evaluation, baseline = evaluate(labels, scores), evaluate(labels, yardstick)
+    difference = None
+    if champion:
+        by_whom["champion"] = predict(registry.load(champion), holdout)
+        difference = compare(labels, scores, by_whom["champion"])
+    smoke = Finding(
+        SMOKE,
+        True,
+        figures={"customers": len(scores), "artifact_hash": version.artifact_hash},
+    )
+    findings = gate.judge(
+        thresholds,
+        evaluation,
+        baseline,
+        difference,
+        training_cutoffs=version.training_cutoffs,
+        holdout_cutoff=window.cutoffs[-1],
+    )
+    return Judgement(
+        version,
+        [smoke, *findings],
+        window,
+        champion,
+        evaluation,
+        baseline,
+        difference,
+        evaluate_slices(holdout, scores, resamples=SLICE_RESAMPLES),
+        by_whom,
+    )
+
+
+def _check_scores(version: Registered, scores: "NDArray[np.float64]") -> None:
+    # Written so that NaN fails too.
+    if wrong := int((~((scores >= 0) & (scores <= 1))).sum()):
+        raise registry.RegistryError(
+            f"{version} gives {wrong} of {len(scores)} customers no probability"
+        )
+
+
+def _unusable(reason: str) -> list[Finding]:
+    """The findings on a version that can't be loaded: nothing else could be looked at."""
+    return [
+        Finding(name, False, advice=reason if name == SMOKE else "Not judged: there are no scores.")
+        for name in RULES
+    ]
+
+
+def log(
+    client: "MlflowClient",
+    warehouse: psycopg.Connection,
+    judgement: Judgement,
+    holdout: "pa.Table",
+    thresholds: GateThresholds,
+) -> str:
+    """Add figures, plots and the model card to the MLflow run that trained it; returns the card."""
+    version, evaluation, baseline = judgement.version, judgement.evaluation, judgement.baseline
+    if evaluation is None or baseline is None:
+        client.set_tag(version.run_id, "verdict", "refused")
+        return ""
+    for whose, estimates in judgement.metrics.items():
+        for name, estimate in estimates.items():
+            client.log_metric(version.run_id, f"{whose}_{name}", estimate.value)
+            client.log_metric(version.run_id, f"{whose}_{name}_lower", estimate.lower)
+            client.log_metric(version.run_id, f"{whose}_{name}_upper", estimate.upper)
+    client.set_tag(version.run_id, "verdict", "passed" if judgement.accepted else "refused")
+    training = registry.training_record(version)
+    card = render(
+        ModelCard(
+            name=version.name,
+            candidate=version.candidate,
+            week=version.week,
+            training=training.window,
+            holdout=judgement.holdout,
+            evaluation=evaluation,
+            baseline=baseline,
+            slices=judgement.slices or {},
+            validation=training.validation,
+            findings=judgement.findings,
+            code_version=training.code_version,
+        )
+    )
+    client.update_model_version(
+        version.name,
+        str(version.version),
+        # MLflow's database takes 5,000 characters there; the card has more.
+        f"{version.candidate} of the week of {version.week}. Its card is evaluation/model_card.md of "
+        "the run.",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model_card.md").write_text(card, encoding="utf-8")
+        for name, image in images(warehouse, judgement, holdout, thresholds).items():
+            (Path(folder) / f"{name}.png").write_bytes(image)
+        client.log_artifacts(version.run_id, folder, "evaluation")
+    return card
+
+
+def images(
+    warehouse: psycopg.Connection,
+    judgement: Judgement,
+    holdout: "pa.Table",
+    thresholds: GateThresholds,
+) -> dict[str, bytes]:
+    """Plot -> PNG."""
+    labels, scores = snapshots.labels(holdout), judgement.scores or {}
+    figures = {
+        "precision_recall": plots.precision_recall(labels, scores),
+        "roc": plots.roc(labels, scores),
+        "reliability": plots.reliability(labels, scores),
+        "lift": plots.lift(labels, scores),
+    }
+    points = history(warehouse, judgement.version.name)
+    figures["history"] = plots.history(points, metric="auc", threshold=thresholds.models_min_auc)
+    if judgement.difference:
+        figures["champion_comparison"] = plots.champion_comparison(
+            judgement.difference,
+            {
+                "average_precision": -thresholds.models_champion_precision_margin,
+                "log_loss": thresholds.models_champion_log_loss_margin,
+            },
+        )
+    return {name: plots.png(figure) for name, figure in figures.items()}
+
+
+def history(warehouse: psycopg.Connection, name: str, metric: str = "auc") -> list[HistoryPoint]:
+    """A metric of every version that could be judged, oldest first, and what became of it."""
+    deployed = {
+        found.champion_after
+        for found in records.deployments(warehouse, name)
+        if found.action == "deploy"
+    }
+    return [
+        HistoryPoint(
+            week=verdict.week,
+            version=str(verdict.model_version),
+            estimate=Estimate(*verdict.metrics["model"][metric]),
+            outcome="refused"
+            if verdict.verdict == "refused"
+            else "promoted"
+            if verdict.model_version in deployed
+            else "kept",
+        )
+        for verdict in records.verdicts(warehouse, name)
+        if "model" in verdict.metrics
+    ]

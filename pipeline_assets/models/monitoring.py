@@ -1,0 +1,188 @@
+"""What becomes of a deployed model: how far its customers have moved, and how its predictions came true.
+
+Figures and plots go to the MLflow run of the model that they are about. When they ask for a new model
+is said in the checks and the automation.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+from pipeline_assets.models import drift, plots, registration, registry, snapshots
+from pipeline_assets.models.drift import Drift
+from pipeline_assets.models.evaluation import Evaluation, evaluate
+from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.scoring import Sample, Scored
+from pipeline_assets.models.training import predict
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.extract import source_reader
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from mlflow import MlflowClient
+    from numpy.typing import NDArray
+    from sklearn.pipeline import Pipeline
+
+
+REALISED_METRICS = ("auc", "average_precision", "log_loss", "calibration")
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far this week's customers lie from those that the model learnt from."""
+
+    score: Drift
+    features: dict[str, Drift]
+
+
+def movement(pipeline: "Pipeline", learnt_from: "pa.Table", sample: "pa.Table") -> Movement:
+    """Compare a training snapshot, as the model scores it, with a sample of scored customers."""
+    return Movement(
+        score=drift.measure(predict(pipeline, learnt_from), sample["probability"].to_numpy()),
+        features=drift.feature_drift(learnt_from, sample),
+    )
+
+
+@dataclass(frozen=True)
+class Realised:
+    """Predictions beside what then happened."""
+
+    cutoff: date
+    model_version: int
+    labels: "NDArray[np.bool_]"
+    scores: "NDArray[np.float64]"
+    evaluation: Evaluation
+
+
+def realised(url: str, cutoff: date, *, as_of: date, timezone: str) -> Realised | None:
+    """How the predictions of a cutoff, whose 28 days are over, came true; None if there are none.
+
+    Raises:
+        PermanentError: all or none of those customers bought.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # ADBC's COPY path takes no parameters: psycopg quotes the value.
+    query = sql.SQL(
+        "SELECT customer_id, probability, model_version FROM analytics.purchase_predictions"
+        " WHERE cutoff = {}::date"
+    ).format(sql.Literal(cutoff.isoformat()))
+    with source_reader(url) as connection, connection.cursor() as cursor:
+        cursor.execute(query.as_string())
+        predicted = cursor.fetch_arrow_table().replace_schema_metadata()
+    if not len(predicted):
+        return None
+    batches = snapshots.read_batches(url, cutoff, as_of=as_of, timezone=timezone)
+    bought = pa.concat_tables(
+        [batch.select(["customer_id", "cutoff", snapshots.LABEL]) for batch in batches]
+    )
+    both = predicted.join(bought, "customer_id", join_type="inner").sort_by("customer_id")
+    labels, scores = snapshots.labels(both), both["probability"].to_numpy()
+    version = pc.max(predicted["model_version"]).as_py()
+    return Realised(cutoff, version, labels, scores, evaluate(labels, scores))
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What there is to say of a week's scores."""
+
+    mean: float
+    """Of the scores."""
+    shares: list[float]
+    """Shares of buyers in the snapshots that the model learnt from."""
+    moved: Movement
+    came_true: Realised | None
+    images: dict[str, bytes]
+    """Plot -> PNG."""
+
+    @property
+    def realised_figures(self) -> dict[str, float]:
+        """What came true, in figures; empty if nothing had been predicted."""
+        if self.came_true is None:
+            return {}
+        return {name: self.came_true.evaluation[name].value for name in REALISED_METRICS}
+
+
+def look_back(
+    client: "MlflowClient",
+    champion: Registered,
+    scored: Scored,
+    cutoff: date,
+    files: PartitionFiles,
+    url: str,
+    settings: Settings,
+) -> Monitored:
+    """Compare a week's scores with the training, and those of four weeks ago with what happened.
+
+    Figures and plots are added to the models' MLflow runs. `url` is the warehouse's.
+    """
+    import pyarrow.compute as pc
+
+    mondays = registration.training_weeks(settings, champion.week)
+    learnt_from = Sample()
+    for part in files.read(registration.SNAPSHOTS, mondays[-1]):
+        learnt_from.add(part)
+    moved = movement(scored.pipeline, learnt_from.table(), scored.sample)
+    came_true = realised(
+        url, cutoff - snapshots.HORIZON, as_of=cutoff, timezone=settings.pipeline_timezone
+    )
+    return Monitored(
+        mean=pc.mean(scored.sample["probability"]).as_py(),
+        shares=[_share_of_buyers(files, monday) for monday in mondays],
+        moved=moved,
+        came_true=came_true,
+        images=_log(client, champion, moved, came_true, week=cutoff - snapshots.WEEK),
+    )
+
+
+def _share_of_buyers(files: PartitionFiles, monday: str) -> float:
+    import pyarrow.compute as pc
+
+    label = snapshots.LABEL
+    parts = [part[label] for part in files.read(registration.SNAPSHOTS, monday, [label])]
+    return float(sum(pc.sum(part).as_py() or 0 for part in parts) / sum(map(len, parts)))
+
+
+def _log(
+    client: "MlflowClient",
+    champion: Registered,
+    moved: Movement,
+    came_true: Realised | None,
+    *,
+    week: date,
+) -> dict[str, bytes]:
+    """Add figures (the step is the model's age in weeks) and plots to the models' runs; plot -> PNG."""
+    client.log_metric(
+        champion.run_id, "score_psi", moved.score.psi, step=(week - champion.week).days // 7
+    )
+    images = {"drift": plots.png(plots.drift({"score": moved.score, **moved.features}))}
+    _log_images(client, champion.run_id, images, week)
+    if came_true is None:
+        return images
+    predicted_by = registry.by_version(client, champion.name, came_true.model_version)
+    for name in REALISED_METRICS:
+        client.log_metric(
+            predicted_by.run_id,
+            f"realised_{name}",
+            came_true.evaluation[name].value,
+            step=(week - predicted_by.week).days // 7,
+        )
+    realised_images = {
+        "realised": plots.png(plots.reliability(came_true.labels, {"model": came_true.scores}))
+    }
+    _log_images(client, predicted_by.run_id, realised_images, week)
+    return images | realised_images
+
+
+def _log_images(client: "MlflowClient", run_id: str, images: dict[str, bytes], week: date) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, image in images.items():
+            (Path(folder) / f"{name}.png").write_bytes(image)
+        client.log_artifacts(run_id, folder, f"monitoring/{week}")

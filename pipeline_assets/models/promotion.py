@@ -1,0 +1,241 @@
+"""Deployment: which version the alias `champion` points to, and how that changes.
+
+Every move is alone (a lock in the warehouse), verified first, written to the audit before anything
+happens, and then made in one order: `previous_champion`, `champion`, the audit's end. A process that dies
+in between leaves production as it was or as it shall be, and the next one finishes what the audit says.
+"""
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.models import records, registry
+from pipeline_assets.models.records import Deployment, RefusedError
+from pipeline_assets.models.registry import CHAMPION, PREVIOUS, Registered
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from pipeline_assets.models.judgement import Judgement
+
+
+class NoChampionError(PermanentError):
+    """No model has been deployed yet, or none before this one."""
+
+
+def deploy(
+    client: "MlflowClient",
+    warehouse: psycopg.Connection,
+    version: Registered,
+    *,
+    actor: str,
+    reason: str,
+) -> Deployment:
+    """Make a version the champion, if the gate let it through; a champion already stays it.
+
+    Raises:
+        RefusedError: the gate refused it or never judged this artifact; it was compared with another
+            champion than today's; it is older than the champion, or was rolled back.
+        registry.RegistryError: its files aren't those that were registered.
+    """
+    name = version.name
+    with alone(warehouse, name):
+        _finish_pending(client, warehouse, name)
+        verdict = records.passed_verdict(warehouse, version)
+        with registry.verified_files(version):
+            pass
+        champion = registry.by_alias(client, name, CHAMPION)
+        history = records.deployments(warehouse, name)
+        if champion == version and history and history[-1].champion_after == version.version:
+            return history[-1]
+        _refuse_steps_back(version, champion, verdict, history)
+        before = champion.version if champion else None
+        return _move(
+            client,
+            warehouse,
+            records.start_deployment(
+                warehouse,
+                version,
+                "deploy",
+                before=before,
+                previous_after=before,
+                actor=actor,
+                reason=reason,
+                metrics=verdict.metrics,
+            ),
+        )
+
+
+def rollback(
+    client: "MlflowClient",
+    warehouse: psycopg.Connection,
+    name: str,
+    *,
+    actor: str,
+    reason: str,
+) -> Deployment:
+    """Make the previous champion the champion again; the one before it is then the previous one.
+
+    The version that is rolled back is never deployed again: a new one has to be trained.
+
+    Raises:
+        NoChampionError: there is no previous champion.
+        RefusedError, registry.RegistryError: the previous one can't be used any more.
+    """
+    with alone(warehouse, name):
+        _finish_pending(client, warehouse, name)
+        champion = registry.by_alias(client, name, CHAMPION)
+        target = registry.by_alias(client, name, PREVIOUS)
+        if champion is None or target is None:
+            raise NoChampionError(f"{name} has no previous champion to go back to")
+        verdict = records.passed_verdict(warehouse, target)
+        with registry.verified_files(target):
+            pass
+        before_target = [
+            found.champion_before
+            for found in records.deployments(warehouse, name)
+            if found.action == "deploy" and found.champion_after == target.version
+        ]
+        return _move(
+            client,
+            warehouse,
+            records.start_deployment(
+                warehouse,
+                target,
+                "rollback",
+                before=champion.version,
+                previous_after=before_target[-1] if before_target else None,
+                actor=actor,
+                reason=reason,
+                metrics=verdict.metrics,
+            ),
+        )
+
+
+def promote(
+    client: "MlflowClient",
+    warehouse: psycopg.Connection,
+    files: PartitionFiles,
+    settings: Settings,
+    *,
+    actor: str,
+    source: str = "staging",
+) -> "tuple[Judgement, Deployment | None]":
+    """Bring another environment's champion here: the same artifact, judged on this environment's data.
+
+    The holdout is this environment's snapshot of the version's week. None for the deployment: it was refused.
+
+    Raises:
+        NoChampionError: the other environment has none.
+        PermanentError: this environment is the source itself, or has no snapshot yet.
+    """
+    import pyarrow as pa
+
+    from pipeline_assets.models import judgement
+
+    name = registry.model_name(settings.pipeline_env)
+    if settings.pipeline_env == source:
+        raise PermanentError(
+            f"PIPELINE_ENV is {source}: promote from the environment that receives"
+        )
+    tested = registry.by_alias(client, registry.model_name(source), CHAMPION)
+    if tested is None:
+        raise NoChampionError(f"{registry.model_name(source)} has no champion to promote")
+    records.ensure_schema(warehouse)
+    version = registry.copy_version(client, tested, name)
+    holdout = pa.concat_tables(files.read("training_snapshots", str(version.week)))
+    judged = judgement.judge(client, warehouse, version, holdout, settings, decided_by=actor)
+    if not judged.accepted:
+        return judged, None
+    reason = f"promoted from {tested}"
+    return judged, deploy(client, warehouse, version, actor=actor, reason=reason)
+
+
+def champion(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -> Registered:
+    """The version in production, if the gate let it through: an alias can be set by hand.
+
+    Raises:
+        NoChampionError: there is none.
+        RefusedError: it isn't one that the gate let through.
+    """
+    found = registry.by_alias(client, name, CHAMPION)
+    if found is None:
+        raise NoChampionError(
+            f"{name} has no champion yet: materialize training_snapshots, trained_model and "
+            "deployed_model for a closed week"
+        )
+    records.passed_verdict(warehouse, found)
+    return found
+
+
+@contextmanager
+def alone(warehouse: psycopg.Connection, name: str) -> Iterator[None]:
+    """No other process deploys, rolls back or judges a version of this model meanwhile.
+
+    The lock is the session's, not a transaction's: the audit must be kept whatever happens next.
+    """
+    lock = "hashtext('pipeline_assets.champion'), hashtext(%s)"
+    warehouse.execute(f"SELECT pg_advisory_lock({lock})", [name])
+    try:
+        yield
+    finally:
+        if not warehouse.broken:
+            warehouse.execute(f"SELECT pg_advisory_unlock({lock})", [name])
+
+
+def person() -> str:
+    """Who sits at the terminal, for the audit."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "a user without a name"
+
+
+def _refuse_steps_back(
+    version: Registered,
+    champion: Registered | None,
+    verdict: records.Verdict,
+    history: list[Deployment],
+) -> None:
+    for found in history:
+        if found.action == "rollback" and found.champion_before == version.version:
+            raise RefusedError(
+                f"{version} was rolled back on {found.started_at:%Y-%m-%d} by {found.actor} "
+                f"({found.reason}); train a new one"
+            )
+    if champion and champion.week > version.week:
+        raise RefusedError(
+            f"{version} is of the week of {version.week}, the champion (version {champion.version}) of "
+            f"{champion.week}: an older model doesn't replace a newer one; roll back instead"
+        )
+    if verdict.champion_version != (champion.version if champion else None):
+        raise RefusedError(
+            f"{version} was compared with champion version {verdict.champion_version or 'none'}, but "
+            f"today's is {champion.version if champion else 'none'}; materialize trained_model again"
+        )
+
+
+def _finish_pending(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -> None:
+    """Finish the moves that a killed process began. Their verification came before their record."""
+    for deployment in records.deployments(warehouse, name):
+        if deployment.finished_at is None:
+            _move(client, warehouse, deployment)
+
+
+def _move(
+    client: "MlflowClient", warehouse: psycopg.Connection, deployment: Deployment
+) -> Deployment:
+    name, previous = deployment.model_name, deployment.previous_after
+    if previous is None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    else:
+        client.set_registered_model_alias(name, PREVIOUS, str(previous))
+    client.set_registered_model_alias(name, CHAMPION, str(deployment.champion_after))
+    records.finish_deployment(warehouse, deployment)
+    return records.deployments(warehouse, name)[-1]

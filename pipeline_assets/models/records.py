@@ -1,0 +1,272 @@
+"""What the warehouse remembers of models: the gate's verdicts and the deployments.
+
+`pipeline.model_verdicts` is to a model what `pipeline.batches` is to a partition: deployment and scoring
+ask here, not MLflow, whose tags and aliases anybody can set. `pipeline.model_deployments` is the audit, and
+written before the aliases move, so that a deployment that was killed half-way is known and finished.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from typing import Any, Literal
+
+import psycopg
+from psycopg.rows import class_row
+from psycopg.types.json import Json
+
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.models import gate
+from pipeline_assets.models.evaluation import Estimate
+from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.rules import RULES
+
+SCHEMA = """
+CREATE SCHEMA IF NOT EXISTS pipeline;
+CREATE TABLE IF NOT EXISTS pipeline.model_verdicts (
+    model_name text NOT NULL,
+    model_version bigint NOT NULL,
+    week date NOT NULL,
+    verdict text NOT NULL CHECK (verdict IN ('passed', 'refused')),
+    findings json NOT NULL,
+    metrics json NOT NULL,
+    artifact_hash text NOT NULL,
+    training_hash text NOT NULL,
+    holdout_hash text NOT NULL,
+    champion_version bigint,
+    mlflow_run_id text NOT NULL,
+    decided_by text NOT NULL,
+    decided_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_name, model_version)
+);
+COMMENT ON TABLE pipeline.model_verdicts IS 'What the gate found of each version of each model.';
+COMMENT ON COLUMN pipeline.model_verdicts.findings IS 'json, not jsonb, as that forgets the order.';
+COMMENT ON COLUMN pipeline.model_verdicts.champion_version IS
+    'The champion that it was compared with; null if there was none.';
+CREATE TABLE IF NOT EXISTS pipeline.model_deployments (
+    deployment_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    model_name text NOT NULL,
+    action text NOT NULL CHECK (action IN ('deploy', 'rollback')),
+    champion_before bigint,
+    champion_after bigint NOT NULL,
+    previous_after bigint,
+    actor text NOT NULL,
+    reason text NOT NULL,
+    mlflow_run_id text NOT NULL,
+    metrics json NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz
+);
+COMMENT ON TABLE pipeline.model_deployments IS 'Every move of the alias champion.';
+COMMENT ON COLUMN pipeline.model_deployments.finished_at IS
+    'Null while the aliases move: the next deployment or rollback finishes it first.';
+"""
+
+Action = Literal["deploy", "rollback"]
+Metrics = Mapping[str, Mapping[str, Estimate]]
+"""Whose (`model`, `baseline`, `champion`, `difference`) -> metric -> estimate."""
+
+
+class RefusedError(PermanentError):
+    """The gate doesn't let a model through."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found of a version, as the warehouse has it."""
+
+    model_name: str
+    model_version: int
+    week: date
+    verdict: Literal["passed", "refused"]
+    findings: list[dict[str, Any]]
+    metrics: dict[str, dict[str, list[float]]]
+    """Whose -> metric -> value, lower and upper bound."""
+    artifact_hash: str
+    holdout_hash: str
+    champion_version: int | None
+    decided_at: datetime
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A move of the alias `champion`."""
+
+    deployment_id: int
+    model_name: str
+    action: Action
+    champion_before: int | None
+    champion_after: int
+    previous_after: int | None
+    actor: str
+    reason: str
+    mlflow_run_id: str
+    metrics: dict[str, Any]
+    started_at: datetime
+    finished_at: datetime | None
+
+
+def ensure_schema(connection: psycopg.Connection) -> None:
+    """Create both tables where they are missing."""
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+        connection.execute(SCHEMA)
+
+
+def record_verdict(
+    connection: psycopg.Connection,
+    version: Registered,
+    findings: Sequence[gate.Finding],
+    metrics: Metrics,
+    *,
+    holdout_hash: str,
+    champion_version: int | None,
+    decided_by: str,
+) -> None:
+    """Write what the gate found; a version that is judged again has the newest verdict only."""
+    connection.execute(
+        """INSERT INTO pipeline.model_verdicts (model_name, model_version, week, verdict, findings,
+               metrics, artifact_hash, training_hash, holdout_hash, champion_version, mlflow_run_id,
+               decided_by)
+           VALUES (%(name)s, %(version)s, %(week)s, %(verdict)s, %(findings)s, %(metrics)s,
+               %(artifact)s, %(training)s, %(holdout)s, %(champion)s, %(run)s, %(by)s)
+           ON CONFLICT (model_name, model_version) DO UPDATE SET
+               week = excluded.week, verdict = excluded.verdict, findings = excluded.findings,
+               metrics = excluded.metrics, artifact_hash = excluded.artifact_hash,
+               training_hash = excluded.training_hash, holdout_hash = excluded.holdout_hash,
+               champion_version = excluded.champion_version, decided_by = excluded.decided_by,
+               decided_at = now()""",
+        {
+            "name": version.name,
+            "version": version.version,
+            "week": version.week,
+            "verdict": "passed"
+            if _passes([asdict(finding) for finding in findings])
+            else "refused",
+            "findings": Json([asdict(finding) for finding in findings]),
+            "metrics": Json(
+                {
+                    whose: {name: [e.value, e.lower, e.upper] for name, e in estimates.items()}
+                    for whose, estimates in metrics.items()
+                }
+            ),
+            "artifact": version.artifact_hash,
+            "training": version.training_hash,
+            "holdout": holdout_hash,
+            "champion": champion_version,
+            "run": version.run_id,
+            "by": decided_by,
+        },
+    )
+
+
+def verdicts(connection: psycopg.Connection, name: str) -> list[Verdict]:
+    """Every verdict on a model's versions, oldest first."""
+    columns = ", ".join(Verdict.__dataclass_fields__)
+    with connection.cursor(row_factory=class_row(Verdict)) as cursor:
+        return cursor.execute(
+            f"SELECT {columns} FROM pipeline.model_verdicts"  # noqa: S608 - columns of our own
+            " WHERE model_name = %s ORDER BY week, model_version",
+            [name],
+        ).fetchall()
+
+
+def passed_verdict(connection: psycopg.Connection, version: Registered) -> Verdict:
+    """The verdict on a version that may be used.
+
+    What is written there is not taken at its word: every rule must have been looked at, and none have
+    failed, on the very artifact that is registered.
+
+    Raises:
+        RefusedError: the gate refused it, or never saw it as it is.
+    """
+    found = {found.model_version: found for found in verdicts(connection, version.name)}
+    verdict = found.get(version.version)
+    if verdict is None:
+        raise RefusedError(
+            f"{version}: the gate has not judged it; materialize trained_model for {version.week}"
+        )
+    if verdict.verdict != "passed" or not _passes(verdict.findings):
+        failed = [finding["name"] for finding in verdict.findings if not finding["passed"]]
+        raise RefusedError(
+            f"{version}: refused by {', '.join(failed) or 'missing findings'}; production stays as it "
+            "was. The checks of trained_model have the figures"
+        )
+    if verdict.artifact_hash != version.artifact_hash:
+        raise RefusedError(
+            f"{version}: artifact {verdict.artifact_hash[:12]} was judged, but "
+            f"{version.artifact_hash[:12]} is registered; materialize trained_model again"
+        )
+    return verdict
+
+
+def _passes(findings: list[dict[str, Any]]) -> bool:
+    judged = {finding["name"] for finding in findings}
+    return set(RULES) <= judged and gate.accepts(gate.Finding(**finding) for finding in findings)
+
+
+def start_deployment(
+    connection: psycopg.Connection,
+    version: Registered,
+    action: Action,
+    *,
+    before: int | None,
+    previous_after: int | None,
+    actor: str,
+    reason: str,
+    metrics: Mapping[str, Any],
+) -> Deployment:
+    """Write down what is about to happen."""
+    row = connection.execute(
+        """INSERT INTO pipeline.model_deployments (model_name, action, champion_before, champion_after,
+               previous_after, actor, reason, mlflow_run_id, metrics)
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING deployment_id""",
+        [
+            version.name,
+            action,
+            before,
+            version.version,
+            previous_after,
+            actor,
+            reason,
+            version.run_id,
+            Json(metrics),
+        ],
+    ).fetchone()
+    return next(
+        found
+        for found in deployments(connection, version.name)
+        if row and found.deployment_id == row[0]
+    )
+
+
+def finish_deployment(connection: psycopg.Connection, deployment: Deployment) -> None:
+    """Write down that the aliases have moved."""
+    connection.execute(
+        "UPDATE pipeline.model_deployments SET finished_at = clock_timestamp() WHERE deployment_id = %s",
+        [deployment.deployment_id],
+    )
+
+
+def deployments(connection: psycopg.Connection, name: str) -> list[Deployment]:
+    """Every move of a model's champion, oldest first."""
+    columns = ", ".join(Deployment.__dataclass_fields__)
+    with connection.cursor(row_factory=class_row(Deployment)) as cursor:
+        return cursor.execute(
+            f"SELECT {columns} FROM pipeline.model_deployments"  # noqa: S608 - columns of our own
+            " WHERE model_name = %s ORDER BY deployment_id",
+            [name],
+        ).fetchall()
+
+
+def scored_weeks(connection: psycopg.Connection) -> dict[str, int]:
+    """Week (its Monday) -> the version that last scored it, of the weeks that were loaded."""
+    found = connection.execute("SELECT to_regclass('analytics.purchase_predictions')").fetchone()
+    if found == (None,):
+        return {}
+    rows = connection.execute(
+        """SELECT partition_key, (SELECT max(model_version) FROM analytics.purchase_predictions
+               WHERE week >= window_start AND week < window_end)
+           FROM pipeline.batches
+           WHERE table_name = 'purchase_predictions' AND loaded_hash = content_hash"""
+    )
+    return {key: version for key, version in rows if version is not None}

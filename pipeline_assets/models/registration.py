@@ -1,0 +1,104 @@
+"""From snapshots to a version in the registry: a week's training, unless there is its result already.
+
+Belongs here: what is read, what is recorded of it, and when nothing needs to be trained. How candidates are
+fitted and chosen stands in `training`, what a version is in `registry`.
+"""
+
+from datetime import date
+from typing import TYPE_CHECKING
+
+from pipeline_assets.models import registry, snapshots
+from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.settings import ModelsSettings
+from pipeline_assets.models.training import train
+from pipeline_assets.resources.files import PartitionFiles
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from mlflow import MlflowClient
+
+SNAPSHOTS = "training_snapshots"
+
+
+def training_weeks(settings: ModelsSettings, week: date) -> list[str]:
+    """The partitions of `training_snapshots` that a week's model learns from, oldest first."""
+    mondays = snapshots.training_weeks(
+        week, settings.models_training_snapshots, settings.models_start_date
+    )
+    return [str(monday) for monday in mondays]
+
+
+def training_table(files: PartitionFiles, settings: ModelsSettings, week: date) -> "pa.Table":
+    """The snapshots that a week's model learns from, as one table.
+
+    Raises:
+        MissingPartitionError: one was never built; the message says which to materialize.
+        PermanentError: the week is too early to have any.
+    """
+    import pyarrow as pa
+
+    parts = [
+        part for monday in training_weeks(settings, week) for part in files.read(SNAPSHOTS, monday)
+    ]
+    return pa.concat_tables([snapshots.schema().empty_table(), *parts])
+
+
+def existing_version(client: "MlflowClient", name: str, fingerprint: str) -> Registered | None:
+    """The version that is the result of exactly this training, if its files are undamaged."""
+    version = registry.by_fingerprint(client, name, fingerprint)
+    if version is None:
+        return None
+    try:
+        with registry.verified_files(version):
+            pass
+    except registry.RegistryError:
+        return None
+    if client.get_run(version.run_id).info.status != "FINISHED":
+        # The process was killed between the registration and the run's end.
+        client.set_terminated(version.run_id, "FINISHED")
+    return version
+
+
+def train_version(
+    client: "MlflowClient",
+    name: str,
+    run_id: str,
+    training: "pa.Table",
+    window: snapshots.Window,
+    week: date,
+    fingerprint: str,
+) -> Registered:
+    """Train, log to the active MLflow run, which is `run_id`, and register. Raises as `training.train`."""
+    import mlflow
+
+    cutoff = snapshots.holdout_cutoff(week)
+    trained = train(training, cutoff)
+    record = registry.TrainingRecord(window, trained.validation, registry.code_version())
+    mlflow.set_tags({"mlflow.runName": f"{week} {trained.name}", "git_commit": record.code_version})
+    mlflow.log_params(
+        {
+            "candidate": trained.name,
+            **trained.parameters,
+            "training_rows": window.rows,
+            "training_hash": window.content_hash,
+            "training_cutoffs": " ".join(map(str, window.cutoffs)),
+            "holdout_cutoff": cutoff,
+        }
+    )
+    for candidate, metrics in trained.validation.items():
+        mlflow.log_metrics(
+            {f"validation_{candidate}_{metric}": value for metric, value in metrics.items()}
+        )
+    return registry.register(
+        client,
+        name,
+        registry.log_model(trained.pipeline, training, record),
+        run_id,
+        {
+            "week": str(week),
+            "candidate": trained.name,
+            "training_cutoffs": " ".join(map(str, trained.cutoffs)),
+            "training_hash": window.content_hash,
+            "fingerprint": fingerprint,
+        },
+    )

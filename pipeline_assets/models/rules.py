@@ -1,0 +1,24 @@
+"""The rules that a model must keep before it may be deployed, by name and in words.
+
+Apart from what applies them, as definitions name a check for each and must load nothing heavy.
+"""
+
+GATE_RULES: dict[str, str] = {
+    "auc_sufficient": "The model tells buyers from others well enough.",
+    "precision_over_base_rate": "Average precision is a multiple of what chance reaches.",
+    "precision_over_baseline": "Average precision isn't below a BG/NBD refitted at the cutoff.",
+    "not_worse_than_champion": "On the same holdout the champion isn't better by more than a margin.",
+    "calibrated": "As many customers bought as were predicted, within bounds.",
+    "no_leakage": "Every training label was closed at the holdout's cutoff.",
+}
+"""About a model's scores; `gate.judge` has a finding for each, in this order."""
+
+SMOKE = "loads_and_scores"
+RULES: dict[str, str] = {
+    SMOKE: (
+        "The very files that would be deployed are those that were registered, are made of trusted "
+        "types only, load, and score every customer of the holdout between 0 and 1."
+    ),
+    **GATE_RULES,
+}
+"""All of them: those on the scores, and before them the one on what gives the scores."""

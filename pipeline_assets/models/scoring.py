@@ -1,0 +1,148 @@
+"""Scoring all customers with the champion.
+
+Scores are rows of a contract like any other: the table, the gate, the quarantine and the ledger are the
+warehouse's. Customers come and go in batches, so that their number doesn't matter.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.models import registry, snapshots
+from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.training import predict
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.warehouse.gate import Judgement, judge
+from pipeline_assets.warehouse.load import load, prepare
+from pipeline_assets.warehouse.tables import Table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from sklearn.pipeline import Pipeline
+
+SAMPLE_ROWS = 50_000
+"""Customers that distributions are compared on: PSI of ten bins is stable to 0.001 with so many."""
+
+
+class IncompleteDaysError(PermanentError):
+    """Days that a snapshot rests on aren't in the warehouse as they should be."""
+
+
+class Sample:
+    """An even sample of a stream of rows of unknown length: every n-th, n doubling as they add up."""
+
+    def __init__(self, rows: int = SAMPLE_ROWS) -> None:
+        self.rows = rows
+        self.step, self.seen = 1, 0
+        self.kept: list[pa.Table] = []
+
+    def add(self, table: "pa.Table") -> None:
+        """Take a batch's share."""
+        import numpy as np
+
+        # The next row of the whole stream whose number the step divides.
+        first = -self.seen % self.step
+        self.kept.append(table.take(np.arange(first, len(table), self.step)))
+        self.seen += len(table)
+        while sum(map(len, self.kept)) > self.rows:
+            whole = self.table()
+            self.kept = [whole.take(np.arange(0, len(whole), 2))]
+            self.step *= 2
+
+    def table(self) -> "pa.Table":
+        """The sampled rows."""
+        import pyarrow as pa
+
+        return pa.concat_tables(self.kept).combine_chunks()
+
+
+def scored(
+    batches: "Iterable[pa.Table]",
+    pipeline: "Pipeline",
+    model_version: int,
+    cutoff: date,
+    week: datetime,
+    sample: Sample,
+) -> "Iterator[pa.Table]":
+    """Snapshot batches -> rows of contract `purchase_predictions`; `sample` keeps rows with scores.
+
+    At least one table, if an empty one.
+    """
+    import pyarrow as pa
+
+    for batch in batches:
+        rows = len(batch)
+        # scikit-learn refuses an empty table.
+        probability = pa.array(predict(pipeline, batch) if rows else [], pa.float64())
+        sample.add(batch.append_column("probability", probability))
+        yield pa.table(
+            {
+                "customer_id": batch["customer_id"],
+                "cutoff": pa.array([cutoff] * rows, pa.date32()),
+                "week": pa.array([week] * rows, pa.timestamp("us", "UTC")),
+                "probability": probability,
+                "model_version": pa.array([model_version] * rows, pa.int64()),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of scoring a week: the gate's judgement of the rows, and a sample of them."""
+
+    judgement: Judgement
+    pipeline: "Pipeline"
+    sample: "pa.Table"
+    """Snapshot rows with their `probability`."""
+
+
+def score_week(
+    table: Table,
+    champion: Registered,
+    partition: tuple[str, tuple[datetime, datetime]],
+    files: PartitionFiles,
+    url: str,
+    warehouse: psycopg.Connection,
+    run_id: str,
+    *,
+    timezone: str,
+) -> Scored:
+    """Score all customers at the end of a week and load the rows, if they keep their contract.
+
+    `table` is that of the predictions, `partition` the week's key and window, `url` the warehouse's.
+
+    Raises:
+        registry.RegistryError: the champion's files aren't those that were registered.
+    """
+    key, window = partition
+    end = date.fromisoformat(key) + snapshots.WEEK
+    pipeline, sample = registry.load(champion), Sample()
+    batches = snapshots.read_batches(url, end, as_of=end, timezone=timezone)
+    rows = scored(batches, pipeline, champion.version, end, window[0], sample)
+    files.write(f"raw_{table.contract.name}", key, rows)
+    prepare(warehouse, table)
+    judgement = judge(table, key, window, files, warehouse, run_id)
+    if judgement.verdict.passed:
+        load(table, key, files, None, warehouse, run_id)
+    return Scored(judgement, pipeline, sample.table())
+
+
+def require_days(incomplete: dict[str, str], days: int, allowed_share: float, what: str) -> None:
+    """Accept days that are held or missing up to a share of all.
+
+    Raises:
+        IncompleteDaysError: more than that; the message names the first of them and why.
+    """
+    share = len(incomplete) / days if days else 0.0
+    if share > allowed_share:
+        named = "; ".join(f"{day} {reason}" for day, reason in list(incomplete.items())[:10])
+        more = f"; and {len(incomplete) - 10} more" if len(incomplete) > 10 else ""
+        raise IncompleteDaysError(
+            f"{what} rests on {days} days, of which {len(incomplete)} aren't in the warehouse as they "
+            f"should be: {named}{more}. Load them, or allow a share by MODELS_MISSING_DAYS (now "
+            f"{allowed_share:g})"
+        )

@@ -1,0 +1,260 @@
+"""MLflow: where its tracking server and registry are, and the MLflow run that belongs to a Dagster run.
+
+Without MLFLOW_TRACKING_URI both are a database of the embedded PostgreSQL, with the artifacts in the data
+folder. What is logged, registered and deployed belongs to the models. MLflow is imported by what needs
+it: it costs three seconds.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline_assets.failures import PermanentError
+from pipeline_assets.resources.postgres import Database
+from pipeline_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+    import psycopg
+    from mlflow import MlflowClient
+
+ROOT_RUN = "dagster_root_run_id"
+"""The tag that ties an MLflow run to a Dagster run and to the re-executions of it."""
+
+QUIET = {
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Ten processes and 2.5 GB for jobs that nobody here has.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+"""Environment of everything that imports MLflow: no progress bars, no advice on git, no calls home."""
+
+
+@dataclass(frozen=True)
+class Mlflow:
+    """MLflow as the settings place it. Nothing connects or starts before it is used."""
+
+    settings: Settings
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that the runs are filed under."""
+        return f"{self.settings.pipeline_env}.purchase_propensity"
+
+    def tracking_uri(self) -> str:
+        """Where runs and models are recorded, with the password if there is one: never log it."""
+        stated = self.settings.mlflow_tracking_uri
+        uri = stated.get_secret_value() if stated else Database("mlflow", self.settings).url()
+        scheme, _, rest = uri.partition("://")
+        # A bare postgresql:// may come to mean psycopg 3, which MLflow's store doesn't know.
+        return f"postgresql+psycopg2://{rest}" if scheme.startswith("postgres") else uri
+
+    def artifact_root(self) -> str | None:
+        """Where models and plots lie; None leaves it to the tracking server."""
+        if self.tracking_uri().startswith("http"):
+            return None
+        return (self.settings.pipeline_data_dir / "mlflow").as_uri()
+
+    def run_url(self, run_id: str) -> str | None:
+        """The page of a run, where MLflow is a server; None if its UI is not always there."""
+        uri = self.tracking_uri()
+        if not uri.startswith("http"):
+            return None
+        parts = urlsplit(uri)
+        # Without the login that it may have.
+        host = parts.netloc.rpartition("@")[2]
+        page = f"/#/experiments/{_experiment_id(self.client(), self.experiment)}/runs/{run_id}"
+        return f"{parts.scheme}://{host}{parts.path.rstrip('/')}{page}"
+
+    def client(self) -> "MlflowClient":
+        """A client for tracking and registry, once database and experiment are there.
+
+        MLflow's own functions then use the same place.
+        """
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        import mlflow
+
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        uri = self.tracking_uri()
+        with _unchanged_environment():
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
+        client = mlflow.MlflowClient(uri, uri)
+        with _alone(uri):
+            # The first question creates the schema. Later, dagster-mlflow would file a run under
+            # "Default" if it came between.
+            if client.get_experiment_by_name(self.experiment) is None:
+                root = self.artifact_root()
+                client.create_experiment(
+                    self.experiment, artifact_location=root and f"{root}/{self.experiment}"
+                )
+        return client
+
+    def command(self, arguments: Sequence[str]) -> int:
+        """Run an `mlflow` command, such as `ui`, on this MLflow, until it ends; returns its exit code.
+
+        The address goes by the environment: a command line is for everybody to read.
+        """
+        self.client()
+        environment = {**QUIET, **os.environ, "MLFLOW_TRACKING_URI": self.tracking_uri()}
+        # It looks for uvicorn there, which an environment that isn't activated has elsewhere.
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        if root := self.artifact_root():
+            environment |= {
+                "MLFLOW_BACKEND_STORE_URI": self.tracking_uri(),
+                "MLFLOW_DEFAULT_ARTIFACT_ROOT": root,
+            }
+        command = [sys.executable, "-m", "mlflow", *arguments]
+        # Not exec: this process holds the lease on the embedded server.
+        with subprocess.Popen(command, env=environment) as process:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                return process.wait()
+
+    @contextmanager
+    def run(
+        self,
+        context: "dg.AssetExecutionContext",
+        warehouse: "psycopg.Connection",
+        tags: dict[str, str],
+    ) -> Iterator[tuple["MlflowClient", str]]:
+        """The MLflow run of a Dagster run, active in the block: a client, and the run's id.
+
+        A re-execution or retry continues the run that it belongs to. The run ends with the block:
+        FINISHED, FAILED, or KILLED where the block was interrupted; a process that was killed leaves it
+        RUNNING, until the next run finds that and ends it. A lock on the warehouse connection, which
+        goes with the process, tells the dead from the living. dagster-mlflow's resource lives as long as
+        the block, not as the Dagster run: that way a run whose data isn't there starts none, its end
+        doesn't wait for the steps after it, which dagster-mlflow's hook would make it do.
+        """
+        client = self.client()
+        root = context.run.get_root_run_id() or context.run.run_id
+        warehouse.execute(f"SELECT pg_advisory_lock({_ALIVE})", [root])
+        end_abandoned(client, self.experiment, context.instance, warehouse, but=root)
+        import mlflow
+
+        config = {
+            "experiment_name": self.experiment,
+            "mlflow_run_id": _run_of(client, self.experiment, root, tags),
+            "extra_tags": tags,
+            "env": {},
+        }
+        status = "KILLED"
+        try:
+            with ExitStack() as stack:
+                _start(stack, context, config)
+                active = mlflow.active_run()
+                if active is None:
+                    raise RuntimeError("dagster-mlflow started no run")
+                yield client, active.info.run_id
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            mlflow.end_run(status)
+            if not warehouse.broken:
+                warehouse.execute(f"SELECT pg_advisory_unlock({_ALIVE})", [root])
+
+
+def _start(stack: ExitStack, context: "dg.AssetExecutionContext", config: dict[str, Any]) -> None:
+    import dagster as dg
+
+    with warnings.catch_warnings():
+        # dagster-mlflow is beta, and says so in every run; what it calls will go, with its own update.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from dagster_mlflow import mlflow_tracking
+
+        stack.enter_context(
+            dg.build_resources(
+                {"mlflow": mlflow_tracking},
+                context.instance,
+                {"mlflow": {"config": config}},
+                context.run,
+                context.log,
+            )
+        )
+
+
+_ALIVE = "hashtext('pipeline_assets.mlflow_run'), hashtext(%s)"
+"""The lock of a process that works on the MLflow run of a root Dagster run."""
+
+
+def end_abandoned(
+    client: "MlflowClient",
+    experiment: str,
+    instance: "dg.DagsterInstance",
+    warehouse: "psycopg.Connection",
+    *,
+    but: str,
+) -> list[str]:
+    """End, as KILLED, this deployment's runs that go on in MLflow only: nobody works on them.
+
+    `but` is the root run that is about to continue its own. Returns the ids of those ended.
+    """
+    ended = []
+    for run in client.search_runs(
+        [_experiment_id(client, experiment)], "attributes.status = 'RUNNING'"
+    ):
+        root = run.data.tags.get(ROOT_RUN)
+        # What this Dagster doesn't know is somebody else's on a shared server.
+        if root in (None, but) or instance.get_run_by_id(root) is None:
+            continue
+        if warehouse.execute(f"SELECT pg_try_advisory_lock({_ALIVE})", [root]).fetchone() == (
+            True,
+        ):
+            client.set_terminated(run.info.run_id, "KILLED")
+            warehouse.execute(f"SELECT pg_advisory_unlock({_ALIVE})", [root])
+            ended.append(run.info.run_id)
+    return ended
+
+
+def _run_of(client: "MlflowClient", experiment: str, root_run_id: str, tags: dict[str, str]) -> str:
+    """The run of a root Dagster run. A new one has its tags from its first moment: a process may be
+    killed before dagster-mlflow sets them, and then nobody would know whose it is."""
+    experiment_id = _experiment_id(client, experiment)
+    runs = client.search_runs([experiment_id], f"tags.{ROOT_RUN} = '{root_run_id}'")
+    if runs:
+        return str(runs[0].info.run_id)
+    return str(client.create_run(experiment_id, tags={ROOT_RUN: root_run_id, **tags}).info.run_id)
+
+
+def _experiment_id(client: "MlflowClient", name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        raise PermanentError(f"MLflow has no experiment {name}: was it deleted? Restore it there")
+    return str(found.experiment_id)
+
+
+@contextmanager
+def _unchanged_environment() -> Iterator[None]:
+    """Undo what MLflow adds: settings that are read later would take its address for stated ones."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time, where the store is a database: two that create its schema fail."""
+    if not uri.startswith("postgresql"):
+        yield
+        return
+    import psycopg
+
+    with psycopg.connect(uri.replace("+psycopg2", "", 1)) as connection:
+        connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.mlflow'))")
+        yield

@@ -1,0 +1,278 @@
+"""The gate on real models and a real registry: what it refuses, what it accepts, and the registry after."""
+
+import shutil
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline_assets.models import judgement, promotion, records, registry
+from pipeline_assets.models.judgement import Judgement
+from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.snapshots import FEATURES, feature_frame, labels, read
+from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.model_world import NEXT, WEEK, World
+
+pytestmark = pytest.mark.slow
+TRAINING = ("2026-08-17", "2026-09-14", "2026-10-12")
+
+
+def logistic(columns: list[str] | None = None, **options: Any) -> Any:
+    """A plain model on the logarithms of some features."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    steps = make_pipeline(
+        SimpleImputer(strategy="constant", fill_value=0),
+        FunctionTransformer(np.log1p),
+        StandardScaler(),
+    )
+    return make_pipeline(
+        make_column_transformer((steps, columns or list(FEATURES))),
+        LogisticRegression(max_iter=500, **options),
+    )
+
+
+def training_table(world: World) -> pa.Table:
+    return pa.concat_tables(world.snapshot(week) for week in TRAINING)
+
+
+@pytest.fixture
+def holdout(trained_world: World) -> pa.Table:
+    """The snapshot of the week after the champion's."""
+    if NEXT not in trained_world.instance.get_materialized_partitions(_key()):
+        assert trained_world.run("build_snapshots", NEXT).success
+    return trained_world.snapshot(NEXT)
+
+
+def _key() -> Any:
+    import dagster as dg
+
+    return dg.AssetKey("training_snapshots")
+
+
+def judge(world: World, version: Registered, holdout: pa.Table) -> Judgement:
+    with world.warehouse() as connection:
+        return judgement.judge(
+            world.client(), connection, version, holdout, world.settings, decided_by="test"
+        )
+
+
+def deploy(world: World, version: Registered) -> records.Deployment:
+    with world.warehouse() as connection:
+        return promotion.deploy(world.client(), connection, version, actor="test", reason="a test")
+
+
+def failed(judged: Judgement) -> set[str]:
+    return {
+        finding.name
+        for finding in judged.findings
+        if not finding.passed and finding.severity == "error"
+    }
+
+
+def assert_refused(world: World, version: Registered, judged: Judgement) -> None:
+    """The registry is as before, whoever tries to deploy the version."""
+    before = world.production()
+    assert not judged.accepted
+    with pytest.raises(records.RefusedError, match="refused by"):
+        deploy(world, version)
+    assert world.production() == before
+    tags = world.client().get_model_version(version.name, str(version.version)).tags
+    assert tags["verdict"] == "refused"
+
+
+def test_a_model_of_shuffled_labels(trained_world: World, holdout: pa.Table) -> None:
+    training = training_table(trained_world)
+    shuffled = np.random.default_rng(0).permutation(labels(training))
+    version = trained_world.register(logistic().fit(feature_frame(training), shuffled), training)
+    judged = judge(trained_world, version, holdout)
+    assert {"auc_sufficient", "precision_over_base_rate"} <= failed(judged)
+    assert_refused(trained_world, version, judged)
+
+
+def test_a_stale_model(trained_world: World, holdout: pa.Table) -> None:
+    """It learnt when nearly all customers were new; its order is still fair, its probabilities aren't."""
+    assert trained_world.settings.warehouse_database_url
+    url = trained_world.settings.warehouse_database_url.get_secret_value()
+    old = read(url, date(2026, 3, 2), as_of=date(2026, 3, 30), timezone="UTC")
+    version = trained_world.register(logistic().fit(feature_frame(old), labels(old)), old)
+    judged = judge(trained_world, version, holdout)
+    assert failed(judged) & {"calibrated", "not_worse_than_champion"}
+    assert judged.evaluation
+    assert judged.evaluation["auc"].value > 0.75  # which alone would let it through
+    assert_refused(trained_world, version, judged)
+
+
+def test_a_model_that_has_seen_the_holdout(trained_world: World, holdout: pa.Table) -> None:
+    seen = pa.concat_tables([training_table(trained_world), holdout])
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+
+    cheat = make_pipeline(HistGradientBoostingClassifier(max_iter=300, random_state=0))
+    version = trained_world.register(cheat.fit(feature_frame(seen), labels(seen)), seen)
+    judged = judge(trained_world, version, holdout)
+    assert judged.evaluation
+    assert judged.evaluation["average_precision"].value > 0.4  # by its figures the best of all
+    assert failed(judged) == {"no_leakage"}
+    assert_refused(trained_world, version, judged)
+
+
+def test_a_miscalibrated_model(trained_world: World, holdout: pa.Table) -> None:
+    training = training_table(trained_world)
+    balanced = logistic(class_weight="balanced").fit(feature_frame(training), labels(training))
+    version = trained_world.register(balanced, training)
+    judged = judge(trained_world, version, holdout)
+    assert "calibrated" in failed(judged)
+    assert not failed(judged) & {"auc_sufficient", "precision_over_base_rate"}
+    assert_refused(trained_world, version, judged)
+
+
+def test_a_model_that_is_a_little_worse_than_the_champion(
+    trained_world: World, holdout: pa.Table
+) -> None:
+    training = training_table(trained_world)
+    few = ["repeat_purchases", "days_since_last", "age_days", "purchases_26w"]
+    version = trained_world.register(
+        logistic(few).fit(feature_frame(training), labels(training)), training
+    )
+    judged = judge(trained_world, version, holdout)
+    assert judged.difference
+    assert -0.03 < judged.difference["average_precision"].value < 0.005
+    assert failed(judged) == {"not_worse_than_champion"}
+    assert_refused(trained_world, version, judged)
+
+
+def test_a_model_whose_files_are_damaged_before_it_is_judged(
+    trained_world: World, holdout: pa.Table
+) -> None:
+    training = training_table(trained_world)
+    version = trained_world.register(
+        logistic().fit(feature_frame(training), labels(training)), training
+    )
+    with damaged(trained_world, version):
+        judged = judge(trained_world, version, holdout)
+    assert "loads_and_scores" in failed(judged)
+    assert_refused(trained_world, version, judged)
+
+
+def test_a_model_whose_files_are_changed_after_it_passed(
+    trained_world: World, holdout: pa.Table
+) -> None:
+    before = trained_world.production()
+    with trained_world.warehouse() as connection:
+        champion = promotion.champion(trained_world.client(), connection, trained_world.name)
+    judged = judge(trained_world, champion, trained_world.snapshot(WEEK))
+    assert judged.accepted
+    with damaged(trained_world, champion):
+        with pytest.raises(registry.RegistryError, match="were changed or damaged"):
+            deploy(trained_world, champion)
+        result = trained_world.run("score_customers", NEXT)
+        assert not result.success
+    assert trained_world.production() == before
+    assert trained_world.rows("SELECT to_regclass('analytics.purchase_predictions')") == [(None,)]
+
+
+class damaged:  # noqa: N801 - reads as what it does
+    """The version's model file with a byte changed, inside the block."""
+
+    def __init__(self, world: World, version: Registered) -> None:
+        source = world.client().get_model_version_download_uri(version.name, str(version.version))
+        folder = (
+            world.client().get_logged_model(source.removeprefix("models:/")).artifact_location
+            if source.startswith("models:/")
+            else source
+        )
+        self.file = Path(folder.removeprefix("file://")) / registry.MODEL_FILE
+        self.kept = self.file.with_suffix(".kept")
+
+    def __enter__(self) -> None:
+        shutil.copy(self.file, self.kept)
+        content = bytearray(self.file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        self.file.write_bytes(content)
+
+    def __exit__(self, *error: object) -> None:
+        self.kept.replace(self.file)
+
+
+def test_a_model_of_types_that_are_not_trusted_is_not_even_loaded(tmp_path: Path) -> None:
+    import skops.io
+    from sklearn.preprocessing import FunctionTransformer
+
+    file = tmp_path / registry.MODEL_FILE
+    skops.io.dump(FunctionTransformer(shutil.rmtree), file)
+    with pytest.raises(registry.RegistryError, match=r"aren't trusted: shutil\.rmtree"):
+        registry.check_types(file)
+    file.write_bytes(b"no archive")
+    with pytest.raises(registry.RegistryError, match="is no skops model"):
+        registry.check_types(file)
+
+
+def test_promotion_copies_the_tested_version_and_judges_it_on_its_own_data(
+    trained_world: World,
+) -> None:
+    settings = trained_world.settings
+    strict = {"models_min_auc": 0.99}
+    production = {
+        **dict(settings),
+        "pipeline_env": "production",
+        "dagster_database_url": settings.source_database_url,
+    }
+
+    def promote(**changes: Any) -> Any:
+        receiving = Settings.model_validate({**production, **changes})
+        with trained_world.warehouse() as connection:
+            return promotion.promote(
+                trained_world.client(),
+                connection,
+                PartitionFiles(receiving.files_url),
+                receiving,
+                actor="test",
+                source="dev",
+            )
+
+    client, name = trained_world.client(), "production.purchase_propensity"
+    judged, deployment = promote(**strict)
+    assert (failed(judged), deployment) == ({"auc_sufficient"}, None)
+    assert registry.by_alias(client, name, registry.CHAMPION) is None
+
+    judged, deployment = promote()
+    assert deployment.reason == f"promoted from {trained_world.name} version 1"
+    found = registry.by_alias(client, name, registry.CHAMPION)
+    tested = registry.by_alias(client, trained_world.name, registry.CHAMPION)
+    assert found
+    assert tested
+    assert (found.artifact_hash, found.run_id) == (tested.artifact_hash, tested.run_id)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1  # copied once
+    assert trained_world.production()[0] == 1
+
+
+def test_a_better_model_replaces_the_champion(world: World) -> None:
+    for week in (*TRAINING, NEXT):
+        assert world.run("build_snapshots", week).success
+    training, holdout = training_table(world), world.snapshot(NEXT)
+    weak = logistic(["repeat_purchases", "days_since_last"])
+    first = world.register(weak.fit(feature_frame(training), labels(training)), training)
+    with world.warehouse() as connection:
+        records.ensure_schema(connection)
+    assert judge(world, first, holdout).accepted
+    deploy(world, first)
+
+    better = world.register(logistic().fit(feature_frame(training), labels(training)), training)
+    judged = judge(world, better, holdout)
+    assert judged.difference
+    assert judged.difference["average_precision"].lower > 0
+    moved = deploy(world, better)
+
+    assert (moved.champion_before, moved.champion_after) == (first.version, better.version)
+    assert world.production() == (better.version, first.version, 2)
+    assert deploy(world, better) == moved  # again: nothing happens
+    assert world.production() == (better.version, first.version, 2)

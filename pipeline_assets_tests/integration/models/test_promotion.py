@@ -1,0 +1,271 @@
+"""Deployment and rollback on a real registry: what moves, what is refused, and what a crash leaves."""
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+import pytest
+
+from pipeline_assets.models import promotion, records, registry
+from pipeline_assets.models.evaluation import Estimate
+from pipeline_assets.models.gate import Finding
+from pipeline_assets.models.records import Deployment, RefusedError
+from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.rules import RULES
+from pipeline_assets.models.snapshots import FEATURES, HORIZON, feature_frame, labels, schema
+from pipeline_assets_tests.model_world import NEXT, WEEK, World
+
+PASSED = [Finding(name, True) for name in RULES]
+
+
+@pytest.fixture(scope="module")
+def training() -> pa.Table:
+    """A small snapshot of made-up customers, whom recency tells apart."""
+    random = np.random.default_rng(0)
+    features = {name: random.random(200) for name in FEATURES}
+    return pa.table(
+        {
+            "customer_id": np.arange(200),
+            "cutoff": pa.array([date(2026, 9, 1) - HORIZON] * 200, pa.date32()),
+            **features,
+            "bought": features["days_since_last"] < 0.3,
+        },
+        schema(),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(training: pa.Table) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    return make_pipeline(LogisticRegression()).fit(feature_frame(training), labels(training))
+
+
+class Production:
+    """Versions of a world's model, judged as a test says, and what is done with them."""
+
+    def __init__(self, world: World, pipeline: Any, training: pa.Table) -> None:
+        self.world, self.pipeline, self.training = world, pipeline, training
+        self.client, self.connection = world.client(), world.warehouse()
+        records.ensure_schema(self.connection)
+
+    def version(
+        self,
+        week: str = WEEK,
+        findings: list[Finding] = PASSED,
+        champion: int | None = None,
+        judged: bool = True,
+    ) -> Registered:
+        registered = self.world.register(self.pipeline, self.training, week)
+        if judged:
+            records.record_verdict(
+                self.connection,
+                registered,
+                findings,
+                {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
+                holdout_hash="holdout",
+                champion_version=champion,
+                decided_by="test",
+            )
+        return registered
+
+    def deploy(self, version: Registered) -> Deployment:
+        return promotion.deploy(
+            self.client, self.connection, version, actor="somebody", reason="a test"
+        )
+
+    def rollback(self) -> Deployment:
+        return promotion.rollback(
+            self.client, self.connection, self.world.name, actor="somebody", reason="it failed"
+        )
+
+    def deployed(self, count: int) -> list[Registered]:
+        """Versions deployed one after another."""
+        versions: list[Registered] = []
+        for number in range(count):
+            week = date.fromisoformat(WEEK) + timedelta(weeks=number)
+            before = versions[-1].version if versions else None
+            versions.append(self.version(str(week), champion=before))
+            self.deploy(versions[-1])
+        return versions
+
+
+@pytest.fixture
+def production(world: World, pipeline: Any, training: pa.Table) -> Any:
+    found = Production(world, pipeline, training)
+    yield found
+    found.connection.close()
+
+
+@pytest.mark.slow
+def test_each_deployment_keeps_the_way_back_and_is_written_down(production: Production) -> None:
+    first, second = production.deployed(2)
+    assert production.world.production() == (second.version, first.version, 2)
+    audit = records.deployments(production.connection, production.world.name)
+    assert [(found.action, found.champion_before, found.champion_after) for found in audit] == [
+        ("deploy", None, first.version),
+        ("deploy", first.version, second.version),
+    ]
+    assert all(found.finished_at for found in audit)
+    assert {(found.actor, found.reason) for found in audit} == {("somebody", "a test")}
+    assert audit[-1].mlflow_run_id == second.run_id
+    assert audit[-1].metrics == {"model": {"auc": [0.8, 0.79, 0.81]}}
+
+    assert production.deploy(second) == audit[-1]  # again: nothing happens
+    assert production.world.production() == (second.version, first.version, 2)
+
+
+@pytest.mark.slow
+def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Production) -> None:
+    (champion,) = production.deployed(1)
+    before = production.world.production()
+
+    def refused(version: Registered, why: str) -> None:
+        with pytest.raises(RefusedError, match=why):
+            production.deploy(version)
+        assert production.world.production() == before
+
+    failing = [Finding(name, name != "calibrated") for name in RULES]
+    bad = production.version(NEXT, failing, champion.version)
+    refused(bad, "refused by calibrated")
+    refused(production.version(NEXT, judged=False), "the gate has not judged it")
+    refused(production.version(NEXT, PASSED[1:], champion.version), "missing findings")
+    refused(
+        production.version("2026-10-26", champion=champion.version), "older model doesn't replace"
+    )
+    refused(production.version(NEXT, champion=None), "compared with champion version none")
+
+    # Neither a changed verdict nor a changed tag opens the way.
+    production.connection.execute("UPDATE pipeline.model_verdicts SET verdict = 'passed'")
+    production.client.set_model_version_tag(bad.name, str(bad.version), "verdict", "passed")
+    refused(bad, "refused by calibrated")
+    other = production.version(NEXT, champion=champion.version)
+    production.client.set_model_version_tag(
+        other.name, str(other.version), "artifact_hash", champion.artifact_hash
+    )
+    refused(registry.by_version(production.client, other.name, other.version), "was judged, but")
+
+    # Nor does an alias that somebody set by hand: what uses the champion looks for itself.
+    production.client.set_registered_model_alias(bad.name, registry.CHAMPION, str(bad.version))
+    with pytest.raises(RefusedError, match="refused by calibrated"):
+        promotion.champion(production.client, production.connection, bad.name)
+
+
+@pytest.mark.slow
+def test_rolling_back_goes_one_champion_back_each_time_and_never_forward(
+    production: Production,
+) -> None:
+    first, second, third = production.deployed(3)
+    moved = production.rollback()
+    assert (moved.action, moved.champion_before, moved.champion_after, moved.reason) == (
+        "rollback",
+        third.version,
+        second.version,
+        "it failed",
+    )
+    assert production.world.production() == (second.version, first.version, 4)
+    with pytest.raises(RefusedError, match=r"was rolled back on .* by somebody"):
+        production.deploy(third)
+
+    production.rollback()
+    assert production.world.production() == (first.version, None, 5)
+    with pytest.raises(promotion.NoChampionError, match="no previous champion"):
+        production.rollback()
+    assert production.world.production() == (first.version, None, 5)
+
+
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+from pipeline_assets.models import promotion, registry
+from pipeline_assets.resources.mlflow import Mlflow
+from pipeline_assets.settings import Settings
+import psycopg
+
+warehouse, uri, name, version, alias = sys.argv[1:]
+move = MlflowClient.set_registered_model_alias
+def die(self, name, which, version):
+    if which == alias:
+        os.kill(os.getpid(), signal.SIGKILL)
+    move(self, name, which, version)
+MlflowClient.set_registered_model_alias = die
+client = Mlflow(Settings(mlflow_tracking_uri=uri)).client()
+with psycopg.connect(warehouse, autocommit=True) as connection:
+    found = registry.by_version(client, name, int(version))
+    promotion.deploy(client, connection, found, actor="killed", reason="a test")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", [registry.PREVIOUS, registry.CHAMPION])
+def test_a_deployment_killed_between_the_aliases_is_finished_by_the_next(
+    production: Production, alias: str
+) -> None:
+    first, second = production.deployed(2)
+    third = production.version("2026-11-16", champion=second.version)
+    settings = production.world.settings
+    assert settings.warehouse_database_url
+    assert settings.mlflow_tracking_uri
+    died = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            KILLED,
+            settings.warehouse_database_url.get_secret_value(),
+            settings.mlflow_tracking_uri.get_secret_value(),
+            production.world.name,
+            str(third.version),
+            alias,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    # Production is as it was; the audit says what was about to happen.
+    assert production.world.production()[0] == second.version
+    pending = records.deployments(production.connection, third.name)[-1]
+    assert (pending.champion_after, pending.finished_at) == (third.version, None)
+
+    finished = production.deploy(third)
+    assert (finished.deployment_id, finished.actor) == (pending.deployment_id, "killed")
+    assert finished.finished_at
+    assert production.world.production() == (third.version, second.version, 3)
+    assert production.rollback().champion_after == second.version
+    assert production.world.production()[:2] == (second.version, first.version)
+
+
+@pytest.mark.slow
+def test_two_deployments_at_once_are_one(production: Production) -> None:
+    (first,) = production.deployed(1)
+    second = production.version(NEXT, champion=first.version)
+
+    def deploy(_: int) -> int:
+        with production.world.warehouse() as connection:
+            return promotion.deploy(
+                production.client, connection, second, actor="one of two", reason="a test"
+            ).deployment_id
+
+    with ThreadPoolExecutor(2) as threads:
+        assert len(set(threads.map(deploy, range(2)))) == 1
+    assert production.world.production() == (second.version, first.version, 2)
+
+
+def test_the_tables_are_made_by_any_number_of_processes_at_once(server: Any) -> None:
+    from pipeline_assets.resources import embedded_postgres
+
+    url = embedded_postgres.ensure_database(server, "records")
+
+    def make(_: int) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            records.ensure_schema(connection)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(make, range(4)))
