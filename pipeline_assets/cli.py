@@ -541,7 +541,7 @@ def _print_status(status: "TableStatus") -> None:
 
 
 def _print_deployment(status: "Status") -> None:
-    from pipeline_assets.operations.page import headline
+    from pipeline_assets.operations.page import champion, headline
 
     grid = Grid(title="deployment", title_justify="left", show_header=False)
     grid.add_column(style="dim")
@@ -556,6 +556,7 @@ def _print_deployment(status: "Status") -> None:
     book = status.alerts
     grid.add_row("alerts", f"{len(book.alerts)} open, {len(book.messages)} to be delivered")
     grid.add_row("last edition", str(status.edition or "none yet"))
+    grid.add_row("model in production", champion(status))
     console.print(grid)
     problems = status.problems
     console.print(f"[{'red' if problems else 'green'}]{headline(problems)}[/]", highlight=False)

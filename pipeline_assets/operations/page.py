@@ -38,6 +38,7 @@ def details(status: Status) -> str:
             map(_table, status.tables),
         ),
         f"Last edition of the digest: {status.edition or 'none yet'}.",
+        f"Model in production: {champion(status)}.",
         "### Dagster",
         f"Daemon's last sign of life: {_time(min(status.heartbeats.values(), default=None))}.",
         "Runs: "
@@ -59,6 +60,15 @@ def details(status: Status) -> str:
         else "None is switched on.",
     ]
     return "\n\n".join(parts)
+
+
+def champion(status: Status) -> str:
+    """The model in production and its age, in words."""
+    found = status.champion
+    if found is None:
+        return "none yet"
+    days = (status.at - found.started_at).days
+    return f"{found.model_name} version {found.champion_after}, for {days} days"
 
 
 def headline(problems: list[Problem]) -> str:

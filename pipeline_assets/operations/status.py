@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+from pipeline_assets.models.status import in_production
 from pipeline_assets.operations.alerts import BOOK, Book
 from pipeline_assets.operations.problems import Kind, anchor
 from pipeline_assets.resources.dagster_history import (
@@ -34,6 +35,8 @@ from pipeline_assets.warehouse.tables import load_tables
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from pipeline_assets.models.records import Deployment
 
 NEWS_TABLE, DIGEST = "news_articles", "news_digest"
 HEARTBEAT = timedelta(minutes=5)
@@ -103,6 +106,8 @@ class Status:
     """What the alerting told, and how its channels do."""
     edition: date | None = None
     """The morning of the newest edition of the digest."""
+    champion: "Deployment | None" = None
+    """The deployment of the model in production."""
     unknown: dict[str, str] = field(default_factory=dict)
     """`dagster` or `warehouse` -> why it could not be read."""
 
@@ -149,6 +154,7 @@ def deployment_status(
         status.unknown["dagster"] = _one_line(error)
     try:
         status.tables = table_states(settings, now)
+        status.champion = in_production(settings)
     except Exception as error:  # likewise
         status.unknown["warehouse"] = _one_line(error)
     return status

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from pipeline_assets.models.records import Deployment
 from pipeline_assets.operations.alerts import Alert, Book
 from pipeline_assets.operations.page import INLINE, details, headline, summary
 from pipeline_assets.operations.status import Status, TableState, _closed
@@ -42,6 +43,14 @@ def test_nothing_wrong_is_said_in_one_line() -> None:
     status = fine()
     assert status.problems == []
     assert summary(status).splitlines()[0] == "## ✓ Everything is fine"
+
+
+def test_the_model_in_production_and_its_age_are_said() -> None:
+    assert "Model in production: none yet." in details(fine())
+    since = NOW - timedelta(days=6)
+    moved = Deployment(1, "dev.purchase", "deploy", 2, 3, 2, "run", "", "", {}, since, since)
+    told = details(replace(fine(), champion=moved))
+    assert "Model in production: dev.purchase version 3, for 6 days." in told
 
 
 PROBLEMS: dict[str, dict[str, Any]] = {
