@@ -60,7 +60,6 @@ def main(
     cases = data.cases(rows)
     for name in case or (cases if full else ("mixed60", "mixed6")):
         results = _measure_case(server, rows, cases[name], name, chosen, homes, runs, folder)
-        report.merge(results)
         console.print(report.table(results))
     if full:
         report.write_page()
@@ -76,10 +75,13 @@ def _measure_case(
     runs: int,
     folder: Path,
 ) -> list[Result]:
-    """Run every tool in turn, `runs` times, and sum up."""
+    """Run every tool in turn, `runs` times, and sum up; each round is kept when it ends."""
     tools = [tool for tool in tools if name in tool.cases]
     measured: dict[str, list[Measured]] = {tool.key: [] for tool in tools}
     wrong: dict[str, data.Wrong] = {}
+    results: list[Result] = []
+    with data.connect(server, "bench_lines") as connection:
+        versions = {SERVERS: f"PostgreSQL {connection.info.parameter_status('server_version')}"}
     with Progress(transient=True) as progress:
         task = progress.add_task(case.name, total=runs * len(tools))
         for _ in range(runs):
@@ -94,11 +96,12 @@ def _measure_case(
                 if tool.judged and tool.key not in wrong:
                     wrong[tool.key] = data.wrong_rows(server, WAREHOUSE, case, rows)
                 progress.advance(task)
-    with data.connect(server, "bench_lines") as connection:
-        versions = {SERVERS: f"PostgreSQL {connection.info.parameter_status('server_version')}"}
-    return [
-        _sum_up(case, tool, versions, measured[tool.key], wrong.get(tool.key)) for tool in tools
-    ]
+            results = [
+                _sum_up(case, tool, versions, measured[tool.key], wrong.get(tool.key))
+                for tool in tools
+            ]
+            report.merge(results)
+    return results
 
 
 def _measure(server: Server, case: data.Case, tool: Tool, home: Path, folder: Path) -> Measured:
