@@ -3,6 +3,7 @@
 Nothing starts unless a test asks for it.
 """
 
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -26,6 +27,11 @@ CREATE TABLE shop.transactions (
 CREATE INDEX ON shop.transactions (updated_at);
 CREATE INDEX ON shop.transactions (order_id);
 """
+# A shell's background job ignores it, Dagster makes SIGTERM the same, and children inherit both: a test
+# that ends one by SIGTERM would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["pipeline_assets_tests.model_world"]
 FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)
 _numbers = count()

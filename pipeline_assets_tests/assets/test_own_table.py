@@ -107,14 +107,13 @@ def test_its_schedule_and_sensor_start_its_own_job(
 ) -> None:
     repository = definitions.get_repository_def()
     with dg.instance_for_test() as instance:
-        tick = repository.get_schedule_def("load_orders_daily").evaluate_tick(
-            dg.build_schedule_context(
-                instance=instance,
-                repository_def=repository,
-                resources=build_resources(settings),
-                scheduled_execution_time=datetime(1995, 3, 2, 0, 15, tzinfo=UTC),
-            )
-        )
+        with dg.build_schedule_context(
+            instance=instance,
+            repository_def=repository,
+            resources=build_resources(settings),
+            scheduled_execution_time=datetime(1995, 3, 2, 0, 15, tzinfo=UTC),
+        ) as ended:
+            tick = repository.get_schedule_def("load_orders_daily").evaluate_tick(ended)
         assert [request.partition_key for request in tick.run_requests or []] == [FIRST]
         sensor = repository.get_sensor_def("source_changes_sensor_orders")
         assert [job.name for job in sensor.jobs] == ["load_orders"]

@@ -282,14 +282,14 @@ def test_marts_follow_every_change_of_the_table(
 def schedule_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
     """Partition -> run key of what the schedule requests after the first day has ended."""
     repository = build_definitions(settings).get_repository_def()
-    tick = repository.get_schedule_def("load_transactions_daily").evaluate_tick(
-        dg.build_schedule_context(
-            instance=instance,
-            repository_def=repository,
-            resources=build_resources(settings),
-            scheduled_execution_time=FIRST_DAY + timedelta(days=1, minutes=15),
-        )
-    )
+    # It opens the instance anew, and closes it only at the end of the block.
+    with dg.build_schedule_context(
+        instance=instance,
+        repository_def=repository,
+        resources=build_resources(settings),
+        scheduled_execution_time=FIRST_DAY + timedelta(days=1, minutes=15),
+    ) as context:
+        tick = repository.get_schedule_def("load_transactions_daily").evaluate_tick(context)
     return {str(request.partition_key): str(request.run_key) for request in tick.run_requests or []}
 
 

@@ -79,9 +79,9 @@ def test_the_watch_tells_of_a_silent_daemon_once_and_of_its_return(
     monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
     repository = build_definitions(settings).get_repository_def()
     with mail_server() as (mailbox, url):
-        looks = watch_outside(
-            settings.model_copy(update={"alert_urls": (SecretStr(url),)}), repository
-        )
+        # No UI to look for: the test is about the daemon alone.
+        watched = {"alert_urls": (SecretStr(url),), "pipeline_ui_url": None}
+        looks = watch_outside(settings.model_copy(update=watched), repository)
         assert not next(looks)[1]
         assert not next(looks)[1]
         (subject,) = mailbox.subjects
