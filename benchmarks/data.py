@@ -25,6 +25,8 @@ from pipeline_assets.quality.ddl import ensure_index, ensure_table
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.embedded_postgres import Server, ensure_database
 
+FULL_ROWS = 6_000_000
+"""Rows of the warehouse's table in the benchmark that the documentation shows."""
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
 NEXT_DAY = DAY + timedelta(days=1)
 EMPTY_DAY = DAY - timedelta(days=1)

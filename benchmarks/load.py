@@ -25,7 +25,6 @@ from benchmarks.tools import SERVERS, TOOLS, Job, Tool, dagster_storage, install
 from pipeline_assets.resources.embedded_postgres import Server, connect_or_start
 from pipeline_assets.settings import load_settings
 
-FULL_ROWS = 6_000_000
 WAREHOUSE = "bench_warehouse"
 
 
@@ -37,7 +36,7 @@ def main(
     runs: Annotated[int, typer.Option(help="Runs of each tool and case.", min=1)] = 5,
     case: Annotated[
         list[str] | None,
-        typer.Option(help="Only this case: " + ", ".join(data.cases(FULL_ROWS)) + "."),
+        typer.Option(help="Only this case: " + ", ".join(data.cases(data.FULL_ROWS)) + "."),
     ] = None,
     tool: Annotated[
         list[str] | None,
@@ -49,7 +48,7 @@ def main(
 ) -> None:
     """Compare the load with PostgreSQL's own limit and other tools; about ten minutes by default."""
     console = Console(width=None if sys.stdout.isatty() else 150)
-    rows = FULL_ROWS if full else rows
+    rows = data.FULL_ROWS if full else rows
     folder = (folder or load_settings().pipeline_data_dir / "benchmarks").resolve()
     chosen = [each for each in TOOLS if not tool or each.key in tool]
     server = connect_or_start(folder / "postgres")
