@@ -189,7 +189,7 @@ def next_step(
         run = record.dagster_run
         if not run.is_finished:
             return dg.SkipReason(f"{run.job_name} is under way (run {run.run_id}).")
-    for week in _undecided(weeks, last):
+    for week in _undecided(weeks):
         if not trainable(week, settings):
             continue
         if lacking := missing_snapshots(week, settings, weeks):
@@ -232,7 +232,7 @@ def _run_key(instance: dg.DagsterInstance, last: Runs, about: str, now: datetime
     return again if may_do_better(instance, record, now) else None
 
 
-def _undecided(weeks: Weeks, last: Runs) -> list[str]:
+def _undecided(weeks: Weeks) -> list[str]:
     """The weeks that were missed, oldest first, and the newest.
 
     What was before the first decision wasn't missed.

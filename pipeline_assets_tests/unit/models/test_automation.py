@@ -1,7 +1,7 @@
 """Which week the model's sensor asks for next, from what is stored; a failed run mustn't end a week."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -11,8 +11,8 @@ from pipeline_assets.running import PERMANENT
 from pipeline_assets.settings import Settings
 
 SETTINGS = Settings(models_training_snapshots=2)
-CLOSED = [f"{datetime(2026, 9, 7) + timedelta(weeks=number):%Y-%m-%d}" for number in range(6)]
-ALL = {f"{datetime(2026, 3, 2) + timedelta(weeks=number):%Y-%m-%d}" for number in range(40)}
+CLOSED = [f"{date(2026, 9, 7) + timedelta(weeks=number):%Y-%m-%d}" for number in range(6)]
+ALL = {f"{date(2026, 3, 2) + timedelta(weeks=number):%Y-%m-%d}" for number in range(40)}
 
 
 @pytest.fixture
@@ -121,10 +121,10 @@ def test_a_week_that_failed_for_good_is_left_to_a_person_and_hides_no_later_one(
     instance: dg.DagsterInstance, how: str
 ) -> None:
     stored = weeks(scored=4)
-    fails(instance, *asked(instance, stored), **{how: True})
+    fails(instance, *asked(instance, stored), permanent=how == "permanent", held=how == "held")
     for hours in (0, 1.1, 24 * 40):
         assert asked(instance, stored, hours=hours)[:2] == (SCORE, CLOSED[5])
-    fails(instance, *asked(instance, stored), **{how: True})
+    fails(instance, *asked(instance, stored), permanent=how == "permanent", held=how == "held")
     assert asked(instance, stored, hours=24)[2] == (
         f"Not scored: {CLOSED[4]}, {CLOSED[5]}. Their runs failed for good, or lately."
     )
