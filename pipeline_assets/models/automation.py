@@ -194,13 +194,13 @@ def next_step(
             continue
         if lacking := missing_snapshots(week, settings, weeks):
             # Tried again, if it failed, each time that another has been built.
-            about, job, week = f"snapshot {lacking[0]} {len(weeks.snapshots)}", BUILD, lacking[0]
+            about, job, of = f"snapshot {lacking[0]} {len(weeks.snapshots)}", BUILD, lacking[0]
         elif week in weeks.decided or (week == weeks.closed[-1] and f"missed {week}" not in last):
             continue  # the newest is the schedule's
         else:
-            about, job = f"missed {week}", TRAIN
+            about, job, of = f"missed {week}", TRAIN, week
         if key := _run_key(instance, last, about, now):
-            return dg.RunRequest(run_key=key, job_name=job, partition_key=week)
+            return dg.RunRequest(run_key=key, job_name=job, partition_key=of)
     return _score_request(instance, weeks, last, now)
 
 
