@@ -7,7 +7,7 @@ step (`RETRY`) and a run. Dagster repeats a run only if its worker died, from th
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
@@ -21,6 +21,36 @@ RETRY = dg.RetryPolicy(
 
 PERMANENT = "pipeline_assets/permanent"
 """The tag of runs that failed for good: no sensor starts their partition again by itself."""
+
+TRIED_AGAIN = timedelta(hours=1)
+"""How long a partition whose run failed is left alone: what was away at 8 may be back at 9."""
+
+
+def may_do_better(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime) -> bool:
+    """Whether a run failed an hour ago or longer, of what another run may find mended.
+
+    A blocking check that failed isn't: it judged what is stored, and would judge the same again.
+    """
+    run = record.dagster_run
+    if run.status != dg.DagsterRunStatus.FAILURE or PERMANENT in run.tags:
+        return False
+    if now - datetime.fromtimestamp(record.end_time or 0, UTC) < TRIED_AGAIN:
+        return False
+    return not _blocked(instance, run.run_id)
+
+
+def _blocked(instance: dg.DagsterInstance, run_id: str) -> bool:
+    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    for entry in instance.all_logs(run_id, of_type=kind):
+        found = entry.dagster_event and entry.dagster_event.event_specific_data
+        if (
+            isinstance(found, dg.AssetCheckEvaluation)
+            and found.blocking
+            and not found.passed
+            and found.severity == dg.AssetCheckSeverity.ERROR
+        ):
+            return True
+    return False
 
 
 def freshness(contract: Contract) -> dg.FreshnessPolicy | None:

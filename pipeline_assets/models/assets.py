@@ -32,7 +32,7 @@ from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.mlflow import Mlflow
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.resources.progress import Progress
-from pipeline_assets.running import RETRY, permanent_failures
+from pipeline_assets.running import RETRY, freshness, permanent_failures
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.assets import target_name
 from pipeline_assets.warehouse.checks import log_partition, rule_results, rule_specs
@@ -285,6 +285,7 @@ def predictions_asset(
         **{
             **_common(settings, partitions, "models_scoring"),
             "owners": [f"team:{contract.owner}"],
+            "freshness_policy": freshness(contract),
             "code_version": f"{__version__}/{contract.version}",
         },
     )
@@ -350,6 +351,7 @@ def _common(
         "group_name": group,
         "partitions_def": partitions,
         "retry_policy": RETRY,
+        "pool": "warehouse",
         "owners": ["team:data-science"],
         "code_version": f"{__version__}/{settings.models_training_snapshots}",
     }

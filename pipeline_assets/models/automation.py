@@ -4,7 +4,7 @@ Training and scoring are runs of their own: a refused model must not keep the ch
 What to do next is derived from what the warehouse and Dagster have stored; there is no cursor to lose.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -17,6 +17,7 @@ from pipeline_assets.models.checks import (
     SNAPSHOTS,
 )
 from pipeline_assets.resources.postgres import Database
+from pipeline_assets.running import may_do_better
 from pipeline_assets.settings import Settings
 
 WEEK = timedelta(weeks=1)
@@ -81,7 +82,9 @@ def model_automation(
     def model_weeks(
         context: dg.SensorEvaluationContext, warehouse: dg.ResourceParam[Database]
     ) -> dg.RunRequest | dg.SkipReason:
-        return _next_step(context.instance, warehouse, settings, partitions, now())
+        at = now()
+        weeks = stored_weeks(context.instance, warehouse, settings, partitions, at)
+        return next_step(context.instance, weeks, settings, at)
 
     @dg.sensor(
         name="early_retraining",
@@ -173,54 +176,96 @@ def trainable(week: str, settings: Settings) -> bool:
     return len(needed) > 1 and holdout_cutoff(needed[0]) >= first
 
 
-def _next_step(
-    instance: dg.DagsterInstance,
-    warehouse: Database,
-    settings: Settings,
-    partitions: dg.WeeklyPartitionsDefinition,
-    now: datetime,
+def next_step(
+    instance: dg.DagsterInstance, weeks: Weeks, settings: Settings, now: datetime
 ) -> dg.RunRequest | dg.SkipReason:
-    weeks = stored_weeks(instance, warehouse, settings, partitions, now)
+    """What the weeks lack first. What failed for a while only is tried again each hour; neither that
+    nor what failed for good keeps later weeks waiting.
+    """
     if not weeks.closed:
         return dg.SkipReason("No week has closed yet.")
-    *before, newest = weeks.closed
-    runs = instance.get_runs(dg.RunsFilter(created_after=now - 4 * WEEK))
-    ours = [run for run in runs if run.job_name in (BUILD, TRAIN, SCORE)]
-    if under_way := [run for run in ours if not run.is_finished]:
-        return dg.SkipReason(f"{under_way[0].job_name} is under way (run {under_way[0].run_id}).")
-    tried = {run.tags.get("dagster/partition") for run in ours if run.job_name == TRAIN}
-    # What was before the first decision wasn't missed; the newest week is the schedule's.
-    missed = [
-        key
-        for key in before
-        if weeks.decided and key > min(weeks.decided) and key not in weeks.decided | tried
-    ]
-    for key in (*missed, newest):
-        if not trainable(key, settings):
+    last = _last_runs(instance)
+    for record in last.values():
+        run = record.dagster_run
+        if not run.is_finished:
+            return dg.SkipReason(f"{run.job_name} is under way (run {run.run_id}).")
+    for week in _undecided(weeks):
+        if not trainable(week, settings):
             continue
-        if lacking := missing_snapshots(key, settings, weeks):
-            return dg.RunRequest(
-                # Tried again, if it failed, each time that another has been built.
-                run_key=f"snapshot {lacking[0]} {len(weeks.snapshots)}",
-                job_name=BUILD,
-                partition_key=lacking[0],
-            )
-        if key != newest:
-            return dg.RunRequest(run_key=f"missed {key}", job_name=TRAIN, partition_key=key)
-    return _score_request(weeks, tried)
+        if lacking := missing_snapshots(week, settings, weeks):
+            # Tried again, if it failed, each time that another has been built.
+            about, job, of = f"snapshot {lacking[0]} {len(weeks.snapshots)}", BUILD, lacking[0]
+        elif week in weeks.decided or (week == weeks.closed[-1] and f"missed {week}" not in last):
+            continue  # the newest is the schedule's
+        else:
+            about, job, of = f"missed {week}", TRAIN, week
+        if key := _run_key(instance, last, about, now):
+            return dg.RunRequest(run_key=key, job_name=job, partition_key=of)
+    return _score_request(instance, weeks, last, now)
 
 
-def _score_request(weeks: Weeks, tried: set[str | None]) -> dg.RunRequest | dg.SkipReason:
-    """The oldest decided week without scores, or the newest one if another champion scored it."""
+Runs = Mapping[str, dg.RunRecord]
+"""What runs were about -> the last of them."""
+
+
+def _last_runs(instance: dg.DagsterInstance) -> Runs:
+    """The last run of everything that a sensor requested, by its key without what later tries add;
+    of a week's training also that of the schedule or a person, as `missed <week>`.
+    """
+    last: dict[str, dg.RunRecord] = {}
+    for job in (BUILD, TRAIN, SCORE):
+        for record in instance.get_run_records(dg.RunsFilter(job_name=job)):  # the newest first
+            run = record.dagster_run
+            key = run.tags.get("dagster/run_key", run.run_id)
+            last.setdefault(key.partition(" after ")[0], record)
+            if job == TRAIN:
+                last.setdefault(f"missed {run.tags.get('dagster/partition')}", record)
+    return last
+
+
+def _run_key(instance: dg.DagsterInstance, last: Runs, about: str, now: datetime) -> str | None:
+    """A run key for what hasn't been tried, or may do better now; Dagster starts one run a key, ever."""
+    if about not in last:
+        return about
+    record = last[about]
+    again = f"{about} after {record.dagster_run.run_id}"
+    return again if may_do_better(instance, record, now) else None
+
+
+def _undecided(weeks: Weeks) -> list[str]:
+    """The weeks that were missed, oldest first, and the newest.
+
+    What was before the first decision wasn't missed.
+    """
+    *before, newest = weeks.closed
+    first = min(weeks.decided, default=newest)
+    undecided = [key for key in before if key > first and key not in weeks.decided]
+    return [*undecided, newest]
+
+
+def _score_request(
+    instance: dg.DagsterInstance, weeks: Weeks, last: Runs, now: datetime
+) -> dg.RunRequest | dg.SkipReason:
+    """The oldest week without scores whose training ended, or the newest if another champion scored it.
+
+    A training that failed may be tried again, but its customers needn't wait for that.
+    """
     if weeks.champion is None:
         return dg.SkipReason("There is no champion yet.")
     newest = weeks.closed[-1]
-    over = [key for key in weeks.closed if key in weeks.decided or key in tried]
-    for key in over:
-        if key not in weeks.scored or (key == newest and weeks.scored[key] != weeks.champion):
-            return dg.RunRequest(
-                run_key=f"score {key} {weeks.champion}", job_name=SCORE, partition_key=key
-            )
+    left = []
+    for week in weeks.closed:
+        if week not in weeks.decided and f"missed {week}" not in last:
+            continue
+        if week in weeks.scored and (week != newest or weeks.scored[week] == weeks.champion):
+            continue
+        if key := _run_key(instance, last, f"score {week} {weeks.champion}", now):
+            return dg.RunRequest(run_key=key, job_name=SCORE, partition_key=week)
+        left.append(week)
+    if left:
+        return dg.SkipReason(
+            f"Not scored: {', '.join(left)}. Their runs failed for good, or lately."
+        )
     return dg.SkipReason("No week was missed, and every week is scored.")
 
 
@@ -238,8 +283,14 @@ def _early(
     cooled = weeks.last_decision + timedelta(days=settings.models_retraining_cooldown_days)
     if now < cooled:
         return dg.SkipReason(f"{', '.join(failed)} failed; trained too lately, until {cooled}.")
+    about = f"early {weeks.closed[-1]} {weeks.last_decision.isoformat()}"
+    key = _run_key(instance, _last_runs(instance), about, now)
+    if key is None:
+        return dg.SkipReason(
+            f"{', '.join(failed)} failed; so did the training, or it is under way."
+        )
     return dg.RunRequest(
-        run_key=f"early {weeks.closed[-1]} {weeks.last_decision.isoformat()}",
+        run_key=key,
         partition_key=weeks.closed[-1],
         tags={"retraining": " ".join(failed)},
     )

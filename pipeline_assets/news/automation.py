@@ -6,12 +6,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from pipeline_assets.news.assets import DIGEST
-from pipeline_assets.running import PERMANENT, with_own_checks
+from pipeline_assets.running import may_do_better, with_own_checks
 
 CATCH_UP = timedelta(days=7)
 """How far back missed mornings are made up for; feeds have nothing older."""
-TRIED_AGAIN = timedelta(hours=1)
-"""How long a morning that failed is left alone: who was away at 8 may be back at 9."""
 
 
 def _now() -> datetime:
@@ -93,14 +91,7 @@ def _next_missed(
         if key not in last:
             if key != closed[-1]:
                 return dg.RunRequest(run_key=f"missed {key}", partition_key=key)
-        elif _may_do_better(last[key], now):
+        elif may_do_better(instance, last[key], now):
             run_id = last[key].dagster_run.run_id
             return dg.RunRequest(run_key=f"missed {key} after {run_id}", partition_key=key)
     return dg.SkipReason("No morning was missed.")
-
-
-def _may_do_better(record: dg.RunRecord, now: datetime) -> bool:
-    run = record.dagster_run
-    ended = datetime.fromtimestamp(record.end_time or 0, UTC)
-    failed = run.status == dg.DagsterRunStatus.FAILURE and PERMANENT not in run.tags
-    return failed and now - ended >= TRIED_AGAIN

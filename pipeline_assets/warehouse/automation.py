@@ -14,7 +14,7 @@ import dagster as dg
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import with_own_checks
+from pipeline_assets.running import PERMANENT, with_own_checks
 from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
 
 if TYPE_CHECKING:
@@ -102,13 +102,14 @@ def table_automation(
         for day in wanted:
             if len(requested) == REQUESTS:
                 break
-            held = day in known and known[day].verdict == "failed"
-            key = _unused_key(instance, day, found[day], now(), held=held)
+            batch = known.get(day)
+            held_by = batch.validated_by if batch and batch.verdict == "failed" else None
+            key = _unused_key(instance, job.name, day, found[day], now(), held_by=held_by)
             if key and day not in under_way:
                 requested.append(dg.RunRequest(run_key=key, partition_key=day))
         return requested or dg.SkipReason(
-            f"{len(found)} days compared, {len(wanted)} to load; none that isn't held, under way or "
-            "tried within the hour."
+            f"{len(found)} days compared, {len(wanted)} to load; none that isn't held, failed for good, "
+            "under way or tried within the hour."
         )
 
     @dg.schedule(
@@ -198,19 +199,31 @@ def _under_way(
 
 
 def _unused_key(
-    instance: dg.DagsterInstance, day: str, comparison: "Comparison", now: datetime, *, held: bool
+    instance: dg.DagsterInstance,
+    job_name: str,
+    day: str,
+    comparison: "Comparison",
+    now: datetime,
+    *,
+    held_by: str | None,
 ) -> str | None:
     """A run key for the day, or None if it isn't its turn. Dagster starts one run a key, ever.
 
-    The key is the day and what the source has of it: a held day is not tried again before its source
-    has changed. Any other that is out of step although the key was used (the run was lost, or the
-    source is back at what it once was) is tried each hour.
+    The key is the day and what the source has of it. If the last run was about the same and failed for
+    good, or held the day (`held_by`), there is none until the source has changed. Any other day that is
+    out of step although its key was used (the run failed or was lost, or the source is back at what it
+    once was) is tried each hour.
     """
     key = f"{day}@{comparison.source}"
     if not _used(instance, key):
         return key
+    of_day = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": day})
+    for last in instance.get_runs(of_day, limit=1):
+        same = last.tags.get("dagster/run_key", "").startswith(key)
+        if same and (PERMANENT in last.tags or last.run_id == held_by):
+            return None
     again = f"{key}@{now:%Y-%m-%dT%H}"
-    return None if held or _used(instance, again) else again
+    return None if _used(instance, again) else again
 
 
 def _used(instance: dg.DagsterInstance, key: str) -> bool:

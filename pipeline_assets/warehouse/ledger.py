@@ -93,6 +93,8 @@ class Batch:
     broken_rules: list[str]
     source_watermark: datetime | None
     content_hash: str
+    validated_by: str
+    """The run that reached the verdict."""
     rows_written: int | None
     rows_deleted: int | None
     loaded_hash: str | None

@@ -315,6 +315,22 @@ class TestMissedMornings:
         now = datetime(2026, 11, 21, 12, tzinfo=UTC)
         assert self.tick(settings, instance, now) == "No morning was missed."
 
+    def test_one_that_its_gate_holds_is_left_to_a_person(
+        self, settings: Settings, instance: dg.DagsterInstance, httpserver: HTTPServer
+    ) -> None:
+        """Its answers are archived: each hour's run would judge the same articles."""
+        publish(settings, "2026-11-18", instance)
+        httpserver.expect_request("/one").respond_with_data(
+            feed("A", "", "", "", at=START + timedelta(hours=3))
+        )
+        assert publish(settings, "2026-11-19", instance).success
+        held = publish(with_feeds(settings, httpserver, "one"), "2026-11-20", instance)
+        assert not held.success
+        assert not checks(held)["title_present"].passed
+        now = datetime.now(UTC) + timedelta(hours=2)
+        asked = self.tick(settings, instance, now)
+        assert isinstance(asked, str) or asked.partition_key != "2026-11-20"
+
     def test_the_newest_is_left_to_the_schedule(
         self, settings: Settings, instance: dg.DagsterInstance
     ) -> None:

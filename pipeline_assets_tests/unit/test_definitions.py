@@ -133,3 +133,13 @@ def test_the_layers_name_every_plain_module_of_a_domain() -> None:
         and (file.parent.name, file.stem) not in ABOUT_DAGSTER
     }
     assert modules <= set(plain["source_modules"])
+
+
+@pytest.mark.parametrize("name", ["fct_transactions", "news_articles", "purchase_predictions"])
+def test_a_latency_that_is_promised_is_watched(name: str) -> None:
+    assert GRAPH.get(dg.AssetKey(name)).freshness_policy
+
+
+@pytest.mark.parametrize("name", ["trained_model", "deployed_model", "purchase_predictions"])
+def test_what_works_on_the_warehouse_takes_a_place_in_its_pool(name: str) -> None:
+    assert DEFINITIONS.resolve_assets_def(name).op.pool == "warehouse"

@@ -163,16 +163,42 @@ def test_a_day_is_left_alone_until_it_has_settled(daemon: Daemon) -> None:
     assert [r.partition_key for r in daemon.requests(ended + timedelta(minutes=20))] == [key(1)]
 
 
-def test_a_day_that_fails_is_tried_each_hour_and_delays_no_other(
+def test_a_day_that_fails_for_a_while_is_tried_each_hour(
+    daemon: Daemon, instance: dg.DagsterInstance, warehouse: psycopg.Connection
+) -> None:
+    for hour in (1, 1, 2):  # the second by a key of the hour
+        (request,) = daemon.requests(moment(2, hour))
+        tags = {"dagster/run_key": str(request.run_key)}
+        failed_run(instance, JOB, key(1), ended=moment(2, hour), tags=tags)
+    assert daemon.requests(moment(2, hour=2)) == []
+    assert daemon.tick(moment(2, hour=3)) == [key(1)]
+    assert in_warehouse(warehouse) == [key(0), key(1)]
+
+
+def test_a_day_that_failed_for_good_is_left_alone_until_its_source_changes(
     daemon: Daemon, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
     shop.connection.execute("ALTER TABLE shop.transactions ADD COLUMN coupon text")
     assert daemon.tick(moment(2), fails=True) == [key(1)]
-    assert daemon.requests(moment(2)) != []  # by a key of the hour
-    assert daemon.tick(moment(2), fails=True) == [key(1)]
-    assert daemon.tick(moment(2)) == []
     shop.connection.execute("ALTER TABLE shop.transactions DROP COLUMN coupon")
-    assert daemon.tick(moment(2, hour=2)) == [key(1)]
+    assert daemon.requests(moment(2, hour=5)) == []
+    shop.put("another", day=1, second=1)
+    assert daemon.tick(moment(2, hour=5)) == [key(1)]
+    assert in_warehouse(warehouse) == [key(0), key(1)]
+
+
+def test_a_held_day_whose_source_was_mended_is_loaded_though_a_run_fails_before_the_gate(
+    daemon: Daemon, instance: dg.DagsterInstance, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    shop.put("bad", day=1, second=1, status="lost")  # beside a good one, which waits
+    assert daemon.tick(moment(2), fails=True) == [key(1)]
+    for hour in (1, 2, 9):
+        assert daemon.requests(moment(2, hour)) == [], "the source is as it was"
+    shop.put("bad", day=1, second=2)
+    (request,) = daemon.requests(moment(2, hour=9))
+    tags = {"dagster/run_key": str(request.run_key)}
+    failed_run(instance, JOB, key(1), ended=moment(2, hour=9), tags=tags)
+    assert daemon.tick(moment(2, hour=10)) == [key(1)]
     assert in_warehouse(warehouse) == [key(0), key(1)]
 
 

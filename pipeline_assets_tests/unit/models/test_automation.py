@@ -1,0 +1,155 @@
+"""Which week the model's sensor asks for next, from what is stored; a failed run mustn't end a week."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import pytest
+
+from pipeline_assets.models.automation import BUILD, SCORE, TRAIN, Weeks, next_step
+from pipeline_assets.running import PERMANENT
+from pipeline_assets.settings import Settings
+
+SETTINGS = Settings(models_training_snapshots=2)
+CLOSED = [f"{date(2026, 9, 7) + timedelta(weeks=number):%Y-%m-%d}" for number in range(6)]
+ALL = {f"{date(2026, 3, 2) + timedelta(weeks=number):%Y-%m-%d}" for number in range(40)}
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as found:
+        yield found
+
+
+def weeks(*, decided: int = 6, scored: int = 6, lacking: str = "", champion: int = 1) -> Weeks:
+    """Six closed weeks, of which the first ones were decided and scored."""
+    return Weeks(
+        closed=CLOSED,
+        snapshots=ALL - {lacking},
+        decided=set(CLOSED[:decided]),
+        scored=dict.fromkeys(CLOSED[:scored], 1),
+        champion=champion,
+        last_decision=None,
+    )
+
+
+def asked(
+    instance: dg.DagsterInstance, stored: Weeks, *, hours: float = 0
+) -> tuple[str | None, str | None, str | None]:
+    """Job, week and run key of what is asked for; the last is the reason if nothing is."""
+    found = next_step(instance, stored, SETTINGS, datetime.now(UTC) + timedelta(hours=hours))
+    if isinstance(found, dg.SkipReason):
+        return None, None, found.skip_message
+    return found.job_name, found.partition_key, found.run_key
+
+
+def fails(
+    instance: dg.DagsterInstance,
+    job: str | None,
+    week: str | None,
+    key: str | None = None,
+    *,
+    permanent: bool = False,
+    held: bool = False,
+) -> str:
+    """A run that fails now; its ID."""
+    tags = {"dagster/partition": str(week)}
+    tags |= {"dagster/run_key": key} if key else {}
+    tags |= {PERMANENT: "true"} if permanent else {}
+    run = dg.DagsterRun(job_name=str(job), tags=tags)
+    instance.add_run(run)
+    if held:
+        evaluation = dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("purchase_predictions"),
+            check_name="probability_valid",
+            passed=False,
+            metadata={},
+            severity=dg.AssetCheckSeverity.ERROR,
+            blocking=True,
+            partition=week,
+        )
+        instance.report_dagster_event(
+            dg.DagsterEvent(
+                dg.DagsterEventType.ASSET_CHECK_EVALUATION.value,
+                str(job),
+                event_specific_data=evaluation,
+            ),
+            run.run_id,
+        )
+    instance.report_run_failed(run)
+    return run.run_id
+
+
+@pytest.mark.parametrize(
+    ("stored", "job", "week"),
+    [
+        (weeks(scored=4), SCORE, CLOSED[4]),
+        (weeks(decided=4, scored=6), TRAIN, CLOSED[4]),
+        (weeks(lacking="2026-09-14"), BUILD, "2026-09-14"),
+    ],
+)
+def test_what_failed_for_a_while_is_tried_again_each_hour_by_a_key_of_its_own(
+    instance: dg.DagsterInstance, stored: Weeks, job: str, week: str
+) -> None:
+    keys: list[str | None] = []
+    for hours in (0, 1.1, 2.2):
+        found = asked(instance, stored, hours=hours)
+        assert found[:2] == (job, week)
+        assert found[2] not in keys
+        keys.append(found[2])
+        fails(instance, *found)
+        assert asked(instance, stored, hours=0.5)[:2] != (job, week), "not within the hour"
+
+
+def test_the_newest_week_whose_scheduled_training_failed_is_tried_again(
+    instance: dg.DagsterInstance,
+) -> None:
+    """An outage at the moment of the schedule must not cost the week its model."""
+    stored = weeks(decided=5)
+    assert asked(instance, stored)[0] is None, "the first try is the schedule's"
+    run_id = fails(instance, TRAIN, CLOSED[5])
+    assert asked(instance, stored)[0] is None
+    assert asked(instance, stored, hours=1.1) == (
+        TRAIN,
+        CLOSED[5],
+        f"missed {CLOSED[5]} after {run_id}",
+    )
+
+
+@pytest.mark.parametrize("how", ["permanent", "held"])
+def test_a_week_that_failed_for_good_is_left_to_a_person_and_hides_no_later_one(
+    instance: dg.DagsterInstance, how: str
+) -> None:
+    stored = weeks(scored=4)
+    fails(instance, *asked(instance, stored), permanent=how == "permanent", held=how == "held")
+    for hours in (0, 1.1, 24 * 40):
+        assert asked(instance, stored, hours=hours)[:2] == (SCORE, CLOSED[5])
+    fails(instance, *asked(instance, stored), permanent=how == "permanent", held=how == "held")
+    assert asked(instance, stored, hours=24)[2] == (
+        f"Not scored: {CLOSED[4]}, {CLOSED[5]}. Their runs failed for good, or lately."
+    )
+    # Another champion's scores are another matter.
+    assert asked(instance, weeks(scored=4, champion=2))[:2] == (SCORE, CLOSED[4])
+
+
+def test_a_training_or_snapshot_that_failed_for_good_hides_no_later_week(
+    instance: dg.DagsterInstance,
+) -> None:
+    stored = weeks(decided=3, scored=3)
+    fails(instance, *asked(instance, stored), permanent=True)
+    for hours in (0, 24 * 40):
+        assert asked(instance, stored, hours=hours)[:2] == (TRAIN, CLOSED[4])
+    lacking = weeks(decided=3, lacking=CLOSED[0])
+    assert asked(instance, lacking)[:2] == (BUILD, CLOSED[0])
+    fails(instance, *asked(instance, lacking), permanent=True)
+    assert asked(instance, lacking, hours=24)[0] is None, "the newest is the schedule's"
+    newest_lacks = weeks(scored=5, lacking=CLOSED[1])
+    assert asked(instance, newest_lacks)[:2] == (BUILD, CLOSED[1])
+    fails(instance, *asked(instance, newest_lacks), permanent=True)
+    assert asked(instance, newest_lacks)[:2] == (SCORE, CLOSED[5])
+
+
+def test_a_training_that_failed_delays_no_scores(instance: dg.DagsterInstance) -> None:
+    stored = weeks(decided=5, scored=5)
+    fails(instance, TRAIN, CLOSED[5])
+    assert asked(instance, stored)[:2] == (SCORE, CLOSED[5])
