@@ -28,6 +28,11 @@ KEPT_MESSAGES = 500
 """What waits for channels that never come back must end somewhere; the oldest go first, and a
 message says how many."""
 
+FORGOTTEN: frozenset[Kind] = frozenset(
+    ("run_failed", "check_failed", "model_refused", "backfill_failed")
+)
+"""Kinds that are looked for back to a horizon only; of others no sign means that they are mended."""
+
 
 class DeliveryError(Exception):
     """A channel didn't take a message; says why, without the channel's address."""
@@ -111,7 +116,7 @@ def update(
 
     New problems are told at once. What joins an open alert is counted, and told after `repeat`. Alerts
     whose problem is gone get their recovery, but for kinds that are `unknown` because nobody could
-    look; those since before the `horizon` are out of sight, not mended, and say so. A channel that
+    look; `FORGOTTEN` ones since before the `horizon` are out of sight, not mended, and say so. A channel that
     wasn't there before is told what is still open.
     """
     new_channels = _changed_channels(book, channels)
@@ -143,7 +148,7 @@ def update(
                 alert,
                 now,
                 _others(alert, channels),
-                forgotten=bool(horizon and alert.since < horizon),
+                forgotten=bool(horizon and alert.since < horizon and alert.kind in FORGOTTEN),
             )
     for fingerprint, alert in book.alerts.items():
         if new_channels and fingerprint in open_before:

@@ -120,6 +120,15 @@ def test_what_is_out_of_sight_is_given_up_and_not_called_mended() -> None:
     assert book.messages[-1].title == "Given up: Run failed: a"
 
 
+def test_what_is_seen_at_any_age_is_mended_when_it_is_gone() -> None:
+    book = Book()
+    held = Problem("day_held", "transactions", BEGIN)
+    update(book, [held], BEGIN, channels=CHANNELS, repeat=REPEAT)
+    later = BEGIN + timedelta(days=31)
+    update(book, [], later, channels=CHANNELS, repeat=REPEAT, horizon=later - timedelta(days=30))
+    assert book.messages[-1].title == "Day no longer held: transactions"
+
+
 def test_a_mended_address_gets_what_waited_for_the_wrong_one() -> None:
     """A channel's name is a hash of its address, so that another address is another channel."""
     book = Book()
