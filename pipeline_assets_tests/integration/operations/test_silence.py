@@ -149,6 +149,19 @@ def test_a_run_that_ends_without_a_step_that_failed(
     assert "run 1 of 3" in problem.facts["Attempt"]
 
 
+def test_failures_beyond_the_first_page_are_not_mended(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_assets.operations.failed_runs.MOST_RUNS", 2)
+    jobs = [f"job_{number}" for number in range(5)]
+    for job in jobs:
+        view.instance.report_run_failed(
+            add_run(view.instance, dg.DagsterRunStatus.STARTED, job=job)
+        )
+    found = [problem.subject.split()[0] for problem in failed_runs(view)]
+    assert sorted(found) == jobs
+
+
 def test_a_retry_that_is_on_its_way_is_said(view: View) -> None:
     run = add_run(view.instance, dg.DagsterRunStatus.STARTED)
     view.instance.report_run_failed(run)
@@ -341,7 +354,7 @@ def test_a_daemon_that_is_silent(view: View) -> None:
         for kind in view.instance.get_required_daemon_types():
             view.instance.add_daemon_heartbeat(DaemonHeartbeat(at.timestamp(), kind, "id", []))
 
-    beat(NOW - timedelta(hours=1))
+    beat(NOW - timedelta(minutes=6))
     assert only(daemon.silent_daemons(view.instance, NOW)).kind == "daemon_silent"
     beat(datetime.now(UTC))
     assert daemon.silent_daemons(view.instance, NOW) == []
