@@ -53,7 +53,7 @@ def look_inside(
 
     look("late data", ["data_late"], lambda: data.late_data(view, levels))
     look("checks", ["check_failed", "model_refused"], lambda: data.failed_checks(view))
-    look("held days", ["day_held"], lambda: data.held_days(view))
+    look("held days", ["day_held", "check_failed"], lambda: data.held_days(view))
     told = {
         member
         for problem in problems
@@ -68,6 +68,9 @@ def look_inside(
     look("failing ticks", ["tick_failing"], lambda: daemon.failing_ticks(view))
     look("late ticks", ["tick_late"], lambda: daemon.late_ticks(view, awake_since))
     look("automation", ["switched_off"], lambda: daemon.switched_off(view))
+    if "day_held" in unknown:
+        # Which failed checks are a held day's can't be said: they are told when it can.
+        problems = [problem for problem in problems if problem.kind != "check_failed"]
     return data.without_consequences(problems), unknown
 
 
