@@ -26,7 +26,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations import daemon, runs
-from pipeline_assets.operations.data import failing_checks, missed_freshness
+from pipeline_assets.operations.data import failed_checks, failing_checks, missed_freshness
 from pipeline_assets.operations.failed_runs import failed_runs
 from pipeline_assets.operations.problems import WORDS, Problem, anchor
 from pipeline_assets.operations.runs import View
@@ -384,6 +384,30 @@ def test_failing_checks_are_what_dagsters_own_api_says(
     status = dg.AssetCheckKey(dg.AssetKey("validated_transactions"), "status_known")
     assert ours == theirs
     assert (status, "2026-01-07") in ours
+
+
+def test_a_refused_model_is_one_problem_until_a_later_one_is_accepted(view: View) -> None:
+    def report(week: str, check: str, severity: str, *, passed: bool) -> list[Problem]:
+        view.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("trained_model"),
+                check_name=check,
+                passed=passed,
+                metadata={},
+                partition=week,
+                severity=dg.AssetCheckSeverity(severity),
+            )
+        )
+        return failed_checks(view, failing_checks(view.instance, view.ago(runs.HORIZON)))
+
+    report("2026-05-05", "auc_sufficient", "ERROR", passed=False)
+    refused = only(report("2026-05-05", "calibrated", "ERROR", passed=False))
+    assert refused.fingerprint == "model_refused trained_model"
+    assert refused.members == ("2026-05-05",)
+    assert "auc_sufficient" in refused.facts["Cause"]
+    assert "calibrated" in refused.facts["Cause"]
+    report("2026-05-12", "auc_sufficient", "ERROR", passed=True)
+    assert report("2026-05-12", "calibrated", "WARN", passed=False) == []
 
 
 def test_the_runbook_has_an_entry_for_each_alert() -> None:
