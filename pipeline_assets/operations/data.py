@@ -103,7 +103,7 @@ def _newest_partition(view: View, key: dg.AssetCheckKey) -> str:
     )
     asked = {"asset": key.asset_key.to_string(), "name": key.name}
     with view.instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # as above
-        return connection.execute(query, asked).scalar() or ""
+        return str(connection.execute(query, asked).scalar() or "")
 
 
 def _is_error(failed: Failed) -> bool:
