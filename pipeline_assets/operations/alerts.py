@@ -28,6 +28,11 @@ KEPT_MESSAGES = 500
 """What waits for channels that never come back must end somewhere; the oldest go first, and a
 message says how many."""
 
+FORGOTTEN: frozenset[Kind] = frozenset(
+    ("run_failed", "check_failed", "model_refused", "backfill_failed")
+)
+"""Kinds that are looked for back to a horizon only; of others no sign means that they are mended."""
+
 
 class DeliveryError(Exception):
     """A channel didn't take a message; says why, without the channel's address."""
@@ -57,6 +62,8 @@ class Message(BaseModel):
     text: str
     level: Level
     waiting: list[str]
+    left_out: int = 0
+    """How many others it stands for, which could not be kept."""
 
 
 class Channel(BaseModel):
@@ -109,8 +116,11 @@ def update(
 
     New problems are told at once. What joins an open alert is counted, and told after `repeat`. Alerts
     whose problem is gone get their recovery, but for kinds that are `unknown` because nobody could
-    look; those since before the `horizon` are out of sight, not mended, and say so.
+    look; `FORGOTTEN` ones since before the `horizon` are out of sight, not mended, and say so. A channel that
+    wasn't there before is told what is still open.
     """
+    new_channels = _changed_channels(book, channels)
+    open_before = set(book.alerts)
     found = {problem.fingerprint: problem for problem in problems}
     for fingerprint, problem in found.items():
         alert = book.alerts.get(fingerprint)
@@ -138,8 +148,32 @@ def update(
                 alert,
                 now,
                 _others(alert, channels),
-                forgotten=bool(horizon and alert.since < horizon),
+                forgotten=bool(horizon and alert.since < horizon and alert.kind in FORGOTTEN),
             )
+    for fingerprint, alert in book.alerts.items():
+        if new_channels and fingerprint in open_before:
+            heard = {
+                name
+                for message in book.messages
+                if message.title == alert.title
+                for name in message.waiting
+            }
+            unheard = [name for name in _others(alert, new_channels) if name not in heard]
+            _tell(book, alert.title, alert.text, "failure", unheard)
+
+
+def _changed_channels(book: Book, channels: Collection[str]) -> list[str]:
+    """The channels that are new, which get what waited for those that are gone.
+
+    A channel's name comes from its address: of a mended address the old name is gone and another new.
+    """
+    new = [name for name in channels if name not in book.channels]
+    for message in book.messages:
+        kept = [name for name in message.waiting if name in channels]
+        message.waiting = sorted({*kept, *new}) if len(kept) < len(message.waiting) else kept
+    book.messages = [message for message in book.messages if message.waiting]
+    book.channels = {name: book.channels.get(name, Channel()) for name in channels}
+    return new
 
 
 def _opened(problem: Problem, now: datetime) -> Alert:
@@ -178,18 +212,17 @@ def _close(
 def _tell(book: Book, title: str, text: str, level: Level, channels: Collection[str]) -> None:
     if channels:
         book.messages.append(Message(title=title, text=text, level=level, waiting=sorted(channels)))
-    if len(book.messages) > KEPT_MESSAGES:
-        dropped = len(book.messages) - KEPT_MESSAGES + 1
-        del book.messages[:dropped]
-        book.messages.insert(
-            0,
-            Message(
-                title=f"{dropped} alerts could not be kept",
-                text=f"More than {KEPT_MESSAGES} waited for delivery; the oldest were left out.",
-                level="failure",
-                waiting=sorted(channels),
-            ),
+    if (excess := len(book.messages) - KEPT_MESSAGES) > 0:
+        dropped = book.messages[: excess + 1]  # the note needs a place too
+        left_out = sum(message.left_out or 1 for message in dropped)
+        note = Message(
+            title=f"{left_out} alerts could not be kept",
+            text=f"More than {KEPT_MESSAGES} waited for delivery; the oldest were left out.",
+            level="failure",
+            waiting=sorted({name for message in dropped for name in message.waiting}),
+            left_out=left_out,
         )
+        book.messages[: excess + 1] = [note]
 
 
 def deliver(
@@ -205,12 +238,6 @@ def deliver(
 
     A channel that fails is left alone for a while, longer each time. `send` raises DeliveryError.
     """
-    for name in list(book.channels):
-        if name not in channels:
-            del book.channels[name]
-    for message in book.messages:
-        # A channel that is no longer configured waits for nothing.
-        message.waiting = [name for name in message.waiting if name in channels]
     for name in channels:
         channel = book.channels.setdefault(name, Channel())
         for message in book.messages:

@@ -12,6 +12,7 @@ import dagster as dg
 
 from pipeline_assets.operations.problems import Problem, alike, moment
 from pipeline_assets.operations.runs import View, root_cause
+from pipeline_assets.operations.status import HEARTBEAT
 
 if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
@@ -146,10 +147,14 @@ def switched_off(view: View) -> list[Problem]:
 def silent_daemons(instance: dg.DagsterInstance, now: datetime) -> list[Problem]:
     """The daemon's threads that gave no sign of life lately, as one problem."""
     statuses = instance.get_daemon_statuses()
+    alive = (now - HEARTBEAT).timestamp()
     silent = {
         name: status.last_heartbeat
         for name, status in statuses.items()
-        if status.required and not status.healthy
+        if status.required
+        and not (
+            status.healthy and status.last_heartbeat and status.last_heartbeat.timestamp > alive
+        )
     }
     if not silent:
         return []

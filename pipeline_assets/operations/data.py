@@ -7,18 +7,20 @@ no run for one that doesn't block, and tells nobody. The gate's verdicts are the
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import dagster as dg
 
 from pipeline_assets.operations.checks import ON_TIME, ServiceLevel
-from pipeline_assets.operations.problems import Kind, Problem, few
-from pipeline_assets.operations.runs import HORIZON, View
+from pipeline_assets.operations.problems import Problem, few
+from pipeline_assets.operations.runs import View
 from pipeline_assets.resources.postgres import Database
 
-KINDS: dict[str, Kind] = {"trained_model": "model_refused"}
-"""Asset -> what a failed check of it is called, where that isn't simply a failed check."""
+MODEL = "trained_model"
+NEWEST_ONLY = {"purchase_predictions score_drift", "purchase_predictions realised_performance"}
+"""Checks of a state that the next partition replaces, as the gate's of a model."""
 
 
 class Failed(NamedTuple):
@@ -67,19 +69,58 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
     ]
 
 
-def failed_checks(view: View) -> list[Problem]:
-    """A problem for each check that fails now, with all its partitions."""
+def failed_checks(view: View, failing: Sequence[Failed]) -> list[Problem]:
+    """A problem for each check that fails now, with all its partitions; one for a refused model."""
     groups: dict[dg.AssetCheckKey, list[Failed]] = defaultdict(list)
+    refused: list[Failed] = []
     graph = view.repository.asset_graph
-    for failed in failing_checks(view.instance, view.ago(HORIZON)):
+    for failed in failing:
         if not graph.has(failed.key):
             continue  # it was removed
         if failed.key.name == ON_TIME:
             continue  # `late_data` says it, at once
+        asset = failed.key.asset_key.to_user_string()
+        if asset == MODEL or f"{asset} {failed.key.name}" in NEWEST_ONLY:
+            if failed.partition != _newest_partition(view, failed.key):
+                continue  # a later week's took its place
+            if asset == MODEL:
+                refused += [failed] if _is_error(failed) else []
+                continue
         # A ranged run has a result for the range as a whole beside each partition's own.
         if failed.partition or graph.get(failed.key).partitions_def is None:
             groups[failed.key].append(failed)
-    return [_check_problem(view, key, found) for key, found in groups.items()]
+    problems = [_check_problem(view, key, found) for key, found in groups.items()]
+    return problems + ([_refused_model(view, refused)] if refused else [])
+
+
+def _newest_partition(view: View, key: dg.AssetCheckKey) -> str:
+    """The newest partition that has a result of the check."""
+    from sqlalchemy import text
+
+    query = text(
+        "SELECT max(partition) FROM asset_check_executions WHERE asset_key = :asset"
+        " AND check_name = :name AND execution_status IN ('SUCCEEDED', 'FAILED')"
+    )
+    asked = {"asset": key.asset_key.to_string(), "name": key.name}
+    with view.instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # as above
+        return str(connection.execute(query, asked).scalar() or "")
+
+
+def _is_error(failed: Failed) -> bool:
+    """Whether it refuses the model: a warning of an accepted one doesn't."""
+    evaluation = failed.event.event_log_entry.asset_check_evaluation
+    return bool(evaluation and evaluation.severity == dg.AssetCheckSeverity.ERROR)
+
+
+def _refused_model(view: View, found: Sequence[Failed]) -> Problem:
+    first = min(found, key=lambda failed: failed.event.storage_id)
+    causes = [
+        f"{failed.key.name}: {_evidence(failed.event.event_log_entry.asset_check_evaluation)}"
+        for failed in found
+    ]
+    problem = _check_problem(view, first.key, found)
+    facts = {**problem.facts, "What": f"{MODEL} {first.partition}", "Cause": "; ".join(causes)}
+    return replace(problem, kind="model_refused", subject=MODEL, facts=facts)
 
 
 def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -> Problem:
@@ -87,11 +128,10 @@ def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -
     evaluation = newest.event.event_log_entry.asset_check_evaluation
     asset = key.asset_key.to_user_string()
     partitions = sorted({failed.partition for failed in found} - {""})
-    kind = KINDS.get(asset, "check_failed")
     run = newest.event.run_id
     blocking = bool(evaluation and evaluation.blocking)
     return Problem(
-        kind,
+        "check_failed",
         f"{asset} {key.name}",
         datetime.fromtimestamp(min(failed.event.timestamp for failed in found), UTC),
         members=tuple(partitions or [key.name]),

@@ -5,7 +5,7 @@ the data is there and not when somebody clicked.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -70,12 +70,8 @@ def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
     `told` are partitions with a failed check or a held day: a run that failed because of these alone
     isn't told again.
     """
-    records = view.instance.get_run_records(
-        dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=view.ago(HORIZON)),
-        limit=MOST_RUNS,
-    )
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
-    for record in records:  # the newest first
+    for record in _failed_records(view):  # the newest first
         newest.setdefault(_target(record.dagster_run), record)
     failures = {
         record.dagster_run.run_id: _failure(view, record.dagster_run) for record in newest.values()
@@ -94,6 +90,18 @@ def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
             what = run.job_name if run.job_name != "__ASSET_JOB" else failure.step or "assets"
             groups[f"{what} {failure.step}: {alike(failure.cause)}"].append((record, failure))
     return [_run_problem(view, subject, found) for subject, found in groups.items()]
+
+
+def _failed_records(view: View) -> Iterator[dg.RunRecord]:
+    """All back to the horizon, page by page: one left out would look mended."""
+    filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=view.ago(HORIZON))
+    cursor = None
+    while True:
+        page = view.instance.get_run_records(filters, limit=MOST_RUNS, cursor=cursor)
+        yield from page
+        if len(page) < MOST_RUNS:
+            return
+        cursor = page[-1].dagster_run.run_id
 
 
 def _target(run: dg.DagsterRun) -> tuple[Any, ...]:

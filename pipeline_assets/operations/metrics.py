@@ -191,7 +191,7 @@ def _tables(status: Status) -> Iterable["Metric"]:
         name: _gauge(name, text, "table")
         for name, text in {
             "partitions_loaded": "Partitions that are loaded.",
-            "partitions_behind": "Closed partitions that were never loaded.",
+            "partitions_behind": "Closed partitions that were never loaded and aren't held.",
             "partitions_held": "Partitions that the contract holds back.",
             "rows_loaded": "Rows that kept the contract, of loaded partitions.",
             "rows_quarantined": "Rows that broke the contract.",
@@ -202,7 +202,7 @@ def _tables(status: Status) -> Iterable["Metric"]:
     for table in status.tables:
         values = {
             "partitions_loaded": table.loaded,
-            "partitions_behind": len(table.behind),
+            "partitions_behind": len(set(table.behind) - set(table.held)),
             "partitions_held": len(table.held),
             "rows_loaded": table.rows_loaded,
             "rows_quarantined": table.rows_quarantined,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HORIZON = timedelta(days=30)
 """How far back failures are looked at; older ones are given up, which is told."""
 MOST_RUNS = 1000
-"""Failed runs a look reads, the newest: 0.2 s. More than these have few causes."""
+"""Runs a look reads at a time: 0.2 s."""
 USUAL_RUNS = 20
 """How many of a job's last successful runs say what is usual."""
 SHORTEST_SLOW = timedelta(minutes=5)

@@ -250,6 +250,7 @@ def test_a_warehouse_that_is_away_is_told_and_recovers_nothing(
     assert not subjects(mailbox[0], about="no longer held")
     look(told, instance)
     assert subjects(mailbox[0], about="can look again: held days")
+    assert not subjects(mailbox[0], about="Check"), "a held day's rules aren't told beside it"
 
 
 def test_data_that_is_late_is_told_though_nothing_failed(

@@ -26,7 +26,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations import daemon, runs
-from pipeline_assets.operations.data import failing_checks, missed_freshness
+from pipeline_assets.operations.data import failed_checks, failing_checks, missed_freshness
 from pipeline_assets.operations.failed_runs import failed_runs
 from pipeline_assets.operations.problems import WORDS, Problem, anchor
 from pipeline_assets.operations.runs import View
@@ -147,6 +147,19 @@ def test_a_run_that_ends_without_a_step_that_failed(
     problem = only(failed_runs(view))
     assert told in problem.facts["Cause"]
     assert "run 1 of 3" in problem.facts["Attempt"]
+
+
+def test_failures_beyond_the_first_page_are_not_mended(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_assets.operations.failed_runs.MOST_RUNS", 2)
+    jobs = [f"job_{number}" for number in range(5)]
+    for job in jobs:
+        view.instance.report_run_failed(
+            add_run(view.instance, dg.DagsterRunStatus.STARTED, job=job)
+        )
+    found = [problem.subject.split()[0] for problem in failed_runs(view)]
+    assert sorted(found) == jobs
 
 
 def test_a_retry_that_is_on_its_way_is_said(view: View) -> None:
@@ -341,7 +354,7 @@ def test_a_daemon_that_is_silent(view: View) -> None:
         for kind in view.instance.get_required_daemon_types():
             view.instance.add_daemon_heartbeat(DaemonHeartbeat(at.timestamp(), kind, "id", []))
 
-    beat(NOW - timedelta(hours=1))
+    beat(NOW - timedelta(minutes=6))
     assert only(daemon.silent_daemons(view.instance, NOW)).kind == "daemon_silent"
     beat(datetime.now(UTC))
     assert daemon.silent_daemons(view.instance, NOW) == []
@@ -371,6 +384,30 @@ def test_failing_checks_are_what_dagsters_own_api_says(
     status = dg.AssetCheckKey(dg.AssetKey("validated_transactions"), "status_known")
     assert ours == theirs
     assert (status, "2026-01-07") in ours
+
+
+def test_a_refused_model_is_one_problem_until_a_later_one_is_accepted(view: View) -> None:
+    def report(week: str, check: str, severity: str, *, passed: bool) -> list[Problem]:
+        view.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("trained_model"),
+                check_name=check,
+                passed=passed,
+                metadata={},
+                partition=week,
+                severity=dg.AssetCheckSeverity(severity),
+            )
+        )
+        return failed_checks(view, failing_checks(view.instance, view.ago(runs.HORIZON)))
+
+    report("2026-05-05", "auc_sufficient", "ERROR", passed=False)
+    refused = only(report("2026-05-05", "calibrated", "ERROR", passed=False))
+    assert refused.fingerprint == "model_refused trained_model"
+    assert refused.members == ("2026-05-05",)
+    assert "auc_sufficient" in refused.facts["Cause"]
+    assert "calibrated" in refused.facts["Cause"]
+    report("2026-05-12", "auc_sufficient", "ERROR", passed=True)
+    assert report("2026-05-12", "calibrated", "WARN", passed=False) == []
 
 
 def test_the_runbook_has_an_entry_for_each_alert() -> None:

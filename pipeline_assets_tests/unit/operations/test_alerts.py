@@ -7,7 +7,14 @@ from functools import partial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_assets.operations.alerts import Book, DeliveryError, Message, deliver, update
+from pipeline_assets.operations.alerts import (
+    KEPT_MESSAGES,
+    Book,
+    DeliveryError,
+    Message,
+    deliver,
+    update,
+)
 from pipeline_assets.operations.problems import Problem, alike, anchor
 
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
@@ -111,6 +118,50 @@ def test_what_is_out_of_sight_is_given_up_and_not_called_mended() -> None:
     later = BEGIN + timedelta(days=31)
     update(book, [], later, channels=CHANNELS, repeat=REPEAT, horizon=later - timedelta(days=30))
     assert book.messages[-1].title == "Given up: Run failed: a"
+
+
+def test_what_is_seen_at_any_age_is_mended_when_it_is_gone() -> None:
+    book = Book()
+    held = Problem("day_held", "transactions", BEGIN)
+    update(book, [held], BEGIN, channels=CHANNELS, repeat=REPEAT)
+    later = BEGIN + timedelta(days=31)
+    update(book, [], later, channels=CHANNELS, repeat=REPEAT, horizon=later - timedelta(days=30))
+    assert book.messages[-1].title == "Day no longer held: transactions"
+
+
+def test_a_mended_address_gets_what_waited_for_the_wrong_one() -> None:
+    """A channel's name is a hash of its address, so that another address is another channel."""
+    book = Book()
+    update(book, [problem("a"), problem("b")], BEGIN, channels=["wrong"], repeat=REPEAT)
+    update(book, [problem("a"), problem("b")], BEGIN, channels=["wrong"], repeat=REPEAT)
+    update(book, [problem("b")], BEGIN, channels=["right"], repeat=REPEAT)
+    update(book, [problem("b")], BEGIN, channels=["right"], repeat=REPEAT)
+    assert [(message.title, message.waiting) for message in book.messages] == [
+        ("Run failed: a", ["right"]),
+        ("Run failed: b", ["right"]),
+        ("Runs again: a", ["right"]),
+    ]
+
+
+def test_what_a_new_channel_never_heard_of_is_told_to_it_alone() -> None:
+    book = Book()
+    update(book, [problem("a")], BEGIN, channels=[], repeat=REPEAT)
+    for channels in (["mail"], ["mail"], CHANNELS, CHANNELS, ["mail"]):
+        update(book, [problem("a")], BEGIN, channels=channels, repeat=REPEAT)
+    titles = [(message.title, message.waiting) for message in book.messages]
+    assert titles == [("Run failed: a", ["mail"])]  # the other was removed, and what waited for it
+    update(book, [problem("a")], BEGIN, channels=CHANNELS, repeat=REPEAT)
+    assert book.messages[-1].waiting == ["hook"]
+
+
+def test_the_number_of_alerts_that_were_left_out_is_right() -> None:
+    book = Book()
+    for number in range(KEPT_MESSAGES + 20):
+        found = [problem(str(number))]
+        update(book, found, BEGIN, channels=CHANNELS, repeat=REPEAT, unknown={"run_failed"})
+    assert len(book.messages) == KEPT_MESSAGES
+    assert book.messages[0].title == "21 alerts could not be kept"  # one made room for this
+    assert book.messages[1].title == "Run failed: 21"
 
 
 def test_causes_that_differ_in_numbers_are_the_same() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_assets.models.records import Deployment
 from pipeline_assets.operations.alerts import Alert, Book
+from pipeline_assets.operations.metrics import _tables
 from pipeline_assets.operations.page import INLINE, details, headline, summary
 from pipeline_assets.operations.status import Status, TableState, _closed
 from pipeline_assets.resources.dagster_history import Check, Instigator, Run
@@ -130,6 +131,16 @@ def test_a_sensor_that_is_no_longer_evaluated_is_late() -> None:
 def test_a_held_partition_is_told_once() -> None:
     table = replace(TABLE, held=["2026-11-20"], behind=["2026-11-20"])
     assert [each.kind for each in replace(fine(), tables=[table]).problems] == ["held"]
+
+
+def test_a_held_partition_is_not_counted_as_behind_too() -> None:
+    table = replace(TABLE, held=["2026-11-20"], behind=["2026-11-19", "2026-11-20"])
+    values = {
+        sample.name: sample.value
+        for metric in _tables(replace(fine(), tables=[table]))
+        for sample in metric.samples
+    }
+    assert values["pipeline_partitions_behind"] == values["pipeline_partitions_held"] == 1
 
 
 def test_what_others_wrote_stays_text_on_the_page() -> None:
