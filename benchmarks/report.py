@@ -160,9 +160,9 @@ A day of changes goes from one PostgreSQL database into a table of another. The 
 lines; a mixed day is half changed rows from all over the table and half new ones. One row in a
 thousand breaks the contract, a few are older than what the warehouse has, and a few that the warehouse
 has are gone from the source. Every run starts from a fresh copy of the warehouse; the tools take
-turns; figures are medians of as many runs as stand beside them. The last four columns count, by SQL after the run, the rows of the target
-that are not as they should be. The warehouse's table has an index on the change time beside its key's;
-all tools maintain both.
+turns; figures are medians of as many runs as stand beside them. The last four columns count, by SQL
+after the run, the rows of the target that are not as they should be. The warehouse's table has an
+index on the change time beside its key's; all tools maintain both.
 
 The floor is psql alone: binary COPY out, COPY into a temporary table, and an upsert sorted by key. It
 validates nothing. This project's own runs go through the Dagster assets, with gate, quarantine, ledger
