@@ -180,8 +180,8 @@ def copy_version(client: "MlflowClient", source: Registered, name: str) -> Regis
     return _registered(copied)
 
 
-def by_alias(client: "MlflowClient", name: str, alias: str) -> Registered | None:
-    """The version that an alias points to, or None."""
+def alias_target(client: "MlflowClient", name: str, alias: str) -> int | None:
+    """The number of the version that an alias points to, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -192,7 +192,13 @@ def by_alias(client: "MlflowClient", name: str, alias: str) -> Registered | None
         raise
     # Asking for an alias that isn't there is INVALID_PARAMETER_VALUE, like any other mistake.
     number = model.aliases.get(alias)
-    return by_version(client, name, int(number)) if number else None
+    return int(number) if number else None
+
+
+def by_alias(client: "MlflowClient", name: str, alias: str) -> Registered | None:
+    """The version that an alias points to, or None."""
+    number = alias_target(client, name, alias)
+    return by_version(client, name, number) if number else None
 
 
 def by_version(client: "MlflowClient", name: str, version: int) -> Registered:

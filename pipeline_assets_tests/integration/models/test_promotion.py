@@ -12,7 +12,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pipeline_assets.models import promotion, records, registry
+from pipeline_assets.models import judgement, promotion, records, registry
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.records import Deployment, RefusedError
@@ -152,10 +152,61 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
     )
     refused(registry.by_version(production.client, other.name, other.version), "was judged, but")
 
-    # Nor does an alias that somebody set by hand: what uses the champion looks for itself.
+    # Nor does an alias that somebody set by hand: what uses the champion asks the audit.
     production.client.set_registered_model_alias(bad.name, registry.CHAMPION, str(bad.version))
-    with pytest.raises(RefusedError, match="refused by calibrated"):
+    with pytest.raises(RefusedError, match="version 1 was deployed, but .* points to version 2"):
         promotion.champion(production.client, production.connection, bad.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_hand", ["deleted", "moved"])
+def test_who_the_champion_is_says_the_audit_whatever_the_alias_says(
+    production: Production, by_hand: str
+) -> None:
+    first, second = production.deployed(2)
+    # Judged as if there were no champion, which the comparison with one would have refused.
+    unchallenged = production.version("2026-11-16", champion=None)
+    name = production.world.name
+    if by_hand == "deleted":
+        production.client.delete_registered_model_alias(name, registry.CHAMPION)
+    else:
+        production.client.set_registered_model_alias(name, registry.CHAMPION, str(first.version))
+    before = production.world.production()
+
+    for attempt in (
+        lambda: production.deploy(unchallenged),
+        lambda: promotion.champion(production.client, production.connection, name),
+        lambda: judgement.judge(
+            production.client,
+            production.connection,
+            unchallenged,
+            production.training,
+            production.world.settings,
+            decided_by="test",
+        ),
+    ):
+        with pytest.raises(RefusedError, match=r"version 2 was deployed, but .* rollback"):
+            attempt()
+    assert production.world.production() == before
+    assert len(records.verdicts(production.connection, name)) == 3
+
+    # Both ways that the message names lead out.
+    production.client.set_registered_model_alias(name, registry.CHAMPION, str(second.version))
+    assert promotion.champion(production.client, production.connection, name) == second
+    production.client.delete_registered_model_alias(name, registry.CHAMPION)
+    assert production.rollback().champion_before == second.version
+    assert production.world.production() == (first.version, None, 3)
+    assert promotion.champion(production.client, production.connection, name) == first
+
+
+@pytest.mark.slow
+def test_an_alias_without_a_deployment_is_no_champion(production: Production) -> None:
+    version = production.version()
+    production.client.set_registered_model_alias(version.name, registry.CHAMPION, "1")
+    with pytest.raises(RefusedError, match="no deployment is known; delete the alias"):
+        production.deploy(version)
+    production.client.delete_registered_model_alias(version.name, registry.CHAMPION)
+    assert production.deploy(version).champion_after == 1
 
 
 @pytest.mark.slow
