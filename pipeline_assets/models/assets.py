@@ -209,7 +209,7 @@ def deployed_asset(
         description=(
             "The model in production, alias `champion`. It moves to the week's version if the gate let "
             "that through, which is verified again here; every move is a row of "
-            "`pipeline.model_deployments`. A refusal leaves production as it was."
+            "`pipeline.champion_deployments`. A refusal leaves production as it was."
         ),
         check_specs=[deployed_spec(partitions)],
         **_common(settings, partitions, "models_deployment"),

@@ -165,13 +165,14 @@ def production(
     the comparison with the champion had refused would be judged without one, accepted and deployed.
 
     Raises:
-        RefusedError: the alias is missing, or was set by hand.
+        RefusedError: the alias is missing or was set by hand, or the version's artifact isn't the one
+            that was deployed.
         registry.RegistryError: the champion was deleted in MLflow.
     """
     last = _last_move(client, warehouse, name)
     audited, alias = last and last.champion_after, registry.alias_target(client, name, CHAMPION)
     if audited == alias:
-        return registry.by_version(client, name, audited) if audited else None
+        return _as_deployed(client, last) if last else None
     found = f"points to version {alias}" if alias else "is missing"
     if audited is None:
         raise RefusedError(
@@ -186,11 +187,11 @@ def production(
 
 
 def champion(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -> Registered:
-    """The version in production, if the gate let it through.
+    """The version in production. The verdict that it was deployed under holds, whatever came later.
 
     Raises:
         NoChampionError: there is none.
-        RefusedError: see `production`; or it isn't one that the gate let through.
+        RefusedError, registry.RegistryError: see `production`.
     """
     with alone(warehouse, name):
         found = production(client, warehouse, name)
@@ -199,7 +200,6 @@ def champion(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -
             f"{name} has no champion yet: materialize training_snapshots, trained_model and "
             "deployed_model for a closed week"
         )
-    records.passed_verdict(warehouse, found)
     return found
 
 
@@ -262,6 +262,17 @@ def _last_move(
             _move(client, warehouse, deployment)
     history = records.deployments(warehouse, name)
     return history[-1] if history else None
+
+
+def _as_deployed(client: "MlflowClient", last: Deployment) -> Registered:
+    found = registry.by_version(client, last.model_name, last.champion_after)
+    if found.artifact_hash != last.artifact_hash:
+        raise RefusedError(
+            f"{found}: artifact {last.artifact_hash[:12]} was deployed, but {found.artifact_hash[:12]} is "
+            "registered; restore the version's tag artifact_hash, or go back to the champion before it "
+            "(`pipeline-assets rollback`)"
+        )
+    return found
 
 
 def _move(

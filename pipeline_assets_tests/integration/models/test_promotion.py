@@ -65,16 +65,19 @@ class Production:
     ) -> Registered:
         registered = self.world.register(self.pipeline, self.training, week)
         if judged:
-            records.record_verdict(
-                self.connection,
-                registered,
-                findings,
-                {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
-                holdout_hash="holdout",
-                champion_version=champion,
-                decided_by="test",
-            )
+            self.judged(registered, findings, champion)
         return registered
+
+    def judged(self, version: Registered, findings: list[Finding], champion: int | None) -> None:
+        records.record_verdict(
+            self.connection,
+            version,
+            findings,
+            {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
+            holdout_hash="holdout",
+            champion_version=champion,
+            decided_by="test",
+        )
 
     def deploy(self, version: Registered) -> Deployment:
         return promotion.deploy(
@@ -115,7 +118,10 @@ def test_each_deployment_keeps_the_way_back_and_is_written_down(production: Prod
     ]
     assert all(found.finished_at for found in audit)
     assert {(found.actor, found.reason) for found in audit} == {("somebody", "a test")}
-    assert audit[-1].mlflow_run_id == second.run_id
+    assert (audit[-1].mlflow_run_id, audit[-1].artifact_hash) == (
+        second.run_id,
+        second.artifact_hash,
+    )
     assert audit[-1].metrics == {"model": {"auc": [0.8, 0.79, 0.81]}}
 
     assert production.deploy(second) == audit[-1]  # again: nothing happens
@@ -143,7 +149,7 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
     refused(production.version(NEXT, champion=None), "compared with champion version none")
 
     # Neither a changed verdict nor a changed tag opens the way.
-    production.connection.execute("UPDATE pipeline.model_verdicts SET verdict = 'passed'")
+    production.connection.execute("UPDATE pipeline.gate_verdicts SET verdict = 'passed'")
     production.client.set_model_version_tag(bad.name, str(bad.version), "verdict", "passed")
     refused(bad, "refused by calibrated")
     other = production.version(NEXT, champion=champion.version)
@@ -230,6 +236,26 @@ def test_rolling_back_goes_one_champion_back_each_time_and_never_forward(
     with pytest.raises(promotion.NoChampionError, match="no previous champion"):
         production.rollback()
     assert production.world.production() == (first.version, None, 5)
+
+
+@pytest.mark.slow
+def test_judging_the_champion_again_forgets_nothing_and_leaves_it_in_production(
+    production: Production,
+) -> None:
+    (champion,) = production.deployed(1)
+    failing = [Finding(name, name != "auc_sufficient") for name in RULES]
+    production.judged(champion, failing, champion.version)
+
+    name, connection = champion.name, production.connection
+    assert [found.verdict for found in records.verdicts(connection, name)] == ["passed", "refused"]
+    assert promotion.champion(production.client, connection, name) == champion
+    # The newest decides about deploying.
+    with pytest.raises(RefusedError, match="refused by auc_sufficient"):
+        production.deploy(champion)
+    # It was deployed with these files, and no others.
+    production.client.set_model_version_tag(name, "1", "artifact_hash", "0" * 64)
+    with pytest.raises(RefusedError, match="was deployed, but 000000000000 is registered"):
+        promotion.champion(production.client, connection, name)
 
 
 KILLED = """
