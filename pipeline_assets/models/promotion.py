@@ -109,7 +109,9 @@ def rollback(
                 target,
                 "rollback",
                 before=last.champion_after,
-                previous_after=before_target[-1] if before_target else None,
+                previous_after=_existing(
+                    client, name, before_target[-1] if before_target else None
+                ),
                 actor=actor,
                 reason=reason,
                 metrics=verdict.metrics,
@@ -275,10 +277,20 @@ def _as_deployed(client: "MlflowClient", last: Deployment) -> Registered:
     return found
 
 
+def _existing(client: "MlflowClient", name: str, version: int | None) -> int | None:
+    """The version, or None if it was deleted in MLflow."""
+    try:
+        return registry.by_version(client, name, version).version if version else None
+    except registry.RegistryError:
+        return None
+
+
 def _move(
     client: "MlflowClient", warehouse: psycopg.Connection, deployment: Deployment
 ) -> Deployment:
-    name, previous = deployment.model_name, deployment.previous_after
+    name = deployment.model_name
+    # It may have been deleted since the audit was written; that mustn't hold up the champion.
+    previous = _existing(client, name, deployment.previous_after)
     if previous is None:
         client.delete_registered_model_alias(name, PREVIOUS)
     else:

@@ -258,6 +258,33 @@ def test_judging_the_champion_again_forgets_nothing_and_leaves_it_in_production(
         promotion.champion(production.client, connection, name)
 
 
+@pytest.mark.slow
+def test_a_version_that_was_deleted_in_mlflow_blocks_no_move(production: Production) -> None:
+    first, second, third = production.deployed(3)
+    name = production.world.name
+    production.client.delete_model_version(name, str(first.version))
+    moved = production.rollback()
+    assert (moved.champion_after, moved.previous_after) == (second.version, None)
+    assert production.world.production() == (second.version, None, 4)
+
+    # Deleted after a process wrote the audit and died.
+    fourth = production.version("2026-11-23", champion=second.version)
+    records.start_deployment(
+        production.connection,
+        fourth,
+        "deploy",
+        before=second.version,
+        previous_after=third.version,
+        actor="killed",
+        reason="a test",
+        metrics={},
+    )
+    production.client.delete_model_version(name, str(third.version))
+    champion = promotion.champion(production.client, production.connection, name)
+    assert champion == fourth
+    assert production.world.production() == (fourth.version, None, 5)
+
+
 KILLED = """
 import os, signal, sys
 from mlflow import MlflowClient
