@@ -1,8 +1,8 @@
 """What the warehouse remembers of models: the gate's verdicts and the deployments.
 
-`pipeline.gate_verdicts` is to a model what `pipeline.batches` is to a partition: deployment and scoring
-ask here, not MLflow, whose tags and aliases anybody can set. `pipeline.champion_deployments` is the audit, and
-written before the aliases move, so that a deployment that was killed half-way is known and finished.
+`pipeline.gate_verdicts` is to a model what `pipeline.batches` is to a partition: deployment asks here, not
+MLflow, whose tags and aliases anybody can set. `pipeline.champion_deployments` is the audit, and written
+before the aliases move, so that a deployment that was killed half-way is known and finished.
 """
 
 from collections.abc import Mapping, Sequence
