@@ -1,10 +1,12 @@
 """Deployment and rollback on a real registry: what moves, what is refused, and what a crash leaves."""
 
+import shutil
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pipeline_assets.models import judgement, promotion, records, registry
+from pipeline_assets.models import judgement, promotion, records, registration, registry
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.records import Deployment, RefusedError
@@ -160,7 +162,7 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
 
     # Nor does an alias that somebody set by hand: what uses the champion asks the audit.
     production.client.set_registered_model_alias(bad.name, registry.CHAMPION, str(bad.version))
-    with pytest.raises(RefusedError, match="version 1 was deployed, but .* points to version 2"):
+    with pytest.raises(RefusedError, match=r"version 1 was deployed, but .* points to version 2"):
         promotion.champion(production.client, production.connection, bad.name)
 
 
@@ -285,6 +287,19 @@ def test_a_version_that_was_deleted_in_mlflow_blocks_no_move(production: Product
     assert production.world.production() == (fourth.version, None, 5)
 
 
+@pytest.mark.slow
+def test_a_replay_finishes_a_registration_that_was_killed_before_its_alias(
+    production: Production,
+) -> None:
+    first, second = production.version(), production.version(NEXT)
+    name, client = production.world.name, production.client
+    client.set_registered_model_alias(name, registry.CHALLENGER, str(first.version))
+    registration.existing_version(client, name, second.fingerprint)
+    assert registry.by_alias(client, name, registry.CHALLENGER) == second
+    registration.existing_version(client, name, first.fingerprint)  # an older week's stays older
+    assert registry.by_alias(client, name, registry.CHALLENGER) == second
+
+
 KILLED = """
 import os, signal, sys
 from mlflow import MlflowClient
@@ -373,3 +388,23 @@ def test_the_tables_are_made_by_any_number_of_processes_at_once(server: Any) -> 
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(make, range(4)))
+
+
+def test_only_the_modules_that_decide_the_model_make_it_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(Path(registry.__file__).parent, tmp_path / "models")
+    monkeypatch.setattr(registry, "__file__", str(copy / "registry.py"))
+
+    def mark() -> str:
+        registry._code_hash.cache_clear()
+        return registry.fingerprint("data", date(2026, 11, 2))
+
+    before = mark()
+    with (copy / "plots.py").open("a") as plots:
+        plots.write("# another colour")
+    assert mark() == before
+    with (copy / "training.py").open("a") as training:
+        training.write("# another candidate")
+    assert mark() != before
+    registry._code_hash.cache_clear()
