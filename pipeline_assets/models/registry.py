@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets import __version__
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import PermanentError, is_transient
 from pipeline_assets.models.snapshots import Window, feature_frame
 from pipeline_assets.models.training import TRUSTED_TYPES
 
@@ -319,6 +319,8 @@ def _download(uri: str, folder: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
     except (OSError, mlflow.MlflowException) as error:
+        if is_transient(error):  # says nothing of the model: a retry may find it unharmed
+            raise
         raise RegistryError(f"the files of {uri} can't be read: {error}") from error
 
 

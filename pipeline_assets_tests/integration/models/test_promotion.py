@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from pipeline_assets.failures import is_transient
 from pipeline_assets.models import judgement, promotion, records, registration, registry
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.gate import Finding
@@ -285,6 +287,44 @@ def test_a_version_that_was_deleted_in_mlflow_blocks_no_move(production: Product
     champion = promotion.champion(production.client, production.connection, name)
     assert champion == fourth
     assert production.world.production() == (fourth.version, None, 5)
+
+
+@pytest.mark.slow
+def test_an_outage_of_the_artifact_store_is_no_verdict(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    good = production.version(judged=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens: connections are refused
+        away = production.client.create_model_version(
+            good.name,
+            f"http://127.0.0.1:{closed.getsockname()[1]}/api/2.0/mlflow-artifacts/artifacts/model",
+            good.run_id,
+            tags=production.client.get_model_version(good.name, str(good.version)).tags
+            | {"fingerprint": "stored away"},
+        )
+        version = registry.by_version(production.client, good.name, int(away.version))
+        for attempt in (
+            lambda: judgement.judge(
+                production.client,
+                production.connection,
+                version,
+                production.training,
+                production.world.settings,
+                decided_by="test",
+            ),
+            lambda: registration.existing_version(production.client, good.name, "stored away"),
+        ):
+            with pytest.raises(Exception, match="refused") as failed:
+                attempt()
+            assert is_transient(failed.value)
+    assert records.verdicts(production.connection, good.name) == []
+
+    # Files that are gone are a finding.
+    files = production.client.get_model_version_download_uri(good.name, str(good.version))
+    shutil.rmtree(files.removeprefix("file://"))
+    assert registration.existing_version(production.client, good.name, good.fingerprint) is None
 
 
 @pytest.mark.slow
