@@ -173,7 +173,11 @@ def trained_asset(
                 version = registration.existing_version(client, name, mark)
                 replayed = version is not None
                 if version is None:
-                    tags = {"week": str(week), "training_hash": window.content_hash}
+                    tags = {
+                        "week": str(week),
+                        "training_hash": window.content_hash,
+                        "fingerprint": mark,
+                    }
                     with mlflow.run(context, connection, tags) as (client, run_id):
                         version = registration.train_version(
                             client, name, run_id, training, window, week, mark

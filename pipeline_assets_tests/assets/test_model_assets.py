@@ -382,6 +382,31 @@ def test_a_failed_training_ends_its_mlflow_run_and_the_retry_continues_it(
     assert [row[0] for row in figures] == 2 * [row[0] for row in verdicts]
 
 
+def test_a_re_execution_on_other_data_has_an_mlflow_run_of_its_own(world: World) -> None:
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    refused = world.run("train_model", WEEK, settings=with_settings(world, models_min_auc=0.99))
+    assert not refused.success
+    (first,) = runs(world)
+
+    fewer = with_settings(world, models_training_snapshots=2)
+    root = mlflow_run(world, first).data.tags["dagster_root_run_id"]
+    again = (
+        build_definitions(fewer)
+        .resolve_job_def("train_model")
+        .execute_in_process(
+            instance=world.instance,
+            partition_key=WEEK,
+            tags={"dagster/root_run_id": root, "dagster/parent_run_id": root},
+            raise_on_error=False,
+        )
+    )
+    about = metadata(again, "trained_model")
+    assert about["mlflow_run_id"] != first
+    assert set(runs(world).values()) == {"FINISHED"}
+    assert len(runs(world)) == 2
+
+
 def test_the_weekly_schedule_asks_for_the_week_that_ended(world: World) -> None:
     repository = build_definitions(world.settings).get_repository_def()
     schedule = repository.get_schedule_def("train_model_weekly")
