@@ -173,7 +173,11 @@ def trained_asset(
                 version = registration.existing_version(client, name, mark)
                 replayed = version is not None
                 if version is None:
-                    tags = {"week": str(week), "training_hash": window.content_hash}
+                    tags = {
+                        "week": str(week),
+                        "training_hash": window.content_hash,
+                        "fingerprint": mark,
+                    }
                     with mlflow.run(context, connection, tags) as (client, run_id):
                         version = registration.train_version(
                             client, name, run_id, training, window, week, mark
@@ -209,7 +213,7 @@ def deployed_asset(
         description=(
             "The model in production, alias `champion`. It moves to the week's version if the gate let "
             "that through, which is verified again here; every move is a row of "
-            "`pipeline.model_deployments`. A refusal leaves production as it was."
+            "`pipeline.champion_deployments`. A refusal leaves production as it was."
         ),
         check_specs=[deployed_spec(partitions)],
         **_common(settings, partitions, "models_deployment"),

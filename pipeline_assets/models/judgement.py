@@ -25,7 +25,7 @@ from pipeline_assets.models.evaluation import (
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.model_card import ModelCard, render
 from pipeline_assets.models.plots import HistoryPoint
-from pipeline_assets.models.registry import CHAMPION, Registered
+from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.rules import RULES, SMOKE
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets.models.training import predict
@@ -90,7 +90,7 @@ def judge(
             compared with it.
     """
     with promotion.alone(warehouse, version.name):
-        in_production = registry.by_alias(client, version.name, CHAMPION)
+        in_production = promotion.production(client, warehouse, version.name)
         judgement = _judge(version, in_production, holdout, thresholds)
         records.record_verdict(
             warehouse,

@@ -46,13 +46,12 @@ def deploy(
     """
     name = version.name
     with alone(warehouse, name):
-        _finish_pending(client, warehouse, name)
+        champion = production(client, warehouse, name)
         verdict = records.passed_verdict(warehouse, version)
         with registry.verified_files(version):
             pass
-        champion = registry.by_alias(client, name, CHAMPION)
         history = records.deployments(warehouse, name)
-        if champion == version and history and history[-1].champion_after == version.version:
+        if champion == version:
             return history[-1]
         _refuse_steps_back(version, champion, verdict, history)
         before = champion.version if champion else None
@@ -82,18 +81,18 @@ def rollback(
 ) -> Deployment:
     """Make the previous champion the champion again; the one before it is then the previous one.
 
-    The version that is rolled back is never deployed again: a new one has to be trained.
+    Who they are says the audit: aliases that were moved by hand are mended by it. The version that is
+    rolled back is never deployed again: a new one has to be trained.
 
     Raises:
         NoChampionError: there is no previous champion.
         RefusedError, registry.RegistryError: the previous one can't be used any more.
     """
     with alone(warehouse, name):
-        _finish_pending(client, warehouse, name)
-        champion = registry.by_alias(client, name, CHAMPION)
-        target = registry.by_alias(client, name, PREVIOUS)
-        if champion is None or target is None:
+        last = _last_move(client, warehouse, name)
+        if last is None or last.previous_after is None:
             raise NoChampionError(f"{name} has no previous champion to go back to")
+        target = registry.by_version(client, name, last.previous_after)
         verdict = records.passed_verdict(warehouse, target)
         with registry.verified_files(target):
             pass
@@ -109,8 +108,10 @@ def rollback(
                 warehouse,
                 target,
                 "rollback",
-                before=champion.version,
-                previous_after=before_target[-1] if before_target else None,
+                before=last.champion_after,
+                previous_after=_existing(
+                    client, name, before_target[-1] if before_target else None
+                ),
                 actor=actor,
                 reason=reason,
                 metrics=verdict.metrics,
@@ -157,20 +158,50 @@ def promote(
     return judged, deploy(client, warehouse, version, actor=actor, reason=reason)
 
 
+def production(
+    client: "MlflowClient", warehouse: psycopg.Connection, name: str
+) -> Registered | None:
+    """The champion by the last row of the audit, after the moves that were pending; call it `alone`.
+
+    The alias has to say the same. It isn't asked who the champion is: while it was missing, a model that
+    the comparison with the champion had refused would be judged without one, accepted and deployed.
+
+    Raises:
+        RefusedError: the alias is missing or was set by hand, or the version's artifact isn't the one
+            that was deployed.
+        registry.RegistryError: the champion was deleted in MLflow.
+    """
+    last = _last_move(client, warehouse, name)
+    audited, alias = last and last.champion_after, registry.alias_target(client, name, CHAMPION)
+    if audited == alias:
+        return _as_deployed(client, last) if last else None
+    found = f"points to version {alias}" if alias else "is missing"
+    if audited is None:
+        raise RefusedError(
+            f"{name}: the alias {CHAMPION} {found}, but no deployment is known; delete the alias in "
+            "MLflow, and let deployed_model set it"
+        )
+    raise RefusedError(
+        f"{name}: version {audited} was deployed, but the alias {CHAMPION} {found}: it was changed by "
+        f"hand. Set it back to version {audited} in MLflow (`pipeline-assets mlflow ui`), or go back to "
+        "the champion before it (`pipeline-assets rollback`)"
+    )
+
+
 def champion(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -> Registered:
-    """The version in production, if the gate let it through: an alias can be set by hand.
+    """The version in production. The verdict that it was deployed under holds, whatever came later.
 
     Raises:
         NoChampionError: there is none.
-        RefusedError: it isn't one that the gate let through.
+        RefusedError, registry.RegistryError: see `production`.
     """
-    found = registry.by_alias(client, name, CHAMPION)
+    with alone(warehouse, name):
+        found = production(client, warehouse, name)
     if found is None:
         raise NoChampionError(
             f"{name} has no champion yet: materialize training_snapshots, trained_model and "
             "deployed_model for a closed week"
         )
-    records.passed_verdict(warehouse, found)
     return found
 
 
@@ -221,17 +252,45 @@ def _refuse_steps_back(
         )
 
 
-def _finish_pending(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -> None:
-    """Finish the moves that a killed process began. Their verification came before their record."""
+def _last_move(
+    client: "MlflowClient", warehouse: psycopg.Connection, name: str
+) -> Deployment | None:
+    """The audit's last row, after the moves that a killed process began are finished.
+
+    Their verification came before their record.
+    """
     for deployment in records.deployments(warehouse, name):
         if deployment.finished_at is None:
             _move(client, warehouse, deployment)
+    history = records.deployments(warehouse, name)
+    return history[-1] if history else None
+
+
+def _as_deployed(client: "MlflowClient", last: Deployment) -> Registered:
+    found = registry.by_version(client, last.model_name, last.champion_after)
+    if found.artifact_hash != last.artifact_hash:
+        raise RefusedError(
+            f"{found}: artifact {last.artifact_hash[:12]} was deployed, but {found.artifact_hash[:12]} is "
+            "registered; restore the version's tag artifact_hash, or go back to the champion before it "
+            "(`pipeline-assets rollback`)"
+        )
+    return found
+
+
+def _existing(client: "MlflowClient", name: str, version: int | None) -> int | None:
+    """The version, or None if it was deleted in MLflow."""
+    try:
+        return registry.by_version(client, name, version).version if version else None
+    except registry.RegistryError:
+        return None
 
 
 def _move(
     client: "MlflowClient", warehouse: psycopg.Connection, deployment: Deployment
 ) -> Deployment:
-    name, previous = deployment.model_name, deployment.previous_after
+    name = deployment.model_name
+    # It may have been deleted since the audit was written; that mustn't hold up the champion.
+    previous = _existing(client, name, deployment.previous_after)
     if previous is None:
         client.delete_registered_model_alias(name, PREVIOUS)
     else:

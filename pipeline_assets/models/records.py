@@ -1,8 +1,8 @@
 """What the warehouse remembers of models: the gate's verdicts and the deployments.
 
-`pipeline.model_verdicts` is to a model what `pipeline.batches` is to a partition: deployment and scoring
-ask here, not MLflow, whose tags and aliases anybody can set. `pipeline.model_deployments` is the audit, and
-written before the aliases move, so that a deployment that was killed half-way is known and finished.
+`pipeline.gate_verdicts` is to a model what `pipeline.batches` is to a partition: deployment asks here, not
+MLflow, whose tags and aliases anybody can set. `pipeline.champion_deployments` is the audit, and written
+before the aliases move, so that a deployment that was killed half-way is known and finished.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,8 @@ from pipeline_assets.models.rules import RULES
 
 SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS pipeline;
-CREATE TABLE IF NOT EXISTS pipeline.model_verdicts (
+CREATE TABLE IF NOT EXISTS pipeline.gate_verdicts (
+    verdict_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_name text NOT NULL,
     model_version bigint NOT NULL,
     week date NOT NULL,
@@ -35,14 +36,14 @@ CREATE TABLE IF NOT EXISTS pipeline.model_verdicts (
     champion_version bigint,
     mlflow_run_id text NOT NULL,
     decided_by text NOT NULL,
-    decided_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (model_name, model_version)
+    decided_at timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE pipeline.model_verdicts IS 'What the gate found of each version of each model.';
-COMMENT ON COLUMN pipeline.model_verdicts.findings IS 'json, not jsonb, as that forgets the order.';
-COMMENT ON COLUMN pipeline.model_verdicts.champion_version IS
+COMMENT ON TABLE pipeline.gate_verdicts IS
+    'What the gate found, each time it looked at a version; the newest decides about deploying it.';
+COMMENT ON COLUMN pipeline.gate_verdicts.findings IS 'json, not jsonb, as that forgets the order.';
+COMMENT ON COLUMN pipeline.gate_verdicts.champion_version IS
     'The champion that it was compared with; null if there was none.';
-CREATE TABLE IF NOT EXISTS pipeline.model_deployments (
+CREATE TABLE IF NOT EXISTS pipeline.champion_deployments (
     deployment_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_name text NOT NULL,
     action text NOT NULL CHECK (action IN ('deploy', 'rollback')),
@@ -51,13 +52,14 @@ CREATE TABLE IF NOT EXISTS pipeline.model_deployments (
     previous_after bigint,
     actor text NOT NULL,
     reason text NOT NULL,
+    artifact_hash text NOT NULL,
     mlflow_run_id text NOT NULL,
     metrics json NOT NULL,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz
 );
-COMMENT ON TABLE pipeline.model_deployments IS 'Every move of the alias champion.';
-COMMENT ON COLUMN pipeline.model_deployments.finished_at IS
+COMMENT ON TABLE pipeline.champion_deployments IS 'Every move of the alias champion.';
+COMMENT ON COLUMN pipeline.champion_deployments.finished_at IS
     'Null while the aliases move: the next deployment or rollback finishes it first.';
 """
 
@@ -99,6 +101,8 @@ class Deployment:
     previous_after: int | None
     actor: str
     reason: str
+    artifact_hash: str
+    """Of the files that were deployed, which the gate had let through."""
     mlflow_run_id: str
     metrics: dict[str, Any]
     started_at: datetime
@@ -122,19 +126,13 @@ def record_verdict(
     champion_version: int | None,
     decided_by: str,
 ) -> None:
-    """Write what the gate found; a version that is judged again has the newest verdict only."""
+    """Write what the gate found. What it found before stays."""
     connection.execute(
-        """INSERT INTO pipeline.model_verdicts (model_name, model_version, week, verdict, findings,
+        """INSERT INTO pipeline.gate_verdicts (model_name, model_version, week, verdict, findings,
                metrics, artifact_hash, training_hash, holdout_hash, champion_version, mlflow_run_id,
                decided_by)
            VALUES (%(name)s, %(version)s, %(week)s, %(verdict)s, %(findings)s, %(metrics)s,
-               %(artifact)s, %(training)s, %(holdout)s, %(champion)s, %(run)s, %(by)s)
-           ON CONFLICT (model_name, model_version) DO UPDATE SET
-               week = excluded.week, verdict = excluded.verdict, findings = excluded.findings,
-               metrics = excluded.metrics, artifact_hash = excluded.artifact_hash,
-               training_hash = excluded.training_hash, holdout_hash = excluded.holdout_hash,
-               champion_version = excluded.champion_version, decided_by = excluded.decided_by,
-               decided_at = now()""",
+               %(artifact)s, %(training)s, %(holdout)s, %(champion)s, %(run)s, %(by)s)""",
         {
             "name": version.name,
             "version": version.version,
@@ -160,18 +158,18 @@ def record_verdict(
 
 
 def verdicts(connection: psycopg.Connection, name: str) -> list[Verdict]:
-    """Every verdict on a model's versions, oldest first."""
+    """Every verdict on a model's versions, oldest week first, and of a week the oldest verdict."""
     columns = ", ".join(Verdict.__dataclass_fields__)
     with connection.cursor(row_factory=class_row(Verdict)) as cursor:
         return cursor.execute(
-            f"SELECT {columns} FROM pipeline.model_verdicts"  # noqa: S608 - columns of our own
-            " WHERE model_name = %s ORDER BY week, model_version",
+            f"SELECT {columns} FROM pipeline.gate_verdicts"  # noqa: S608 - columns of our own
+            " WHERE model_name = %s ORDER BY week, verdict_id",
             [name],
         ).fetchall()
 
 
 def passed_verdict(connection: psycopg.Connection, version: Registered) -> Verdict:
-    """The verdict on a version that may be used.
+    """The newest verdict on a version that may be deployed.
 
     What is written there is not taken at its word: every rule must have been looked at, and none have
     failed, on the very artifact that is registered.
@@ -217,9 +215,9 @@ def start_deployment(
 ) -> Deployment:
     """Write down what is about to happen."""
     row = connection.execute(
-        """INSERT INTO pipeline.model_deployments (model_name, action, champion_before, champion_after,
-               previous_after, actor, reason, mlflow_run_id, metrics)
-           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING deployment_id""",
+        """INSERT INTO pipeline.champion_deployments (model_name, action, champion_before, champion_after,
+               previous_after, actor, reason, artifact_hash, mlflow_run_id, metrics)
+           VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING deployment_id""",
         [
             version.name,
             action,
@@ -228,6 +226,7 @@ def start_deployment(
             previous_after,
             actor,
             reason,
+            version.artifact_hash,
             version.run_id,
             Json(metrics),
         ],
@@ -242,7 +241,7 @@ def start_deployment(
 def finish_deployment(connection: psycopg.Connection, deployment: Deployment) -> None:
     """Write down that the aliases have moved."""
     connection.execute(
-        "UPDATE pipeline.model_deployments SET finished_at = clock_timestamp() WHERE deployment_id = %s",
+        "UPDATE pipeline.champion_deployments SET finished_at = clock_timestamp() WHERE deployment_id = %s",
         [deployment.deployment_id],
     )
 
@@ -252,7 +251,7 @@ def deployments(connection: psycopg.Connection, name: str) -> list[Deployment]:
     columns = ", ".join(Deployment.__dataclass_fields__)
     with connection.cursor(row_factory=class_row(Deployment)) as cursor:
         return cursor.execute(
-            f"SELECT {columns} FROM pipeline.model_deployments"  # noqa: S608 - columns of our own
+            f"SELECT {columns} FROM pipeline.champion_deployments"  # noqa: S608 - columns of our own
             " WHERE model_name = %s ORDER BY deployment_id",
             [name],
         ).fetchall()

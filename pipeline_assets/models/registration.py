@@ -56,6 +56,9 @@ def existing_version(client: "MlflowClient", name: str, fingerprint: str) -> Reg
     if client.get_run(version.run_id).info.status != "FINISHED":
         # The process was killed between the registration and the run's end.
         client.set_terminated(version.run_id, "FINISHED")
+    if version.version > (registry.alias_target(client, name, registry.CHALLENGER) or 0):
+        # Or between the version and its alias.
+        client.set_registered_model_alias(name, registry.CHALLENGER, str(version.version))
     return version
 
 

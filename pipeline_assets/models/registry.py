@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets import __version__
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import PermanentError, is_transient
 from pipeline_assets.models.snapshots import Window, feature_frame
 from pipeline_assets.models.training import TRUSTED_TYPES
 
@@ -36,6 +36,9 @@ MODEL_FILE = "model.skops"
 
 REQUIREMENTS = ("mlflow", "scikit-learn", "skops", "numpy", "pandas", "scipy")
 """What scoring needs; given explicitly, as MLflow takes 19 s to find out."""
+
+DECIDING = ("evaluation", "snapshots", "training")
+"""The modules that decide what model comes of the data: features, candidates and the choice among them."""
 
 
 class RegistryError(PermanentError):
@@ -87,7 +90,7 @@ def fingerprint(training_hash: str, holdout_cutoff: date) -> str:
 
 @cache
 def _code_hash() -> str:
-    code = sorted(Path(__file__).parent.glob("*.py"))
+    code = [Path(__file__).with_name(f"{module}.py") for module in DECIDING]
     return hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()
 
 
@@ -180,8 +183,8 @@ def copy_version(client: "MlflowClient", source: Registered, name: str) -> Regis
     return _registered(copied)
 
 
-def by_alias(client: "MlflowClient", name: str, alias: str) -> Registered | None:
-    """The version that an alias points to, or None."""
+def alias_target(client: "MlflowClient", name: str, alias: str) -> int | None:
+    """The number of the version that an alias points to, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -192,7 +195,13 @@ def by_alias(client: "MlflowClient", name: str, alias: str) -> Registered | None
         raise
     # Asking for an alias that isn't there is INVALID_PARAMETER_VALUE, like any other mistake.
     number = model.aliases.get(alias)
-    return by_version(client, name, int(number)) if number else None
+    return int(number) if number else None
+
+
+def by_alias(client: "MlflowClient", name: str, alias: str) -> Registered | None:
+    """The version that an alias points to, or None."""
+    number = alias_target(client, name, alias)
+    return by_version(client, name, number) if number else None
 
 
 def by_version(client: "MlflowClient", name: str, version: int) -> Registered:
@@ -310,6 +319,8 @@ def _download(uri: str, folder: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
     except (OSError, mlflow.MlflowException) as error:
+        if is_transient(error):  # says nothing of the model: a retry may find it unharmed
+            raise
         raise RegistryError(f"the files of {uri} can't be read: {error}") from error
 
 

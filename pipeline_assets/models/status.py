@@ -38,7 +38,7 @@ def model_status(settings: Settings) -> ModelStatus:
 def in_production(settings: Settings) -> Deployment | None:
     """The deployment that made today's champion the champion; nothing is created to find out."""
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
-        exists = warehouse.execute("SELECT to_regclass('pipeline.model_deployments')").fetchone()
+        exists = warehouse.execute("SELECT to_regclass('pipeline.champion_deployments')").fetchone()
         if exists == (None,):
             return None
         moves = records.deployments(warehouse, registry.model_name(settings.pipeline_env))

@@ -131,12 +131,12 @@ class Mlflow:
     ) -> Iterator[tuple["MlflowClient", str]]:
         """The MLflow run of a Dagster run, active in the block: a client, and the run's id.
 
-        A re-execution or retry continues the run that it belongs to. The run ends with the block:
-        FINISHED, FAILED, or KILLED where the block was interrupted; a process that was killed leaves it
-        RUNNING, until the next run finds that and ends it. A lock on the warehouse connection, which
-        goes with the process, tells the dead from the living. dagster-mlflow's resource lives as long as
-        the block, not as the Dagster run: that way a run whose data isn't there starts none, its end
-        doesn't wait for the steps after it, which dagster-mlflow's hook would make it do.
+        A re-execution or retry continues the run that it belongs to, if that has the same `tags`. The run
+        ends with the block: FINISHED, FAILED, or KILLED where the block was interrupted; a process that was
+        killed leaves it RUNNING, until the next run finds that and ends it. A lock on the warehouse
+        connection, which goes with the process, tells the dead from the living. dagster-mlflow's resource
+        lives as long as the block, not as the Dagster run: that way a run whose data isn't there starts
+        none, its end doesn't wait for the steps after it, which dagster-mlflow's hook would make it do.
         """
         client = self.client()
         root = context.run.get_root_run_id() or context.run.run_id
@@ -222,12 +222,16 @@ def end_abandoned(
 
 
 def _run_of(client: "MlflowClient", experiment: str, root_run_id: str, tags: dict[str, str]) -> str:
-    """The run of a root Dagster run. A new one has its tags from its first moment: a process may be
-    killed before dagster-mlflow sets them, and then nobody would know whose it is."""
+    """The run of a root Dagster run, if its tags are these; else a new one.
+
+    MLflow lets no parameter change, so that a training of other data can't continue a run. A new one has
+    its tags from its first moment: a process may be killed before dagster-mlflow sets them, and then
+    nobody would know whose it is.
+    """
     experiment_id = _experiment_id(client, experiment)
-    runs = client.search_runs([experiment_id], f"tags.{ROOT_RUN} = '{root_run_id}'")
-    if runs:
-        return str(runs[0].info.run_id)
+    for run in client.search_runs([experiment_id], f"tags.{ROOT_RUN} = '{root_run_id}'"):
+        if tags.items() <= run.data.tags.items():
+            return str(run.info.run_id)
     return str(client.create_run(experiment_id, tags={ROOT_RUN: root_run_id, **tags}).info.run_id)
 
 

@@ -365,21 +365,46 @@ def test_a_failed_training_ends_its_mlflow_run_and_the_retry_continues_it(
     (first,) = attempts[0]
     assert list(runs(world).items()) == [(first, "FINISHED")]
     assert len(attempts) == 2
-    verdicts = world.rows("SELECT metrics::text, findings::text FROM pipeline.model_verdicts")
+    verdicts = world.rows("SELECT metrics::text, findings::text FROM pipeline.gate_verdicts")
 
     # A new registry, the same data: the same figures to the last digit.
     monkeypatch.setattr(registry, "log_model", lambda *_: (_ for _ in ()).throw(ValueError("no")))
     client = world.client()
     client.delete_registered_model(world.name)
-    world.rows("DELETE FROM pipeline.model_deployments RETURNING 1")
+    world.rows("DELETE FROM pipeline.champion_deployments RETURNING 1")
     failed = world.run("train_model", WEEK)
     assert not failed.success
     assert sorted(runs(world).values()) == ["FAILED", "FINISHED"]
     monkeypatch.setattr(registry, "log_model", log_model)
     again = world.run("train_model", WEEK)
     assert again.success, failures(again)
-    figures = world.rows("SELECT metrics::text, findings::text FROM pipeline.model_verdicts")
-    assert [row[0] for row in figures] == [row[0] for row in verdicts]
+    figures = world.rows("SELECT metrics::text, findings::text FROM pipeline.gate_verdicts")
+    assert [row[0] for row in figures] == 2 * [row[0] for row in verdicts]
+
+
+def test_a_re_execution_on_other_data_has_an_mlflow_run_of_its_own(world: World) -> None:
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    refused = world.run("train_model", WEEK, settings=with_settings(world, models_min_auc=0.99))
+    assert not refused.success
+    (first,) = runs(world)
+
+    fewer = with_settings(world, models_training_snapshots=2)
+    root = mlflow_run(world, first).data.tags["dagster_root_run_id"]
+    again = (
+        build_definitions(fewer)
+        .resolve_job_def("train_model")
+        .execute_in_process(
+            instance=world.instance,
+            partition_key=WEEK,
+            tags={"dagster/root_run_id": root, "dagster/parent_run_id": root},
+            raise_on_error=False,
+        )
+    )
+    about = metadata(again, "trained_model")
+    assert about["mlflow_run_id"] != first
+    assert set(runs(world).values()) == {"FINISHED"}
+    assert len(runs(world)) == 2
 
 
 def test_the_weekly_schedule_asks_for_the_week_that_ended(world: World) -> None:
@@ -477,7 +502,7 @@ def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: Worl
     assert waiting.startswith("score_drift failed; trained too lately")
 
     world.rows(
-        "UPDATE pipeline.model_verdicts SET decided_at = decided_at - interval '4 days' RETURNING 1"
+        "UPDATE pipeline.gate_verdicts SET decided_at = decided_at - interval '4 days' RETURNING 1"
     )
     asked = tick(world, "early_retraining", now)
     newest = weeks(world.settings).get_partition_keys(current_time=now)[-1]

@@ -1,10 +1,13 @@
 """Deployment and rollback on a real registry: what moves, what is refused, and what a crash leaves."""
 
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,8 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from pipeline_assets.models import promotion, records, registry
+from pipeline_assets.failures import is_transient
+from pipeline_assets.models import judgement, promotion, records, registration, registry
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.records import Deployment, RefusedError
@@ -65,16 +69,19 @@ class Production:
     ) -> Registered:
         registered = self.world.register(self.pipeline, self.training, week)
         if judged:
-            records.record_verdict(
-                self.connection,
-                registered,
-                findings,
-                {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
-                holdout_hash="holdout",
-                champion_version=champion,
-                decided_by="test",
-            )
+            self.judged(registered, findings, champion)
         return registered
+
+    def judged(self, version: Registered, findings: list[Finding], champion: int | None) -> None:
+        records.record_verdict(
+            self.connection,
+            version,
+            findings,
+            {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
+            holdout_hash="holdout",
+            champion_version=champion,
+            decided_by="test",
+        )
 
     def deploy(self, version: Registered) -> Deployment:
         return promotion.deploy(
@@ -115,7 +122,10 @@ def test_each_deployment_keeps_the_way_back_and_is_written_down(production: Prod
     ]
     assert all(found.finished_at for found in audit)
     assert {(found.actor, found.reason) for found in audit} == {("somebody", "a test")}
-    assert audit[-1].mlflow_run_id == second.run_id
+    assert (audit[-1].mlflow_run_id, audit[-1].artifact_hash) == (
+        second.run_id,
+        second.artifact_hash,
+    )
     assert audit[-1].metrics == {"model": {"auc": [0.8, 0.79, 0.81]}}
 
     assert production.deploy(second) == audit[-1]  # again: nothing happens
@@ -143,7 +153,7 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
     refused(production.version(NEXT, champion=None), "compared with champion version none")
 
     # Neither a changed verdict nor a changed tag opens the way.
-    production.connection.execute("UPDATE pipeline.model_verdicts SET verdict = 'passed'")
+    production.connection.execute("UPDATE pipeline.gate_verdicts SET verdict = 'passed'")
     production.client.set_model_version_tag(bad.name, str(bad.version), "verdict", "passed")
     refused(bad, "refused by calibrated")
     other = production.version(NEXT, champion=champion.version)
@@ -152,10 +162,61 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
     )
     refused(registry.by_version(production.client, other.name, other.version), "was judged, but")
 
-    # Nor does an alias that somebody set by hand: what uses the champion looks for itself.
+    # Nor does an alias that somebody set by hand: what uses the champion asks the audit.
     production.client.set_registered_model_alias(bad.name, registry.CHAMPION, str(bad.version))
-    with pytest.raises(RefusedError, match="refused by calibrated"):
+    with pytest.raises(RefusedError, match=r"version 1 was deployed, but .* points to version 2"):
         promotion.champion(production.client, production.connection, bad.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_hand", ["deleted", "moved"])
+def test_who_the_champion_is_says_the_audit_whatever_the_alias_says(
+    production: Production, by_hand: str
+) -> None:
+    first, second = production.deployed(2)
+    # Judged as if there were no champion, which the comparison with one would have refused.
+    unchallenged = production.version("2026-11-16", champion=None)
+    name = production.world.name
+    if by_hand == "deleted":
+        production.client.delete_registered_model_alias(name, registry.CHAMPION)
+    else:
+        production.client.set_registered_model_alias(name, registry.CHAMPION, str(first.version))
+    before = production.world.production()
+
+    for attempt in (
+        lambda: production.deploy(unchallenged),
+        lambda: promotion.champion(production.client, production.connection, name),
+        lambda: judgement.judge(
+            production.client,
+            production.connection,
+            unchallenged,
+            production.training,
+            production.world.settings,
+            decided_by="test",
+        ),
+    ):
+        with pytest.raises(RefusedError, match=r"version 2 was deployed, but .* rollback"):
+            attempt()
+    assert production.world.production() == before
+    assert len(records.verdicts(production.connection, name)) == 3
+
+    # Both ways that the message names lead out.
+    production.client.set_registered_model_alias(name, registry.CHAMPION, str(second.version))
+    assert promotion.champion(production.client, production.connection, name) == second
+    production.client.delete_registered_model_alias(name, registry.CHAMPION)
+    assert production.rollback().champion_before == second.version
+    assert production.world.production() == (first.version, None, 3)
+    assert promotion.champion(production.client, production.connection, name) == first
+
+
+@pytest.mark.slow
+def test_an_alias_without_a_deployment_is_no_champion(production: Production) -> None:
+    version = production.version()
+    production.client.set_registered_model_alias(version.name, registry.CHAMPION, "1")
+    with pytest.raises(RefusedError, match="no deployment is known; delete the alias"):
+        production.deploy(version)
+    production.client.delete_registered_model_alias(version.name, registry.CHAMPION)
+    assert production.deploy(version).champion_after == 1
 
 
 @pytest.mark.slow
@@ -179,6 +240,104 @@ def test_rolling_back_goes_one_champion_back_each_time_and_never_forward(
     with pytest.raises(promotion.NoChampionError, match="no previous champion"):
         production.rollback()
     assert production.world.production() == (first.version, None, 5)
+
+
+@pytest.mark.slow
+def test_judging_the_champion_again_forgets_nothing_and_leaves_it_in_production(
+    production: Production,
+) -> None:
+    (champion,) = production.deployed(1)
+    failing = [Finding(name, name != "auc_sufficient") for name in RULES]
+    production.judged(champion, failing, champion.version)
+
+    name, connection = champion.name, production.connection
+    assert [found.verdict for found in records.verdicts(connection, name)] == ["passed", "refused"]
+    assert promotion.champion(production.client, connection, name) == champion
+    # The newest decides about deploying.
+    with pytest.raises(RefusedError, match="refused by auc_sufficient"):
+        production.deploy(champion)
+    # It was deployed with these files, and no others.
+    production.client.set_model_version_tag(name, "1", "artifact_hash", "0" * 64)
+    with pytest.raises(RefusedError, match="was deployed, but 000000000000 is registered"):
+        promotion.champion(production.client, connection, name)
+
+
+@pytest.mark.slow
+def test_a_version_that_was_deleted_in_mlflow_blocks_no_move(production: Production) -> None:
+    first, second, third = production.deployed(3)
+    name = production.world.name
+    production.client.delete_model_version(name, str(first.version))
+    moved = production.rollback()
+    assert (moved.champion_after, moved.previous_after) == (second.version, None)
+    assert production.world.production() == (second.version, None, 4)
+
+    # Deleted after a process wrote the audit and died.
+    fourth = production.version("2026-11-23", champion=second.version)
+    records.start_deployment(
+        production.connection,
+        fourth,
+        "deploy",
+        before=second.version,
+        previous_after=third.version,
+        actor="killed",
+        reason="a test",
+        metrics={},
+    )
+    production.client.delete_model_version(name, str(third.version))
+    champion = promotion.champion(production.client, production.connection, name)
+    assert champion == fourth
+    assert production.world.production() == (fourth.version, None, 5)
+
+
+@pytest.mark.slow
+def test_an_outage_of_the_artifact_store_is_no_verdict(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    good = production.version(judged=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens: connections are refused
+        away = production.client.create_model_version(
+            good.name,
+            f"http://127.0.0.1:{closed.getsockname()[1]}/api/2.0/mlflow-artifacts/artifacts/model",
+            good.run_id,
+            tags=production.client.get_model_version(good.name, str(good.version)).tags
+            | {"fingerprint": "stored away"},
+        )
+        version = registry.by_version(production.client, good.name, int(away.version))
+        for attempt in (
+            lambda: judgement.judge(
+                production.client,
+                production.connection,
+                version,
+                production.training,
+                production.world.settings,
+                decided_by="test",
+            ),
+            lambda: registration.existing_version(production.client, good.name, "stored away"),
+        ):
+            with pytest.raises(Exception, match="refused") as failed:
+                attempt()
+            assert is_transient(failed.value)
+    assert records.verdicts(production.connection, good.name) == []
+
+    # Files that are gone are a finding.
+    files = production.client.get_model_version_download_uri(good.name, str(good.version))
+    shutil.rmtree(files.removeprefix("file://"))
+    assert registration.existing_version(production.client, good.name, good.fingerprint) is None
+
+
+@pytest.mark.slow
+def test_a_replay_finishes_a_registration_that_was_killed_before_its_alias(
+    production: Production,
+) -> None:
+    first, second = production.version(), production.version(NEXT)
+    name, client = production.world.name, production.client
+    client.set_registered_model_alias(name, registry.CHALLENGER, str(first.version))
+    registration.existing_version(client, name, second.fingerprint)
+    assert registry.by_alias(client, name, registry.CHALLENGER) == second
+    registration.existing_version(client, name, first.fingerprint)  # an older week's stays older
+    assert registry.by_alias(client, name, registry.CHALLENGER) == second
 
 
 KILLED = """
@@ -269,3 +428,23 @@ def test_the_tables_are_made_by_any_number_of_processes_at_once(server: Any) -> 
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(make, range(4)))
+
+
+def test_only_the_modules_that_decide_the_model_make_it_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(Path(registry.__file__).parent, tmp_path / "models")
+    monkeypatch.setattr(registry, "__file__", str(copy / "registry.py"))
+
+    def mark() -> str:
+        registry._code_hash.cache_clear()
+        return registry.fingerprint("data", date(2026, 11, 2))
+
+    before = mark()
+    with (copy / "plots.py").open("a") as plots:
+        plots.write("# another colour")
+    assert mark() == before
+    with (copy / "training.py").open("a") as training:
+        training.write("# another candidate")
+    assert mark() != before
+    registry._code_hash.cache_clear()

@@ -49,7 +49,7 @@ def test_nothing_wrong_is_said_in_one_line() -> None:
 def test_the_model_in_production_and_its_age_are_said() -> None:
     assert "Model in production: none yet." in details(fine())
     since = NOW - timedelta(days=6)
-    moved = Deployment(1, "dev.purchase", "deploy", 2, 3, 2, "run", "", "", {}, since, since)
+    moved = Deployment(1, "dev.purchase", "deploy", 2, 3, 2, "run", "", "", "", {}, since, since)
     told = details(replace(fine(), champion=moved))
     assert "Model in production: dev.purchase version 3, for 6 days." in told
 
