@@ -224,6 +224,41 @@ def test_what_was_predicted_four_weeks_ago_is_held_against_what_happened(
     assert run.data.metrics["realised_auc"] == expected["auc"].value
 
 
+def test_predictions_of_a_model_that_knew_the_outcome_arent_counted(trained_world: World) -> None:
+    """The champion learnt from labels up to October 12: scores of October 5 are no forecast."""
+    world = trained_world
+    for week in ("2026-09-28", "2026-10-26"):
+        result = world.run("score_customers", week)
+        assert result.success, failures(result)
+    found = checks(result)["realised_performance"]
+    assert found.metadata["customers"].value == 0
+    ((predicted,),) = world.rows(
+        "SELECT count(*) FROM analytics.purchase_predictions WHERE cutoff = '2026-10-05'"
+    )
+    assert found.metadata["left_out"].value == predicted > 0
+    assert "aren't forecasts" in found.description
+    assert not [
+        name for name in metadata(result, "purchase_predictions") if name.startswith("realised")
+    ]
+
+
+def test_outcomes_without_two_kinds_are_a_warning_and_no_failure(world: World) -> None:
+    """Nobody bought after October 19: the rows were loaded when that was found out."""
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    assert world.run("train_model", WEEK).success
+    assert world.run("score_customers", "2026-10-12").success
+    with world.warehouse() as connection:
+        connection.execute(
+            "DELETE FROM analytics.fct_transactions WHERE ordered_at >= '2026-10-19'"
+        )
+    result = world.run("score_customers", NEXT)
+    assert result.success, failures(result)
+    found = checks(result)["realised_performance"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert found.description.startswith("0 of the ")
+
+
 @pytest.fixture
 def day_held(trained_world: World) -> Any:
     """A day of the year that broke its contract, for the time of a test."""
