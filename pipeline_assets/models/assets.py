@@ -326,7 +326,7 @@ def predictions_asset(
                 "cutoff": str(end),
                 "mean_probability": found.mean,
                 "expected_buyers": round(found.mean * verdict.rows),
-                "score_psi": found.moved.score.psi,
+                **found.drift_figures,
                 **{f"realised_{name}": value for name, value in found.realised_figures.items()},
                 **{name: image(png) for name, png in found.images.items()},
                 "preview": preview(scored.judgement.preview),

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 
 from pipeline_assets.models.checks import (
+    MEASURED,
     PREDICTIONS,
     REALISED,
     SCORE_DRIFT,
@@ -253,6 +254,10 @@ def _failed_checks(instance: dg.DagsterInstance) -> list[str]:
     for key, record in found.items():
         event = record.event and record.event.dagster_event
         evaluation = event and event.event_specific_data
-        if isinstance(evaluation, dg.AssetCheckEvaluation) and not evaluation.passed:
+        if not isinstance(evaluation, dg.AssetCheckEvaluation) or evaluation.passed:
+            continue
+        # Where nothing could be compared there is no sign that another model would do better.
+        measured = evaluation.metadata.get(MEASURED)
+        if measured is None or measured.value:
             failed.append(key.name)
     return sorted(failed)

@@ -168,8 +168,12 @@ def prediction_specs(partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetC
     ]
 
 
-def distribution_result(mean: float, shares: list[float], sample: int) -> dg.AssetCheckResult:
+def distribution_result(
+    mean: float, shares: "list[float] | Incomparable", sample: int
+) -> dg.AssetCheckResult:
     """Compare the mean score with the shares of buyers in the training snapshots."""
+    if not isinstance(shares, list):
+        return _incomparable_result("distribution", shares)
     low, high = min(shares) / 2, max(shares) * 2
     return dg.AssetCheckResult(
         check_name="distribution",
@@ -179,8 +183,12 @@ def distribution_result(mean: float, shares: list[float], sample: int) -> dg.Ass
     )
 
 
-def drift_result(moved: "Movement", bound: float) -> dg.AssetCheckResult:
+def drift_result(moved: "Movement | Incomparable", bound: float) -> dg.AssetCheckResult:
     """The drift of the scores, with the features' drift as what may explain it."""
+    from pipeline_assets.models.monitoring import Incomparable
+
+    if isinstance(moved, Incomparable):
+        return _incomparable_result(SCORE_DRIFT, moved)
     by_psi = sorted(moved.features.items(), key=lambda item: -item[1].psi)
     return dg.AssetCheckResult(
         check_name=SCORE_DRIFT,

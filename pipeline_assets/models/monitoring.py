@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from pipeline_assets.failures import PermanentError
 from pipeline_assets.models import drift, plots, registration, registry, snapshots
 from pipeline_assets.models.drift import Drift
 from pipeline_assets.models.evaluation import Evaluation, evaluate
@@ -138,12 +139,17 @@ class Monitored:
 
     mean: float
     """Of the scores."""
-    shares: list[float]
+    shares: list[float] | Incomparable
     """Shares of buyers in the snapshots that the model learnt from."""
-    moved: Movement
+    moved: Movement | Incomparable
     came_true: Realised | Incomparable
     images: dict[str, bytes]
     """Plot -> PNG."""
+
+    @property
+    def drift_figures(self) -> dict[str, float]:
+        """The scores' movement, in figures; empty if it couldn't be measured."""
+        return {"score_psi": self.moved.score.psi} if isinstance(self.moved, Movement) else {}
 
     @property
     def realised_figures(self) -> dict[str, float]:
@@ -168,11 +174,7 @@ def look_back(
     """
     import pyarrow.compute as pc
 
-    mondays = registration.training_weeks(settings, champion.week)
-    learnt_from = Sample()
-    for part in files.read(registration.SNAPSHOTS, mondays[-1]):
-        learnt_from.add(part)
-    moved = movement(scored.pipeline, learnt_from.table(), scored.sample)
+    moved, shares = _against_training(champion, scored, files)
     came_true = realised(
         client,
         champion.name,
@@ -182,11 +184,35 @@ def look_back(
     )
     return Monitored(
         mean=pc.mean(scored.sample["probability"]).as_py(),
-        shares=[_share_of_buyers(files, monday) for monday in mondays],
+        shares=shares,
         moved=moved,
         came_true=came_true,
         images=_log(client, champion, moved, came_true, week=cutoff - snapshots.WEEK),
     )
+
+
+def _against_training(
+    champion: Registered, scored: Scored, files: PartitionFiles
+) -> tuple[Movement | Incomparable, list[float] | Incomparable]:
+    """Movement since the champion's newest training snapshot, and the shares of buyers in all of them.
+
+    A champion that was promoted learnt elsewhere: here its snapshots may never have been built.
+    """
+    weeks = [
+        str(cutoff + snapshots.HORIZON - snapshots.WEEK) for cutoff in champion.training_cutoffs
+    ]
+    try:
+        shares = [_share_of_buyers(files, week) for week in weeks]
+        learnt_from = Sample()
+        for part in files.read(registration.SNAPSHOTS, weeks[-1]):
+            learnt_from.add(part)
+        return movement(scored.pipeline, learnt_from.table(), scored.sample), shares
+    except PermanentError as error:
+        # The rows are loaded: what can't be compared mustn't undo that.
+        reason = Incomparable(
+            f"There is nothing to compare with what {champion} learnt from: {error}."
+        )
+        return reason, reason
 
 
 def _share_of_buyers(files: PartitionFiles, monday: str) -> float:
@@ -200,17 +226,19 @@ def _share_of_buyers(files: PartitionFiles, monday: str) -> float:
 def _log(
     client: "MlflowClient",
     champion: Registered,
-    moved: Movement,
+    moved: Movement | Incomparable,
     came_true: Realised | Incomparable,
     *,
     week: date,
 ) -> dict[str, bytes]:
     """Add figures (the step is the model's age in weeks) and plots to the models' runs; plot -> PNG."""
-    client.log_metric(
-        champion.run_id, "score_psi", moved.score.psi, step=(week - champion.week).days // 7
-    )
-    images = {"drift": plots.png(plots.drift({"score": moved.score, **moved.features}))}
-    _log_images(client, champion.run_id, images, week)
+    images = {}
+    if isinstance(moved, Movement):
+        client.log_metric(
+            champion.run_id, "score_psi", moved.score.psi, step=(week - champion.week).days // 7
+        )
+        images = {"drift": plots.png(plots.drift({"score": moved.score, **moved.features}))}
+        _log_images(client, champion.run_id, images, week)
     if isinstance(came_true, Incomparable):
         return images
     predicted_by = registry.by_version(client, champion.name, came_true.model_version)
