@@ -14,6 +14,7 @@ from pipeline_assets.models.checks import (
     MEASURED,
     PREDICTIONS,
     REALISED,
+    RETRAINING,
     SCORE_DRIFT,
     SNAPSHOTS,
 )
@@ -90,9 +91,11 @@ def model_automation(
         minimum_interval_seconds=300,
         default_status=sensor_status,
         description=(
-            "Trains the newest week again, on what the warehouse has learnt since, when the scores have "
-            "drifted or the last predictions didn't come true; then not for "
-            f"{settings.models_retraining_cooldown_days} days."
+            "Trains the newest week again when the scores have drifted or the last predictions didn't "
+            "come true; then not for "
+            f"{settings.models_retraining_cooldown_days} days. All its snapshots are computed anew, so "
+            "that late and corrected orders count. From an unchanged warehouse comes the version that "
+            "there is already: newer weeks than the newest closed one can't be learnt from."
         ),
     )
     def early_retraining(
@@ -242,7 +245,7 @@ def _early(
     return dg.RunRequest(
         run_key=f"early {weeks.closed[-1]} {weeks.last_decision.isoformat()}",
         partition_key=weeks.closed[-1],
-        tags={"retraining": " ".join(failed)},
+        tags={RETRAINING: " ".join(failed)},
     )
 
 

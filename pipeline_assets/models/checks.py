@@ -26,6 +26,8 @@ SNAPSHOTS, TRAINED = "training_snapshots", "trained_model"
 DEPLOYED, PREDICTIONS = "deployed_model", "purchase_predictions"
 SCORE_DRIFT, REALISED = "score_drift", "realised_performance"
 """The checks whose failure asks for a new model before its time."""
+RETRAINING = "retraining"
+"""The tag of a run that they asked for: its snapshots are computed anew."""
 MEASURED = "measured"
 """Metadata that is false where a check had nothing to compare: that asks for no new model."""
 NAMED = 20

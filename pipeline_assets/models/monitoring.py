@@ -183,7 +183,7 @@ def look_back(
         timezone=settings.pipeline_timezone,
     )
     return Monitored(
-        mean=pc.mean(scored.sample["probability"]).as_py(),
+        mean=pc.mean(scored.sample["probability"]).as_py() or 0.0,  # null if there are no customers
         shares=shares,
         moved=moved,
         came_true=came_true,

@@ -529,3 +529,30 @@ def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: Worl
     asked = tick(world, "early_retraining", now)
     newest = weeks(world.settings).get_partition_keys(current_time=now)[-1]
     assert asked == ("train_model", newest)
+
+
+def test_early_retraining_learns_from_what_has_changed_in_the_warehouse(world: World) -> None:
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    assert world.run("train_model", WEEK).success
+    job = build_definitions(world.settings).resolve_job_def("train_model")
+
+    def train(tags: dict[str, str]) -> dict[str, Any]:
+        result = job.execute_in_process(
+            instance=world.instance, partition_key=WEEK, tags=tags, raise_on_error=False
+        )
+        return metadata(result, "trained_model")
+
+    early = {"retraining": "score_drift"}
+    unchanged = train(early)
+    assert (unchanged["model_version"], unchanged["replayed"]) == (1, True)
+
+    with world.warehouse() as connection:  # before the oldest cutoff
+        connection.execute(
+            "UPDATE analytics.fct_transactions SET status = 'returned'"
+            " WHERE customer_id % 10 = 0 AND ordered_at < '2026-07-01'"
+        )
+    assert train({})["model_version"] == 1
+    changed = train(early)
+    assert (changed["model_version"], changed["replayed"]) == (2, False)
+    assert changed["content_hash"] != unchanged["content_hash"]
