@@ -16,6 +16,7 @@ from pipeline_assets.metadata import column_schema, image, preview
 from pipeline_assets.models.checks import (
     DEPLOYED,
     PREDICTIONS,
+    RETRAINING,
     SNAPSHOTS,
     TRAINED,
     days_result,
@@ -85,7 +86,8 @@ def snapshots_asset(
         kinds={"postgres", "parquet"},
         description=(
             "What the warehouse knew of each customer at a cutoff, and whether he bought within the 28 "
-            "days after it. The cutoff lies 28 days before the week's end."
+            "days after it. The cutoff lies 28 days before the week's end. A run of `early_retraining` "
+            "computes those that the week's model learns from anew, too."
         ),
         check_specs=[days_spec(SNAPSHOTS, partitions)],
         **_common(settings, partitions, "models_training"),
@@ -96,11 +98,15 @@ def snapshots_asset(
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
     ) -> dg.MaterializeResult:
-        from pipeline_assets.models import snapshots
+        from pipeline_assets.models import registration, snapshots
 
+        keys, learnt_from = list(context.partition_keys), []
+        if context.run.tags.get(RETRAINING):
+            # Snapshots that stay as they were train the model that there is already.
+            learnt_from = registration.training_weeks(settings, date.fromisoformat(keys[0]))
         results = {}
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
-            for key in progress(context.partition_keys, SNAPSHOTS):
+            for key in progress([*learnt_from, *keys], SNAPSHOTS):
                 week = date.fromisoformat(key)
                 cutoff, end = snapshots.holdout_cutoff(week), week + WEEK
                 results[key] = _require_days(connection, settings, table, end, f"{SNAPSHOTS} {key}")
@@ -109,16 +115,19 @@ def snapshots_asset(
                 )
                 window = snapshots.describe(snapshot)
                 files.write(SNAPSHOTS, key, [snapshot])
-                context.add_asset_metadata(
-                    {
-                        "dagster/column_schema": _columns(snapshot),
-                        **_window(window),
-                        "base_rate": (window.buyers or 0) / window.rows,
-                        "path": files.path(SNAPSHOTS, key),
-                        "preview": preview(snapshot.slice(0, 10)),
-                    },
-                    partition_key=key,
-                )
+                about = {
+                    "dagster/column_schema": _columns(snapshot),
+                    **_window(window),
+                    "base_rate": (window.buyers or 0) / window.rows,
+                    "path": files.path(SNAPSHOTS, key),
+                    "preview": preview(snapshot.slice(0, 10)),
+                }
+                if key in keys:
+                    context.add_asset_metadata(about, partition_key=key)
+                else:
+                    context.log_event(
+                        dg.AssetMaterialization(SNAPSHOTS, partition=key, metadata=about)
+                    )
         if len(results) > 1:
             for key, result in results.items():
                 log_partition(context, SNAPSHOTS, key, [result])
@@ -331,7 +340,7 @@ def predictions_asset(
                 "cutoff": str(end),
                 "mean_probability": found.mean,
                 "expected_buyers": round(found.mean * verdict.rows),
-                "score_psi": found.moved.score.psi,
+                **found.drift_figures,
                 **{f"realised_{name}": value for name, value in found.realised_figures.items()},
                 **{name: image(png) for name, png in found.images.items()},
                 "preview": preview(scored.judgement.preview),

@@ -11,8 +11,10 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 
 from pipeline_assets.models.checks import (
+    MEASURED,
     PREDICTIONS,
     REALISED,
+    RETRAINING,
     SCORE_DRIFT,
     SNAPSHOTS,
 )
@@ -92,9 +94,11 @@ def model_automation(
         minimum_interval_seconds=300,
         default_status=sensor_status,
         description=(
-            "Trains the newest week again, on what the warehouse has learnt since, when the scores have "
-            "drifted or the last predictions didn't come true; then not for "
-            f"{settings.models_retraining_cooldown_days} days."
+            "Trains the newest week again when the scores have drifted or the last predictions didn't "
+            "come true; then not for "
+            f"{settings.models_retraining_cooldown_days} days. All its snapshots are computed anew, so "
+            "that late and corrected orders count. From an unchanged warehouse comes the version that "
+            "there is already: newer weeks than the newest closed one can't be learnt from."
         ),
     )
     def early_retraining(
@@ -292,7 +296,7 @@ def _early(
     return dg.RunRequest(
         run_key=key,
         partition_key=weeks.closed[-1],
-        tags={"retraining": " ".join(failed)},
+        tags={RETRAINING: " ".join(failed)},
     )
 
 
@@ -304,6 +308,10 @@ def _failed_checks(instance: dg.DagsterInstance) -> list[str]:
     for key, record in found.items():
         event = record.event and record.event.dagster_event
         evaluation = event and event.event_specific_data
-        if isinstance(evaluation, dg.AssetCheckEvaluation) and not evaluation.passed:
+        if not isinstance(evaluation, dg.AssetCheckEvaluation) or evaluation.passed:
+            continue
+        # Where nothing could be compared there is no sign that another model would do better.
+        measured = evaluation.metadata.get(MEASURED)
+        if measured is None or measured.value:
             failed.append(key.name)
     return sorted(failed)

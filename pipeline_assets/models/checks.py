@@ -19,13 +19,17 @@ from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline_assets.models.gate import Finding
-    from pipeline_assets.models.monitoring import Movement, Realised
+    from pipeline_assets.models.monitoring import Incomparable, Movement, Realised
     from pipeline_assets.models.registry import Registered
 
 SNAPSHOTS, TRAINED = "training_snapshots", "trained_model"
 DEPLOYED, PREDICTIONS = "deployed_model", "purchase_predictions"
 SCORE_DRIFT, REALISED = "score_drift", "realised_performance"
 """The checks whose failure asks for a new model before its time."""
+RETRAINING = "retraining"
+"""The tag of a run that they asked for: its snapshots are computed anew."""
+MEASURED = "measured"
+"""Metadata that is false where a check had nothing to compare: that asks for no new model."""
 NAMED = 20
 
 
@@ -156,7 +160,8 @@ def prediction_specs(partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetC
         ),
         REALISED: (
             "The predictions of four weeks ago came true: their AUC is at least MODELS_MIN_AUC and "
-            "predicted over actual buyers inside MODELS_CALIBRATION_FAIL."
+            "predicted over actual buyers inside MODELS_CALIBRATION_FAIL. Left out are those of a model "
+            "that had learnt from days after them."
         ),
     }
     return [
@@ -165,8 +170,12 @@ def prediction_specs(partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetC
     ]
 
 
-def distribution_result(mean: float, shares: list[float], sample: int) -> dg.AssetCheckResult:
+def distribution_result(
+    mean: float, shares: "list[float] | Incomparable", sample: int
+) -> dg.AssetCheckResult:
     """Compare the mean score with the shares of buyers in the training snapshots."""
+    if not isinstance(shares, list):
+        return _incomparable_result("distribution", shares)
     low, high = min(shares) / 2, max(shares) * 2
     return dg.AssetCheckResult(
         check_name="distribution",
@@ -176,8 +185,12 @@ def distribution_result(mean: float, shares: list[float], sample: int) -> dg.Ass
     )
 
 
-def drift_result(moved: "Movement", bound: float) -> dg.AssetCheckResult:
+def drift_result(moved: "Movement | Incomparable", bound: float) -> dg.AssetCheckResult:
     """The drift of the scores, with the features' drift as what may explain it."""
+    from pipeline_assets.models.monitoring import Incomparable
+
+    if isinstance(moved, Incomparable):
+        return _incomparable_result(SCORE_DRIFT, moved)
     by_psi = sorted(moved.features.items(), key=lambda item: -item[1].psi)
     return dg.AssetCheckResult(
         check_name=SCORE_DRIFT,
@@ -192,16 +205,23 @@ def drift_result(moved: "Movement", bound: float) -> dg.AssetCheckResult:
     )
 
 
-def realised_result(found: "Realised | None", settings: Settings) -> dg.AssetCheckResult:
-    """What came of the predictions of four weeks ago, if there were any."""
-    if found is None:
-        return dg.AssetCheckResult(
-            check_name=REALISED,
-            passed=True,
-            severity=dg.AssetCheckSeverity.WARN,
-            description="Nothing was predicted four weeks ago.",
-            metadata={"customers": 0},
-        )
+def _incomparable_result(check_name: str, found: "Incomparable") -> dg.AssetCheckResult:
+    """Nothing was measured, and why."""
+    return dg.AssetCheckResult(
+        check_name=check_name,
+        passed=found.as_usual,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=found.reason,
+        metadata={MEASURED: False, "customers": 0, "left_out": found.left_out},
+    )
+
+
+def realised_result(found: "Realised | Incomparable", settings: Settings) -> dg.AssetCheckResult:
+    """What came of the predictions of four weeks ago that were forecasts, if there were any."""
+    from pipeline_assets.models.monitoring import Incomparable
+
+    if isinstance(found, Incomparable):
+        return _incomparable_result(REALISED, found)
     auc, calibration = found.evaluation["auc"].value, found.evaluation["calibration"].value
     low, high = settings.models_calibration_fail
     return dg.AssetCheckResult(
@@ -212,6 +232,7 @@ def realised_result(found: "Realised | None", settings: Settings) -> dg.AssetChe
             "cutoff": found.cutoff.isoformat(),
             "model_version": found.model_version,
             "customers": found.evaluation.customers,
+            "left_out": found.left_out,
             "buyers": found.evaluation.buyers,
             "auc": auc,
             "auc_at_least": settings.models_min_auc,

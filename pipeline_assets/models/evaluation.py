@@ -27,8 +27,9 @@ METRICS: dict[str, str] = {
 }
 """Metric -> its name for people."""
 RESAMPLES = 1000
-RESAMPLES_AT_ONCE = 50
-"""50 of 23,570 customers are 9 MB a matrix."""
+CELLS_AT_ONCE = 2_000_000
+"""Resamples times customers of one matrix: 16 MB, and a dozen of them at a time. A resample isn't divided,
+so 2.4 million customers are one at a time."""
 SEED = 2005
 TOP = 0.1
 SMALLEST_CHANCE = 1e-6
@@ -134,9 +135,11 @@ class _Ranking:
         has only buyers or none."""
         import numpy as np
 
-        weights = weights[:, self.order]
-        reached = weights.cumsum(axis=1)[:, self.steps]
-        found = (weights * self.bought).cumsum(axis=1)[:, self.steps]
+        # `take` keeps each row in one piece, where indexing would not: a row's sums are then the same
+        # however many rows there are.
+        weights = weights.take(self.order, axis=1)
+        reached = weights.cumsum(axis=1).take(self.steps, axis=1)
+        found = (weights * self.bought).cumsum(axis=1).take(self.steps, axis=1)
         customers = reached[:, -1]
         buyers = np.where(found[:, -1] > 0, found[:, -1], np.nan)
         gained = np.diff(found, axis=1, prepend=0.0)
@@ -192,8 +195,9 @@ def _resamples(customers: int, count: int) -> "Iterator[NDArray[np.float64]]":
     import numpy as np
 
     random = np.random.default_rng(SEED)
-    for start in range(0, count, RESAMPLES_AT_ONCE):
-        rows = min(RESAMPLES_AT_ONCE, count - start)
+    at_once = max(1, CELLS_AT_ONCE // customers)
+    for start in range(0, count, at_once):
+        rows = min(at_once, count - start)
         drawn = random.integers(customers, size=(rows, customers))
         drawn += np.arange(rows)[:, None] * customers
         times = np.bincount(drawn.ravel(), minlength=rows * customers)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from pipeline_assets.failures import PermanentError
 from pipeline_assets.models import drift, plots, registration, registry, snapshots
 from pipeline_assets.models.drift import Drift
 from pipeline_assets.models.evaluation import Evaluation, evaluate
@@ -31,6 +32,26 @@ if TYPE_CHECKING:
 
 
 REALISED_METRICS = ("auc", "average_precision", "log_loss", "calibration")
+_BY_VERSION = sql.SQL(
+    "SELECT model_version, count(*) FROM analytics.purchase_predictions WHERE cutoff = {cutoff}::date"
+    " GROUP BY model_version"
+)
+_OUTCOMES = sql.SQL(
+    "SELECT probability, buyers.customer_id IS NOT NULL AS bought"
+    " FROM analytics.purchase_predictions LEFT JOIN ({buyers}) AS buyers USING (customer_id)"
+    " WHERE cutoff = {cutoff}::date AND model_version IN ({versions}) ORDER BY customer_id"
+)
+
+
+@dataclass(frozen=True)
+class Incomparable:
+    """Why there is nothing to compare."""
+
+    reason: str
+    as_usual: bool = False
+    """Nothing is wrong: so it is in the first weeks."""
+    left_out: int = 0
+    """Predictions that aren't forecasts."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +79,58 @@ class Realised:
     labels: "NDArray[np.bool_]"
     scores: "NDArray[np.float64]"
     evaluation: Evaluation
+    left_out: int
+    """Predictions of that cutoff that aren't forecasts."""
 
 
-def realised(url: str, cutoff: date, *, as_of: date, timezone: str) -> Realised | None:
-    """How the predictions of a cutoff, whose 28 days are over, came true; None if there are none.
+def realised(
+    client: "MlflowClient", name: str, url: str, cutoff: date, *, timezone: str
+) -> Realised | Incomparable:
+    """How the predictions of a cutoff, whose 28 days are over, came true.
 
-    Raises:
-        PermanentError: all or none of those customers bought.
+    Those of a model that learnt from days after the cutoff are no forecasts: they are left out.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    # ADBC's COPY path takes no parameters: psycopg quotes the value.
-    query = sql.SQL(
-        "SELECT customer_id, probability, model_version FROM analytics.purchase_predictions"
-        " WHERE cutoff = {}::date"
-    ).format(sql.Literal(cutoff.isoformat()))
     with source_reader(url) as connection, connection.cursor() as cursor:
-        cursor.execute(query.as_string())
-        predicted = cursor.fetch_arrow_table().replace_schema_metadata()
-    if not len(predicted):
-        return None
-    batches = snapshots.read_batches(url, cutoff, as_of=as_of, timezone=timezone)
-    bought = pa.concat_tables(
-        [batch.select(["customer_id", "cutoff", snapshots.LABEL]) for batch in batches]
-    )
-    both = predicted.join(bought, "customer_id", join_type="inner").sort_by("customer_id")
-    labels, scores = snapshots.labels(both), both["probability"].to_numpy()
-    version = pc.max(predicted["model_version"]).as_py()
-    return Realised(cutoff, version, labels, scores, evaluate(labels, scores))
+        # ADBC's COPY path takes no parameters: psycopg quotes the values.
+        cursor.execute(_BY_VERSION.format(cutoff=sql.Literal(cutoff.isoformat())).as_string())
+        predicted: dict[int, int] = dict(cursor.fetchall())
+        if not predicted:
+            return Incomparable("Nothing was predicted four weeks ago.", as_usual=True)
+        foresaw = [
+            version
+            for version in predicted
+            if _newest_label(registry.by_version(client, name, version)) <= cutoff
+        ]
+        left_out = sum(rows for version, rows in predicted.items() if version not in foresaw)
+        if not foresaw:
+            return Incomparable(
+                f"The predictions at {cutoff} aren't forecasts: their model has learnt from days after "
+                "it.",
+                as_usual=True,
+                left_out=left_out,
+            )
+        outcomes = _OUTCOMES.format(
+            cutoff=sql.Literal(cutoff.isoformat()),
+            versions=sql.SQL(", ").join(map(sql.Literal, foresaw)),
+            buyers=snapshots.buyers(cutoff, timezone=timezone),
+        )
+        cursor.execute(outcomes.as_string())
+        both = cursor.fetch_arrow_table()
+    labels, scores = both["bought"].to_numpy(), both["probability"].to_numpy()
+    if not 0 < labels.sum() < len(labels):
+        return Incomparable(
+            f"{int(labels.sum())} of the {len(labels)} customers scored at {cutoff} bought: with only "
+            "one kind there is nothing to tell apart. Look at the warehouse table.",
+            left_out=left_out,
+        )
+    # The check looks at the figures alone: intervals of millions of customers would take an hour.
+    evaluation = evaluate(labels, scores, resamples=1)
+    return Realised(cutoff, max(foresaw), labels, scores, evaluation, left_out)
+
+
+def _newest_label(model: Registered) -> date:
+    """The day at whose beginning the last label that the model learnt from was known."""
+    return max(model.training_cutoffs) + snapshots.HORIZON
 
 
 @dataclass(frozen=True)
@@ -95,17 +139,22 @@ class Monitored:
 
     mean: float
     """Of the scores."""
-    shares: list[float]
+    shares: list[float] | Incomparable
     """Shares of buyers in the snapshots that the model learnt from."""
-    moved: Movement
-    came_true: Realised | None
+    moved: Movement | Incomparable
+    came_true: Realised | Incomparable
     images: dict[str, bytes]
     """Plot -> PNG."""
 
     @property
+    def drift_figures(self) -> dict[str, float]:
+        """The scores' movement, in figures; empty if it couldn't be measured."""
+        return {"score_psi": self.moved.score.psi} if isinstance(self.moved, Movement) else {}
+
+    @property
     def realised_figures(self) -> dict[str, float]:
         """What came true, in figures; empty if nothing had been predicted."""
-        if self.came_true is None:
+        if isinstance(self.came_true, Incomparable):
             return {}
         return {name: self.came_true.evaluation[name].value for name in REALISED_METRICS}
 
@@ -125,21 +174,45 @@ def look_back(
     """
     import pyarrow.compute as pc
 
-    mondays = registration.training_weeks(settings, champion.week)
-    learnt_from = Sample()
-    for part in files.read(registration.SNAPSHOTS, mondays[-1]):
-        learnt_from.add(part)
-    moved = movement(scored.pipeline, learnt_from.table(), scored.sample)
+    moved, shares = _against_training(champion, scored, files)
     came_true = realised(
-        url, cutoff - snapshots.HORIZON, as_of=cutoff, timezone=settings.pipeline_timezone
+        client,
+        champion.name,
+        url,
+        cutoff - snapshots.HORIZON,
+        timezone=settings.pipeline_timezone,
     )
     return Monitored(
-        mean=pc.mean(scored.sample["probability"]).as_py(),
-        shares=[_share_of_buyers(files, monday) for monday in mondays],
+        mean=pc.mean(scored.sample["probability"]).as_py() or 0.0,  # null if there are no customers
+        shares=shares,
         moved=moved,
         came_true=came_true,
         images=_log(client, champion, moved, came_true, week=cutoff - snapshots.WEEK),
     )
+
+
+def _against_training(
+    champion: Registered, scored: Scored, files: PartitionFiles
+) -> tuple[Movement | Incomparable, list[float] | Incomparable]:
+    """Movement since the champion's newest training snapshot, and the shares of buyers in all of them.
+
+    A champion that was promoted learnt elsewhere: here its snapshots may never have been built.
+    """
+    weeks = [
+        str(cutoff + snapshots.HORIZON - snapshots.WEEK) for cutoff in champion.training_cutoffs
+    ]
+    try:
+        shares = [_share_of_buyers(files, week) for week in weeks]
+        learnt_from = Sample()
+        for part in files.read(registration.SNAPSHOTS, weeks[-1]):
+            learnt_from.add(part)
+        return movement(scored.pipeline, learnt_from.table(), scored.sample), shares
+    except PermanentError as error:
+        # The rows are loaded: what can't be compared mustn't undo that.
+        reason = Incomparable(
+            f"There is nothing to compare with what {champion} learnt from: {error}."
+        )
+        return reason, reason
 
 
 def _share_of_buyers(files: PartitionFiles, monday: str) -> float:
@@ -153,18 +226,20 @@ def _share_of_buyers(files: PartitionFiles, monday: str) -> float:
 def _log(
     client: "MlflowClient",
     champion: Registered,
-    moved: Movement,
-    came_true: Realised | None,
+    moved: Movement | Incomparable,
+    came_true: Realised | Incomparable,
     *,
     week: date,
 ) -> dict[str, bytes]:
     """Add figures (the step is the model's age in weeks) and plots to the models' runs; plot -> PNG."""
-    client.log_metric(
-        champion.run_id, "score_psi", moved.score.psi, step=(week - champion.week).days // 7
-    )
-    images = {"drift": plots.png(plots.drift({"score": moved.score, **moved.features}))}
-    _log_images(client, champion.run_id, images, week)
-    if came_true is None:
+    images = {}
+    if isinstance(moved, Movement):
+        client.log_metric(
+            champion.run_id, "score_psi", moved.score.psi, step=(week - champion.week).days // 7
+        )
+        images = {"drift": plots.png(plots.drift({"score": moved.score, **moved.features}))}
+        _log_images(client, champion.run_id, images, week)
+    if isinstance(came_true, Incomparable):
         return images
     predicted_by = registry.by_version(client, champion.name, came_true.model_version)
     for name in REALISED_METRICS:

@@ -164,6 +164,20 @@ def read_batches(
                 yield pa.Table.from_batches([batch]).cast(schema())
 
 
+def buyers(cutoff: date, *, timezone: str, relation: str = RELATION) -> sql.Composed:
+    """A query of those who bought in the horizon of a cutoff, customers of no order before among them."""
+    return sql.SQL(
+        "SELECT DISTINCT customer_id FROM {relation} WHERE status = 'completed'"
+        " AND ordered_at >= {cutoff}::timestamp AT TIME ZONE {zone}"
+        " AND ordered_at < {end}::timestamp AT TIME ZONE {zone}"
+    ).format(
+        relation=identifier(relation),
+        cutoff=sql.Literal(cutoff.isoformat()),
+        end=sql.Literal((cutoff + HORIZON).isoformat()),
+        zone=sql.Literal(timezone),
+    )
+
+
 def schema() -> "pa.Schema":
     """The columns of a snapshot."""
     import pyarrow as pa

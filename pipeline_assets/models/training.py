@@ -235,4 +235,5 @@ CANDIDATES: dict[str, Candidate] = {
         },
     ),
 }
-"""Name -> candidate. Parameters were chosen on weeks before those of `benchmarks.models`."""
+"""Name -> candidate. Candidates and `C` were compared on earlier weeks and on both phases of nine
+holdouts, those that `benchmarks.models` reports among them: its figures aren't untouched by the choice."""

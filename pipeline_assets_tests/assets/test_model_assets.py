@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -222,6 +223,52 @@ def test_what_was_predicted_four_weeks_ago_is_held_against_what_happened(
     version = world.client().get_model_version(world.name, "1")
     run = mlflow_run(world, version.run_id)
     assert run.data.metrics["realised_auc"] == expected["auc"].value
+
+
+def test_predictions_of_a_model_that_knew_the_outcome_arent_counted(trained_world: World) -> None:
+    """The champion learnt from labels up to October 12: scores of October 5 are no forecast."""
+    world = trained_world
+    for week in ("2026-09-28", "2026-10-26"):
+        result = world.run("score_customers", week)
+        assert result.success, failures(result)
+    found = checks(result)["realised_performance"]
+    assert found.metadata["customers"].value == 0
+    ((predicted,),) = world.rows(
+        "SELECT count(*) FROM analytics.purchase_predictions WHERE cutoff = '2026-10-05'"
+    )
+    assert found.metadata["left_out"].value == predicted > 0
+    assert "aren't forecasts" in found.description
+    assert not [
+        name for name in metadata(result, "purchase_predictions") if name.startswith("realised")
+    ]
+
+
+def test_what_cant_be_compared_is_a_warning_and_no_failure(world: World) -> None:
+    """Nobody bought after October 19: the rows were loaded when that was found out."""
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    assert world.run("train_model", WEEK).success
+    assert world.run("score_customers", "2026-10-12").success
+    with world.warehouse() as connection:
+        connection.execute(
+            "DELETE FROM analytics.fct_transactions WHERE ordered_at >= '2026-10-19'"
+        )
+    result = world.run("score_customers", NEXT)
+    assert result.success, failures(result)
+    found = checks(result)["realised_performance"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert found.description.startswith("0 of the ")
+
+    # A champion that was promoted learnt elsewhere; nobody here built what it learnt from.
+    Path(world.settings.files_url, "training_snapshots", "2026-10-05.parquet").unlink()
+    result = world.run("score_customers", NEXT)
+    assert result.success, failures(result)
+    for name in ("score_drift", "distribution"):
+        found = checks(result)[name]
+        assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert "materialize partition 2026-10-05 of training_snapshots" in found.description
+    asked = tick(world, "early_retraining", datetime.now(UTC))
+    assert asked == "The scores haven't drifted, and the predictions came true."
 
 
 @pytest.fixture
@@ -507,3 +554,30 @@ def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: Worl
     asked = tick(world, "early_retraining", now)
     newest = weeks(world.settings).get_partition_keys(current_time=now)[-1]
     assert asked == ("train_model", newest)
+
+
+def test_early_retraining_learns_from_what_has_changed_in_the_warehouse(world: World) -> None:
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    assert world.run("train_model", WEEK).success
+    job = build_definitions(world.settings).resolve_job_def("train_model")
+
+    def train(tags: dict[str, str]) -> dict[str, Any]:
+        result = job.execute_in_process(
+            instance=world.instance, partition_key=WEEK, tags=tags, raise_on_error=False
+        )
+        return metadata(result, "trained_model")
+
+    early = {"retraining": "score_drift"}
+    unchanged = train(early)
+    assert (unchanged["model_version"], unchanged["replayed"]) == (1, True)
+
+    with world.warehouse() as connection:  # before the oldest cutoff
+        connection.execute(
+            "UPDATE analytics.fct_transactions SET status = 'returned'"
+            " WHERE customer_id % 10 = 0 AND ordered_at < '2026-07-01'"
+        )
+    assert train({})["model_version"] == 1
+    changed = train(early)
+    assert (changed["model_version"], changed["replayed"]) == (2, False)
+    assert changed["content_hash"] != unchanged["content_hash"]
