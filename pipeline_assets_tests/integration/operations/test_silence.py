@@ -326,7 +326,7 @@ def test_every_contract_with_a_latency_gives_its_asset_a_freshness_policy(view: 
         for key in graph.get_all_asset_keys()
         if graph.get(key).freshness_policy
     }
-    assert fresh == {"fct_transactions", "news_articles", "news_digest"}
+    assert fresh == {"fct_transactions", "news_articles", "news_digest", "purchase_predictions"}
 
 
 def test_a_backfill_that_dagster_gave_up(view: View) -> None:
