@@ -14,6 +14,7 @@ import dagster as dg
 
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
+from pipeline_assets.running import RETRY, permanent_failures
 
 if TYPE_CHECKING:
     from pipeline_assets.warehouse.ledger import Batch
@@ -80,6 +81,7 @@ def on_time_check(level: ServiceLevel) -> dg.AssetChecksDefinition:
             f"contract `{level.contract.name}` promises."
         ),
         partitions_def=level.partitions,
+        retry_policy=RETRY,
     )
     def on_time(
         context: dg.AssetCheckExecutionContext, warehouse: dg.ResourceParam[Database]
@@ -87,7 +89,7 @@ def on_time_check(level: ServiceLevel) -> dg.AssetChecksDefinition:
         from pipeline_assets.warehouse.ledger import batches, ensure_schema
 
         key = context.partition_key
-        with warehouse.connect(autocommit=True) as connection:
+        with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ensure_schema(connection, level.contract)
             batch = batches(connection, level.contract, [key]).get(key)
         passed = batch is not None and batch.loaded_hash is not None

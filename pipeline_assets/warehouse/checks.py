@@ -14,6 +14,7 @@ from pipeline_assets.metadata import preview
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract, Rule
 from pipeline_assets.resources.postgres import Database
+from pipeline_assets.running import RETRY, permanent_failures
 
 if TYPE_CHECKING:
     from pipeline_assets.warehouse.gate import Judgement
@@ -234,6 +235,7 @@ def reconciliation(
             f"Every closed day of `{contract.source_relation}` is in `{contract.target_relation}` or "
             "the quarantine, by count and digest. The sensor loads again what differs."
         ),
+        retry_policy=RETRY,
     )
     def reconciled(
         source: dg.ResourceParam[Database], warehouse: dg.ResourceParam[Database]
@@ -243,6 +245,7 @@ def reconciliation(
 
         windows = partition_windows(partitions, partitions.get_partition_keys())
         with (
+            permanent_failures(),
             source.connect(autocommit=True) as at_source,
             warehouse.connect(autocommit=True) as at_warehouse,
         ):

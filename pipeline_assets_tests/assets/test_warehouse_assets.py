@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from pipeline_assets.definitions import build_definitions, build_resources
+from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
@@ -389,6 +390,18 @@ def test_reconciliation_counts_rows_that_belong_to_no_day(settings: Settings, sh
     with dg.DagsterInstance.ephemeral() as instance:
         (found,) = job.execute_in_process(instance=instance).get_asset_check_evaluations()
     assert (found.passed, found.metadata["rows_without_a_day"].value) == (False, 2)
+
+
+def test_a_reconciliation_is_retried_unless_that_is_in_vain(settings: Settings, shop: Shop) -> None:
+    job = build_definitions(settings).resolve_job_def("reconcile_transactions")
+    (node,) = job.nodes
+    assert isinstance(node.definition, dg.OpDefinition)
+    assert node.definition.retry_policy == RETRY
+    shop.connection.execute("DROP TABLE shop.transactions")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert "UndefinedTable" in failures(result)
+    assert not any(event.is_step_up_for_retry for event in result.all_events)
 
 
 def test_the_sensor_asks_again_when_the_source_is_back_at_what_it_was(
