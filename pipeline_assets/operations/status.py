@@ -5,7 +5,7 @@ part that can't be read is itself a problem and hides no other. Nothing is chang
 alerts are sent elsewhere.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -48,18 +48,17 @@ GRACE = timedelta(hours=1)
 LOOK_BACK = timedelta(days=7)
 """How far back failed runs are looked at."""
 SENSOR_LATE = timedelta(minutes=10)
-SEEN_HERE: frozenset[Kind] = frozenset(
-    (
-        "run_failed",
-        "check_failed",
-        "day_held",
-        "data_late",
-        "run_waiting",
-        "tick_failing",
-        "tick_late",
-    )
-)
-"""Kinds of alerts that stand for problems which the status finds itself; others are shown as they are."""
+SEEN_HERE: dict[Kind, str] = {
+    "run_failed": "failed run",
+    "check_failed": "check",
+    "day_held": "held",
+    "data_late": "behind",
+    "run_waiting": "queued",
+    "tick_failing": "tick",
+    "tick_late": "tick",
+}
+"""Kind of an alert -> the kind of problem here that says the same. An alert is shown unless one does: the
+alerts look at more tables and further back than the status."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +113,15 @@ class Status:
     @property
     def problems(self) -> list[Problem]:
         """What is wrong, the most pressing first; empty if everything is fine."""
-        return [
+        found = [
             *_unreadable(self),
             *_daemon_problems(self),
             *_run_problems(self),
             *_instigator_problems(self),
             *_table_problems(self),
             *_check_problems(self),
-            *_alert_problems(self),
         ]
+        return [*found, *_alert_problems(self, {problem.kind for problem in found})]
 
     @property
     def failed(self) -> list[Run]:
@@ -332,12 +331,12 @@ def _check_problems(status: Status) -> Iterator[Problem]:
             )
 
 
-def _alert_problems(status: Status) -> Iterator[Problem]:
+def _alert_problems(status: Status, said: Collection[str]) -> Iterator[Problem]:
     looked_at = status.alerts.looked_at
     if looked_at is None or status.at - looked_at > SENSOR_LATE:
         return  # nobody looks: what was told then says nothing of now
     for alert in status.alerts.alerts.values():
-        if alert.kind not in SEEN_HERE:
+        if SEEN_HERE.get(alert.kind) not in said:
             yield Problem("alert", alert.title, f"See docs/runbook.md#{anchor(alert.kind)}.")
 
 

@@ -11,6 +11,7 @@ from pipeline_assets.models.records import Deployment
 from pipeline_assets.operations.alerts import Alert, Book
 from pipeline_assets.operations.metrics import _tables
 from pipeline_assets.operations.page import INLINE, details, headline, summary
+from pipeline_assets.operations.problems import Kind
 from pipeline_assets.operations.status import Status, TableState, _closed
 from pipeline_assets.resources.dagster_history import Check, Instigator, Run
 
@@ -40,6 +41,25 @@ def fine() -> Status:
     )
 
 
+def told(*kinds: Kind) -> Book:
+    """The book with an open alert of each kind."""
+    return Book(
+        looked_at=NOW,
+        alerts={
+            kind: Alert(
+                kind=kind, subject="s", title=kind, text="", since=NOW, told_at=NOW, members=[]
+            )
+            for kind in kinds
+        },
+    )
+
+
+def test_an_alert_is_not_said_twice() -> None:
+    status = replace(fine(), ended=[run("failure", 1)], alerts=told("run_failed", "run_slow"))
+    assert [problem.kind for problem in status.problems] == ["failed run", "alert"]
+    assert status.problems[1].what == "run_slow"
+
+
 def test_nothing_wrong_is_said_in_one_line() -> None:
     status = fine()
     assert status.problems == []
@@ -63,26 +83,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "tick": {"instigators": [Instigator("changes", "sensor", NOW, 2, "no such table")]},
     "held": {"tables": [replace(TABLE, held=["2026-11-20"])]},
     "behind": {"tables": [replace(TABLE, behind=["2026-11-19", "2026-11-20"])]},
-    "alert": {
-        "alerts": Book(
-            looked_at=NOW,
-            alerts={
-                kind: Alert(
-                    kind=kind,
-                    subject="s",
-                    title="Slow",
-                    text="",
-                    since=NOW,
-                    told_at=NOW,
-                    members=[],
-                )
-                for kind in (
-                    "run_slow",
-                    "run_failed",
-                )  # a failed run is seen here, or was made good
-            },
-        )
-    },
+    "alert": {"alerts": told("day_held")},  # of a table or a day that the status doesn't look at
     "check": {"checks": [Check("daily_sales", "equals_rebuild", None, False, 1)]},
 }
 
