@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from psycopg import sql
 
+from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import relation
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
@@ -68,7 +69,7 @@ def days_to_load(settings: Settings, table: Table, *, everything: bool = False) 
 
 
 def quarantined_rows(
-    settings: Settings, table: Table, *, day: str, rule: str, limit: int
+    settings: Settings, contract: Contract, *, day: str, rule: str, limit: int
 ) -> tuple[list[tuple[str, list[str], dict[str, Any]]], int]:
     """Quarantined rows (day, broken rules, the source's row), newest first, and how many there are.
 
@@ -78,9 +79,9 @@ def quarantined_rows(
         "SELECT partition_key, broken_rules, source_row, count(*) OVER () FROM {}"
         " WHERE %(day)s IN ('', partition_key) AND (%(rule)s = '' OR %(rule)s = ANY(broken_rules))"
         " ORDER BY partition_key DESC LIMIT %(limit)s"
-    ).format(relation(ledger.quarantine_relation(table.contract)))
+    ).format(relation(ledger.quarantine_relation(contract)))
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
-        ledger.ensure_schema(warehouse, table.contract)
+        ledger.ensure_schema(warehouse, contract)
         rows = warehouse.execute(query, {"day": day, "rule": rule, "limit": limit}).fetchall()
     return [(key, rules, row) for key, rules, row, _ in rows], rows[0][3] if rows else 0
 

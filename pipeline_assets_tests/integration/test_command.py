@@ -234,6 +234,7 @@ def test_quarantined_rows_are_shown_and_replayed_once_they_are_mended(
             environment, "quarantine", "show", "transactions", "--rule", "amount_positive"
         ).stdout
     )
+    assert "0 of 0" in command(environment, "quarantine", "show", "purchase_predictions").stdout
     wrong = command(environment, "quarantine", "show", "nonsense")
     assert (wrong.returncode, "nonsense is not a table" in wrong.stdout) == (2, True)
 
