@@ -71,6 +71,8 @@ def note_touched(
             key=sql.SQL(", ").join(map(sql.Identifier, contract.key)),
         )
     )
+    # Taken for a thousand groups, as an unknown table is, it would be joined by a full scan.
+    connection.execute("ANALYZE touched")
 
 
 def refresh(connection: psycopg.Connection, marts: Sequence[MartContract]) -> dict[str, int]:
