@@ -88,9 +88,9 @@ def train_and_score(settings: "Settings") -> bool:
         with console.status("Reading the snapshots that the model learns from ..."):
             job = definitions.resolve_job_def(BUILD)
             for week in missing_snapshots(newest, settings, stored):
-                succeeded = succeeded and _run_job(job, week)
+                succeeded = succeeded and _run_job(job, week).success
         with console.status(f"Training and judging the model of the week of {newest} ..."):
-            succeeded = succeeded and _run_job(definitions.resolve_job_def(TRAIN), newest)
+            succeeded = succeeded and _run_job(definitions.resolve_job_def(TRAIN), newest).success
     return score(settings) and succeeded
 
 
@@ -106,14 +106,14 @@ def score(settings: "Settings") -> bool:
     if newest and status.deployment and status.scored != (newest, status.deployment.champion_after):
         with console.status("Scoring all customers ..."):
             job = build_definitions(settings).resolve_job_def(SCORE)
-            succeeded = _run_job(job, newest)
+            succeeded = _run_job(job, newest).success
         status = model_status(settings)
     print_model(status)
     return succeeded
 
 
-def _run_job(job: "dg.JobDefinition", key: str) -> bool:
-    """Run a job over a partition in this process; whether nothing failed."""
+def _run_job(job: "dg.JobDefinition", key: str) -> "dg.ExecuteInProcessResult":
+    """Run a job over a partition in this process, and show what failed."""
     import dagster as dg
 
     result = job.execute_in_process(
@@ -123,13 +123,11 @@ def _run_job(job: "dg.JobDefinition", key: str) -> bool:
         raise_on_error=False,
     )
     _print_failures(result)
-    return result.success
+    return result
 
 
 def publish_digest(settings: "Settings") -> bool:
     """Make the newest morning's edition and say where it is; whether nothing failed."""
-    import dagster as dg
-
     from pipeline_assets.definitions import build_definitions
     from pipeline_assets.news.assets import DIGEST, mornings
 
@@ -138,14 +136,7 @@ def publish_digest(settings: "Settings") -> bool:
         console.print(f"digest: the first morning is after {settings.news_start_date}.")
         return True
     with console.status("Making the morning's edition ..."):
-        job = build_definitions(settings).resolve_job_def("publish_digest")
-        result = job.execute_in_process(
-            instance=dg.DagsterInstance.get(),
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            partition_key=key,
-            raise_on_error=False,
-        )
-    _print_failures(result)
+        result = _run_job(build_definitions(settings).resolve_job_def("publish_digest"), key)
     for edition in result.asset_materializations_for_node(DIGEST) if result.success else []:
         count, page = (edition.metadata[name].value for name in ("dagster/row_count", "page"))
         console.print(f"digest: {count} stories from {settings.news_provider}")

@@ -11,6 +11,7 @@ from datetime import date, datetime
 from typing import Any, Literal
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Json
 
@@ -159,13 +160,11 @@ def record_verdict(
 
 def verdicts(connection: psycopg.Connection, name: str) -> list[Verdict]:
     """Every verdict on a model's versions, oldest week first, and of a week the oldest verdict."""
-    columns = ", ".join(Verdict.__dataclass_fields__)
+    query = sql.SQL(
+        "SELECT {} FROM pipeline.gate_verdicts WHERE model_name = %s ORDER BY week, verdict_id"
+    ).format(sql.SQL(", ").join(map(sql.Identifier, Verdict.__dataclass_fields__)))
     with connection.cursor(row_factory=class_row(Verdict)) as cursor:
-        return cursor.execute(
-            f"SELECT {columns} FROM pipeline.gate_verdicts"  # noqa: S608 - columns of our own
-            " WHERE model_name = %s ORDER BY week, verdict_id",
-            [name],
-        ).fetchall()
+        return cursor.execute(query, [name]).fetchall()
 
 
 def passed_verdict(connection: psycopg.Connection, version: Registered) -> Verdict:
@@ -248,13 +247,11 @@ def finish_deployment(connection: psycopg.Connection, deployment: Deployment) ->
 
 def deployments(connection: psycopg.Connection, name: str) -> list[Deployment]:
     """Every move of a model's champion, oldest first."""
-    columns = ", ".join(Deployment.__dataclass_fields__)
+    query = sql.SQL(
+        "SELECT {} FROM pipeline.champion_deployments WHERE model_name = %s ORDER BY deployment_id"
+    ).format(sql.SQL(", ").join(map(sql.Identifier, Deployment.__dataclass_fields__)))
     with connection.cursor(row_factory=class_row(Deployment)) as cursor:
-        return cursor.execute(
-            f"SELECT {columns} FROM pipeline.champion_deployments"  # noqa: S608 - columns of our own
-            " WHERE model_name = %s ORDER BY deployment_id",
-            [name],
-        ).fetchall()
+        return cursor.execute(query, [name]).fetchall()
 
 
 def scored_weeks(connection: psycopg.Connection) -> dict[str, int]:

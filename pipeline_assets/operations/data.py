@@ -48,7 +48,7 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
         " max(CASE WHEN execution_status = 'FAILED' THEN evaluation_event_storage_id END)"
     )
     # Dagster's PostgreSQL and SQLite storages both have it.
-    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # SQL storages have it
         rows = connection.execute(query).fetchall()
     if not rows:
         return []

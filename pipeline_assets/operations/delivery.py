@@ -37,7 +37,7 @@ def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Ite
         raise DeliveryError("ALERT_URLS has an address for it that Apprise doesn't understand")
     said = StringIO()
     # Apprise types everything but this.
-    capture = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
+    capture = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]  # all but this has types
     with capture as captured:
         done = service.notify(
             body=message.text,

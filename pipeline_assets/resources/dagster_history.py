@@ -229,5 +229,5 @@ def _moment(seconds: float | None) -> datetime | None:
 def _root(error: "object") -> str:
     """The message of the first cause."""
     while getattr(error, "cause", None):
-        error = error.cause  # type: ignore[attr-defined]
+        error = error.cause  # type: ignore[attr-defined]  # as the loop asked
     return str(getattr(error, "message", error)).strip()

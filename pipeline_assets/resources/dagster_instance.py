@@ -155,7 +155,7 @@ def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, i
         instance.compute_log_manager.delete_logs(prefix=[run_id])
     events = 0
     statement = text(
-        f"DELETE FROM event_logs WHERE id IN (SELECT id {_OLD_EVENTS} LIMIT {_BATCH})"  # noqa: S608
+        f"DELETE FROM event_logs WHERE id IN (SELECT id {_OLD_EVENTS} LIMIT {_BATCH})"  # noqa: S608 - our own text
     )
     while True:
         with storage.index_transaction() as connection:  # type: ignore[attr-defined]  # likewise

@@ -228,7 +228,7 @@ def gate_says(source: str) -> dict[str, set[str]]:
             contract = _contract(case)
             tables = list(extract(reader, contract, WINDOW))
             duplicates = find_duplicates(
-                lambda columns, tables=tables: (each.select(columns) for each in tables),  # type: ignore[misc]
+                lambda columns, tables=tables: (each.select(columns) for each in tables),  # type: ignore[misc]  # a default hides its type
                 contract,
             )
             verdict = Verdict(contract)

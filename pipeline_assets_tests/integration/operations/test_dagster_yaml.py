@@ -40,7 +40,7 @@ def test_each_setting_reaches_the_part_of_dagster_that_it_is_for(
     assert queue.tag_concurrency_limits == [{"key": "dagster/backfill", "limit": 2}]
     assert instance.run_coordinator.dequeue_interval_seconds == 1  # type: ignore[attr-defined]  # the queued one has it
     pools = concurrency.pool_config
-    assert (pools.default_pool_limit, pools.pool_granularity.value) == (3, "run")  # type: ignore[union-attr]
+    assert (pools.default_pool_limit, pools.pool_granularity.value) == (3, "run")  # type: ignore[union-attr]  # set in the file
     assert instance.run_monitoring_enabled
     assert instance.run_monitoring_start_timeout_seconds == 300
     assert instance.run_monitoring_max_runtime_seconds == 14400
