@@ -20,9 +20,14 @@ $(VENV)/installed: requirements.lock pyproject.toml setup.py
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+# What tests, checks and benchmarks need beside it: the same versions, and half as much again to download.
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-dev.lock
+	@touch $@
+
 # An independent judge of contracts, for one test. It wants newer packages than the project, so it lives
 # in an environment of its own.
-$(VENV)/referee/installed: $(VENV)/installed Makefile
+$(VENV)/referee/installed: $(VENV)/installed-dev Makefile
 	@$(PYTHON) -m venv $(VENV)/referee
 	@$(BIN)/uv pip install --quiet --python $(VENV)/referee/bin/python 'datacontract-cli[postgres]==1.2.8'
 	@touch $@
@@ -36,21 +41,23 @@ dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:30
 mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
 	@$(BIN)/pipeline-assets mlflow ui
 
-test: $(VENV)/installed $(VENV)/referee/installed ## install, then run the tests, the fast ones first
+test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"
 	$(BIN)/pytest --numprocesses auto --quiet -m slow
 
-check: $(VENV)/installed ## format, lint, types, layers and the Dagster definitions
+check: $(VENV)/installed-dev ## format, lint, types, layers and the Dagster definitions
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/dagster definitions validate
 
-lock: $(VENV)/installed ## resolve requirements.lock again from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url pyproject.toml --output-file requirements.lock
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml
+lock: $(VENV)/installed ## resolve requirements.lock and requirements-dev.lock again from pyproject.toml
+	$(LOCK) --extra sample --extra vault --extra celery --extra kubernetes --extra s3 --output-file requirements.lock
+	$(LOCK) --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 
-bench: $(VENV)/installed ## install, then measure: the load beside other tools, the digest, the model, Dagster's start
+bench: $(VENV)/installed-dev ## install, then measure: the load beside other tools, the digest, the model, Dagster's start
 	@$(BIN)/python -m benchmarks.load $(ARGS)
 	@$(BIN)/python -m benchmarks.news
 	@$(BIN)/python -m benchmarks.models
