@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import TypedDict
 
 import psutil
@@ -15,6 +16,7 @@ from benchmarks.data import FULL_ROWS, Wrong, cases
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 SCALE_RESULTS = RESULTS.with_name("scale.json")
+SYSTEM_RESULTS = RESULTS.with_name("orchestrators.json")
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "benchmarks.svg"
 COMMAND = "make bench ARGS=--full"
@@ -93,7 +95,31 @@ def merge_scale(result: ScaleResult) -> None:
     _write(SCALE_RESULTS, list(entries.values()))
 
 
-def _write(file: Path, results: "list[Result] | list[ScaleResult]") -> None:
+class SystemResult(TypedDict):
+    """What the rounds of one system in `benchmarks.orchestrators` came to, each by the figure's name."""
+
+    name: str
+    version: str
+    configuration: str
+    rounds: list[dict[str, float]]
+
+
+def load_systems() -> list[SystemResult]:
+    """All results of `benchmarks.orchestrators` on file."""
+    found: list[SystemResult] = (
+        json.loads(SYSTEM_RESULTS.read_text()) if SYSTEM_RESULTS.exists() else []
+    )
+    return found
+
+
+def merge_systems(results: list[SystemResult]) -> None:
+    """Put results into the file, in the place of earlier ones of the same systems; ours stand first."""
+    entries = {result["name"]: result for result in [*load_systems(), *results]}
+    order = sorted(entries, key=lambda name: (not name.startswith("pipeline_assets"), name))
+    _write(SYSTEM_RESULTS, [entries[name] for name in order])
+
+
+def _write(file: Path, results: "list[Result] | list[ScaleResult] | list[SystemResult]") -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -124,6 +150,8 @@ def write_page() -> None:
     if scale := load_scale():
         parts.append(SCALE)
         parts.append(_markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
+    if systems := load_systems():
+        parts.append(_orchestration(systems))
     PAGE.write_text("".join(parts))
 
 
@@ -144,6 +172,119 @@ measures, through the assets and on transactions spread evenly over days: `tick`
 tick when all is in step, and comparing every day with the source; `ranged`, a range of days in one run,
 one of which breaks its contract and is held alone; `day`, one day of many rows. Peak memory is the
 run's own process.
+
+"""
+
+
+def systems_table() -> Table:
+    """The figures of the orchestrators on file, and their ratios."""
+    results = load_systems()
+    shown = Table("figure", *(result["name"] for result in results))
+    for row in [*_system_rows(results), *_ratio_rows(results)]:
+        shown.add_row(*row)
+    return shown
+
+
+def _orchestration(results: list[SystemResult]) -> str:
+    names = [f"{result['name']} {result['version']}" for result in results]
+    line = ["---"] * (len(results) + 1)
+    described = "".join(f"- **{each['name']}**: {each['configuration']}.\n" for each in results)
+    ratios = _markdown(["of ours to", *names], line, *_ratio_rows(results))
+    return (
+        ORCHESTRATION.format(rounds=min(len(result["rounds"]) for result in results))
+        + _markdown(["figure", *names], line, *_system_rows(results))
+        + RATIOS
+        + ratios
+        + CONFIGURATION
+        + described
+    )
+
+
+def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
+    for figure, words in FIGURES.items():
+        yield [words, *(_spread([each[figure] for each in result["rounds"]]) for result in results)]
+
+
+def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
+    """Ours to each system's, round by round, with the bound where there is one."""
+    ours = results[0]["rounds"]
+    for figure, bounds in BOUNDS.items():
+        row = [FIGURES[figure]]
+        for result in results:
+            pairs = zip(ours, result["rounds"], strict=False)
+            found = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
+            bound = bounds.get(result["name"])
+            row.append(_spread(found) + (_verdict(median(found), bound) if bound else ""))
+        yield row
+
+
+def _verdict(ratio: float, bound: float) -> str:
+    return f" {'keeps' if ratio <= bound else '**misses**'} {bound:g}"
+
+
+def _spread(values: list[float]) -> str:
+    """The median, and the range in brackets."""
+    digits = 0 if median(values) >= 100 else 1 if median(values) >= 20 else 2
+    low, high = min(values), max(values)
+    return f"{median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+FIGURES = {
+    "start": "start until the UI's page is there, s",
+    "scheduled": "scheduled run, from its moment to its end, s",
+    "scheduled_cpu": "CPU of a scheduled run, s",
+    "queued": "requested run, to its end, s",
+    "queued_cpu": "CPU of a requested run, s",
+    "ten": "ten requested at once, to the last end, s",
+    "ten_cpu": "CPU of each of the ten, s",
+    "backfill": "backfill of 30 days, s",
+    "backfill_cpu": "CPU of each day of the backfill, s",
+    "rest_cpu": "CPU at rest, s a minute",
+    "pss_mb": "memory at rest (PSS), MB",
+    "rss_mb": "sum of the processes' RSS, MB",
+    "processes": "processes",
+}
+BOUNDS: dict[str, dict[str, float]] = {
+    "scheduled": {"Airflow": 0.7, "Prefect": 0.5},
+    "scheduled_cpu": {"Airflow": 0.7, "Prefect": 0.5},
+    "queued": {"Airflow": 0.7, "Prefect": 0.5},
+    "queued_cpu": {"Airflow": 0.7, "Prefect": 0.5},
+    "ten": {"Airflow": 1.0},
+    "ten_cpu": {},
+    "backfill": {},
+    "backfill_cpu": {},
+    "start": {},
+    "rest_cpu": {},
+    "pss_mb": {},
+}
+"""What ours may cost of another's, in the order of the table of ratios."""
+
+ORCHESTRATION = """
+## Orchestration
+
+```
+python -m benchmarks.orchestrators
+```
+
+The same daily pipeline in this project, in Airflow and in Prefect: extract a day's 10,000 rows from one
+PostgreSQL database, validate them, and upsert them into another. The three steps are the same plain
+Python functions (`benchmarks/peers/daily_steps.py`). Each system has an environment of its own, and its
+metadata in a database of its own on the same PostgreSQL server, with fsync. They take turns, one at a
+time, from the same state each round; after each round the target is compared with the source by SQL.
+Figures are medians of {rounds} rounds, with minimum and maximum.
+
+CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
+same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
+first run after a start isn't counted.
+
+"""
+RATIOS = """
+Ratios of the first column's figures to the others', round by round, and the bounds that the project has
+set itself:
+
+"""
+CONFIGURATION = """
+How they are set up; what isn't said is left as it comes:
 
 """
 
@@ -225,5 +366,6 @@ def _plot(results: list[Result]) -> None:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("seconds (median, minimum and maximum)")
-    with rc_context({"svg.fonttype": "none"}):  # letters stay letters: a tenth of the size
-        figure.savefig(PLOT)
+    # Letters stay letters: a tenth of the size. The same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": PLOT.stem}):
+        figure.savefig(PLOT, metadata={"Date": None})
