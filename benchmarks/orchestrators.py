@@ -128,7 +128,8 @@ def main(
                 for each in chosen
             ]
         )
-    console.print(report.systems_table())
+    for table in report.system_tables():
+        console.print(table)
     report.write_page()
 
 

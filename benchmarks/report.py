@@ -176,25 +176,29 @@ run's own process.
 """
 
 
-def systems_table() -> Table:
-    """The figures of the orchestrators on file, and their ratios."""
+def system_tables() -> Iterator[Table]:
+    """The figures of the orchestrators on file, and the ratios of ours to the others."""
     results = load_systems()
-    shown = Table("figure", *(result["name"] for result in results))
-    for row in [*_system_rows(results), *_ratio_rows(results)]:
-        shown.add_row(*row)
-    return shown
+    names = [result["name"] for result in results]
+    for headings, rows in (
+        (["figure", *names], _system_rows(results)),
+        (["of ours to", *names[1:]], _ratio_rows(results)),
+    ):
+        shown = Table(*headings)
+        for row in rows:
+            shown.add_row(*row)
+        yield shown
 
 
 def _orchestration(results: list[SystemResult]) -> str:
     names = [f"{result['name']} {result['version']}" for result in results]
     line = ["---"] * (len(results) + 1)
     described = "".join(f"- **{each['name']}**: {each['configuration']}.\n" for each in results)
-    ratios = _markdown(["of ours to", *names], line, *_ratio_rows(results))
     return (
         ORCHESTRATION.format(rounds=min(len(result["rounds"]) for result in results))
         + _markdown(["figure", *names], line, *_system_rows(results))
         + RATIOS
-        + ratios
+        + _markdown(["of ours to", *names[1:]], line[1:], *_ratio_rows(results))
         + CONFIGURATION
         + described
     )
@@ -206,12 +210,12 @@ def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
 
 
 def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
-    """Ours to each system's, round by round, with the bound where there is one."""
-    ours = results[0]["rounds"]
+    """Ours to each other's, round by round, with the bound where there is one."""
+    ours, *others = results
     for figure, bounds in BOUNDS.items():
-        row = [FIGURES[figure]]
-        for result in results:
-            pairs = zip(ours, result["rounds"], strict=False)
+        row = [FIGURES[figure].removesuffix(", s")]
+        for result in others:
+            pairs = zip(ours["rounds"], result["rounds"], strict=False)
             found = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
             bound = bounds.get(result["name"])
             row.append(_spread(found) + (_verdict(median(found), bound) if bound else ""))
@@ -219,7 +223,7 @@ def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
 
 
 def _verdict(ratio: float, bound: float) -> str:
-    return f" {'keeps' if ratio <= bound else '**misses**'} {bound:g}"
+    return f", {'keeps' if ratio <= bound else 'misses'} {bound:g}"
 
 
 def _spread(values: list[float]) -> str:
@@ -279,8 +283,9 @@ first run after a start isn't counted.
 
 """
 RATIOS = """
-Ratios of the first column's figures to the others', round by round, and the bounds that the project has
-set itself:
+Ratios of the first column's figures to the others', round by round, and whether they keep the bounds that
+the project has set itself: a run costs at most 0.7 of Airflow's and half of Prefect's, and ten end before
+Airflow's.
 
 """
 CONFIGURATION = """

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -277,14 +278,8 @@ class Airflow(System):
         self._call(place, "PATCH", "dags/each_minute", {"is_paused": False})
 
     def _call(self, place: Place, method: str, path: str, body: Mapping[str, Any]) -> None:
-        token = requests.get(f"{place.address}/auth/token", timeout=60).json()["access_token"]
-        requests.request(
-            method,
-            f"{place.address}/api/v2/{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=60,
-        ).raise_for_status()
+        address, login = f"{place.address}/api/v2/{path}", _airflow_login(place.address)
+        requests.request(method, address, json=body, headers=login, timeout=60).raise_for_status()
 
 
 class Prefect(System):
@@ -355,9 +350,8 @@ class Prefect(System):
         self._post(place, "each_minute", "resume_deployment", {})
 
     def _post(self, place: Place, deployment: str, what: str, body: Mapping[str, Any]) -> None:
-        api = f"{place.address}/api/deployments"
-        found = requests.get(f"{api}/name/daily/{deployment}", timeout=60).json()
-        requests.post(f"{api}/{found['id']}/{what}", json=body, timeout=60).raise_for_status()
+        address = f"{_prefect_deployment(place.address, deployment)}/{what}"
+        requests.post(address, json=body, timeout=60).raise_for_status()
 
 
 def project_settings() -> dict[str, Any]:
@@ -370,6 +364,20 @@ def systems() -> list[System]:
     """All of them; this project's launcher is one of its own once dagster.yaml chooses it."""
     ours = [WarmDagster()] if "run_launcher" in project_settings() else []
     return [*ours, Dagster(), Airflow(), Prefect()]
+
+
+@cache
+def _airflow_login(address: str) -> dict[str, str]:
+    answer = requests.get(f"{address}/auth/token", timeout=60)
+    answer.raise_for_status()
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+@cache
+def _prefect_deployment(address: str, name: str) -> str:
+    answer = requests.get(f"{address}/api/deployments/name/daily/{name}", timeout=60)
+    answer.raise_for_status()
+    return f"{address}/api/deployments/{answer.json()['id']}"
 
 
 def _expect(answer: Mapping[str, Any], kind: str) -> None:
