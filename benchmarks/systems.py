@@ -295,6 +295,8 @@ class Prefect(System):
     )
     packages = (
         f"prefect=={version}",
+        "fastapi==0.139.0",  # its own bound lets in 0.165, with which the server doesn't start
+        "starlette==1.10.0",
         "sqlalchemy==2.1.9",
         "uvicorn==0.54.0",
         "asyncpg==0.32.0",
