@@ -31,7 +31,8 @@ FAILED = re.compile(
 )
 """What `dagster definitions validate` says of a location that doesn't load."""
 CAUSED_BY = "The above exception was caused by the following exception:"
-LONGEST_LOAD = timedelta(minutes=2)
+LONGEST_LOAD = timedelta(minutes=3)
+"""So long Dagster itself waits for a code server to start."""
 
 
 def _automation(view: View) -> Iterator[tuple[Automation, "InstigatorState"]]:

@@ -54,6 +54,7 @@ def outside(
     return settings.model_copy(update={"pipeline_ui_url": None, "pipeline_automation": "stopped"})
 
 
+@pytest.mark.slow
 def test_code_that_does_not_load_is_told_without_a_ui(
     outside: Settings,
     instance: dg.DagsterInstance,
@@ -65,7 +66,7 @@ def test_code_that_does_not_load_is_told_without_a_ui(
     with mail_server() as (mailbox, url):
         looks = watch_outside(
             outside.model_copy(update={"alert_urls": (SecretStr(url),)}),
-            workspace(tmp_path, shop_code=FINE, other_code=FINE),
+            workspace(tmp_path, shop_code=FINE),
         )
         assert next(looks)[1]
         (tmp_path / "shop_code.py").write_text(BROKEN)
@@ -84,6 +85,7 @@ def test_code_that_does_not_load_is_told_without_a_ui(
     )
 
 
+@pytest.mark.slow
 def test_a_code_server_that_is_away_and_an_interpreter_that_is_killed(
     outside: Settings, tmp_path: Path
 ) -> None:
