@@ -62,6 +62,13 @@ class View(Outside):
         owners = {owner for key in keys if graph.has(key) for owner in graph.get(key).owners}
         return ", ".join(sorted(owner.removeprefix("team:") for owner in owners))
 
+    def owner_of(self, run: dg.DagsterRun) -> str:
+        """Who owns what the run is about: its selection, or all of its job."""
+        keys = run.asset_selection or set()
+        if not keys and self.repository.has_job(run.job_name):
+            keys = self.repository.get_job(run.job_name).asset_layer.selected_asset_keys
+        return self.owner(keys)
+
 
 def partition_of(run: dg.DagsterRun) -> str:
     """The run's partition, or its range as `first to last`, or nothing."""
@@ -130,6 +137,7 @@ def waiting_runs(view: View) -> list[Problem]:
                         f"{len(records)} runs wait for more than {view.settings.alert_late_minutes} "
                         f"minutes; this one is {first.dagster_run.status.value}."
                     ),
+                    "Owner": view.owner_of(first.dagster_run),
                     "Run": view.link(f"runs/{first.dagster_run.run_id}"),
                 },
             )
@@ -198,7 +206,7 @@ def _slow_run(view: View, run: dg.DagsterRun, begun: datetime, cause: str) -> Pr
             "What": f"{run.job_name} {partition_of(run)}".strip(),
             "Partition": partition_of(run),
             "Cause": cause,
-            "Owner": view.owner(run.asset_selection or ()),
+            "Owner": view.owner_of(run),
             "Run": view.link(f"runs/{run.run_id}") or run.run_id,
         },
     )

@@ -87,14 +87,15 @@ def look_outside(
 ) -> tuple[list[Problem], set[Kind]]:
     """The problems that leave no sensor to see them; `broken` are the code locations that don't load.
 
-    Without a daemon or code nobody looks inside: that is no news then.
+    Without a daemon or code nobody looks inside: that is no news then, nor is it mended.
     """
     problems = [*daemon.silent_daemons(view.instance, view.now), *broken]
+    unknown: set[Kind] = {"tick_late"} if problems else set()
     if not problems:
         problems += missing_looks(view, awake_since)
     if url := view.settings.pipeline_ui_url:
         problems += daemon.silent_ui(str(url), view.now)
-    return problems, set()
+    return problems, unknown
 
 
 def missing_looks(view: Outside, awake_since: datetime) -> list[Problem]:
@@ -202,14 +203,18 @@ def watch_outside(settings: Settings, workspace: Path) -> Iterator[tuple[str, bo
     away = False
     broken: list[Problem] = []
     loaded_at = datetime.min.replace(tzinfo=UTC)
+
+    def find(view: Outside, awake_since: datetime) -> tuple[list[Problem], set[Kind]]:
+        nonlocal broken, loaded_at
+        if view.now - loaded_at >= LOADED_EVERY:
+            broken, loaded_at = daemon.broken_code(workspace, view.now), view.now
+        return look_outside(view, awake_since, broken)
+
     while True:
         try:
             with dg.DagsterInstance.get() as instance:
                 view = Outside(instance, settings, datetime.now(UTC))
-                if view.now - loaded_at >= LOADED_EVERY:
-                    broken, loaded_at = daemon.broken_code(workspace, view.now), view.now
-                find = partial(look_outside, view, broken=broken)
-                said = tell(view, OUTSIDE, find, beats=False)
+                said = tell(view, OUTSIDE, partial(find, view), beats=False)
             away = False
             yield said, said.startswith("0 problems")
         except Exception as error:  # whatever its storage raises is what we report
