@@ -170,8 +170,6 @@ class World:
                 {
                     "week": week,
                     "candidate": "by_hand",
-                    "training_cutoffs": " ".join(map(str, window.cutoffs)),
-                    "training_hash": window.content_hash,
                     "fingerprint": f"by hand {next(_numbers)}",
                 },
             )

@@ -104,7 +104,7 @@ def test_the_mlflow_run_has_all_that_a_reader_asks_for(trained_world: World) -> 
     plots = ("precision_recall", "roc", "reliability", "lift", "history")
     assert artifacts >= {f"evaluation/{plot}.png" for plot in plots}
     card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/evaluation/model_card.md")
-    assert version.tags["training_hash"] in card
+    assert run.data.params["training_hash"] in card
     model = mlflow.models.get_model_info(f"models:/{name}/1")
     assert model.signature.inputs.input_names()[0] == "repeat_purchases"
     requirements = mlflow.artifacts.load_text(f"models:/{name}/1/requirements.txt")
