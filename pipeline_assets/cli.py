@@ -261,9 +261,7 @@ def _serve(settings: "Settings", options: list[str]) -> int:
     with ExitStack() as files:
         with Database("warehouse", settings).connect(autocommit=True) as warehouse:
             records.ensure_schema(warehouse)
-            version, folder = files.enter_context(
-                promotion.champion_files(client, warehouse, name)
-            )
+            version, folder = files.enter_context(promotion.champion_files(client, warehouse, name))
         console.print(f"Serving {version}: its files and its verdict are verified.")
         # Ours last, so that no option of the same name serves something else.
         model = ["-m", str(folder), "--env-manager", "local"]

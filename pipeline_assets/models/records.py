@@ -259,9 +259,7 @@ def start_deployment(
         ],
     ).fetchone()
     return next(
-        found
-        for found in deployments(connection, name)
-        if row and found.deployment_id == row[0]
+        found for found in deployments(connection, name) if row and found.deployment_id == row[0]
     )
 
 

@@ -299,7 +299,9 @@ def test_a_champion_that_was_deleted_in_mlflow_stops_everything_but_the_rollback
     name, client = production.world.name, production.client
     for version in (second, third):
         client.delete_model_version(name, str(version.version))
-    with pytest.raises(registry.RegistryError, match=r"version 3 is in production, but .* rollback"):
+    with pytest.raises(
+        registry.RegistryError, match=r"version 3 is in production, but .* rollback"
+    ):
         promotion.champion(client, production.connection, name)
 
     moved = production.rollback()

@@ -34,7 +34,6 @@ def environment(world: World) -> dict[str, str]:
     }
 
 
-
 @contextmanager
 def mlflow_command(world: World, log: Path, *arguments: str, health: str) -> Iterator[str]:
     """`pipeline-assets mlflow ...` on a free port until the block ends; its address."""

@@ -410,6 +410,35 @@ def test_a_refused_model_is_one_problem_until_a_later_one_is_accepted(view: View
     assert report("2026-05-12", "calibrated", "WARN", passed=False) == []
 
 
+@pytest.mark.parametrize("check", ["score_drift", "realised_performance"])
+def test_of_the_predictions_state_only_the_newest_week_tells(view: View, check: str) -> None:
+    def report(week: str, name: str, *, passed: bool) -> list[tuple[str, tuple[str, ...]]]:
+        view.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("purchase_predictions"),
+                check_name=name,
+                passed=passed,
+                metadata={},
+                partition=week,
+                severity=dg.AssetCheckSeverity.WARN,
+            )
+        )
+        found = failed_checks(view, failing_checks(view.instance, view.ago(runs.HORIZON)))
+        return [(problem.subject, problem.members) for problem in found]
+
+    subject = f"purchase_predictions {check}"
+    assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-04",))]
+    # Another week's takes its place, failed or passed; an older one, scored again, doesn't.
+    assert report("2026-05-11", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-05-18", check, passed=True) == []
+    assert report("2026-05-04", check, passed=False) == []
+    # Of the other checks each week tells for itself.
+    distribution = "purchase_predictions distribution"
+    report("2026-05-04", "distribution", passed=False)
+    assert report("2026-05-11", "distribution", passed=True) == [(distribution, ("2026-05-04",))]
+
+
 def test_the_runbook_has_an_entry_for_each_alert() -> None:
     headings = {
         line.removeprefix("## ").lower().replace(" ", "-").replace("'", "")
