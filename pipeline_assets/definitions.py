@@ -120,7 +120,7 @@ def _models(settings: Settings, *, running: bool, now: Callable[[], datetime]) -
     partitions = weeks(settings)
     assets, checks = model_assets(settings, orders, partitions), evaluation(settings, partitions)
     automation = model_automation(settings, assets, checks, partitions, running=running, now=now)
-    evaluated = evaluated_asset(settings, partitions)
+    evaluated = evaluated_asset(partitions)
     return dg.Definitions.merge(
         dg.Definitions(assets=[*assets, evaluated], asset_checks=[checks]), automation
     )

@@ -213,7 +213,7 @@ def trained_asset(
     return trained_model
 
 
-def evaluated_asset(settings: Settings, partitions: dg.WeeklyPartitionsDefinition) -> dg.AssetSpec:
+def evaluated_asset(partitions: dg.WeeklyPartitionsDefinition) -> dg.AssetSpec:
     """`model_evaluation`: the gate's verdict, which the checks of `trained_model` write.
 
     Not to be materialized by itself: as an asset after them it would be there for accepted models alone.

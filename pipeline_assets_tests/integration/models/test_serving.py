@@ -123,7 +123,7 @@ def test_a_champion_that_isnt_what_was_deployed_is_not_served(
             check=False,
             timeout=120,
         )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     said = " ".join((ended.stdout + ended.stderr).split())
     assert ("changed or damaged" if how == "its files" else "was judged, but") in said
     assert "Serving" not in said
