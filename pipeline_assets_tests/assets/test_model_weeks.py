@@ -1,8 +1,12 @@
 """The schedule and the sensors of the model, tick by tick, on a real warehouse and a real registry."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from pipeline_assets.definitions import build_definitions
@@ -28,8 +32,19 @@ MONDAY = datetime(2026, 11, 16, 3, tzinfo=UTC)
 """When the week of `NEXT` is trained."""
 
 
-def test_the_snapshots_are_there_when_the_schedule_trains_the_week_that_ended(world: World) -> None:
-    built = []
+@pytest.fixture
+def scheduled_world(world: World, tmp_path: Path) -> Iterator[World]:
+    """A world whose Dagster is on disk: the context of a schedule gives no other."""
+    folder = tmp_path / "dagster"
+    folder.mkdir()
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+        yield replace(world, instance=instance)
+
+
+def test_the_snapshots_are_there_when_the_schedule_trains_the_week_that_ended(
+    scheduled_world: World,
+) -> None:
+    world, built = scheduled_world, []
     while isinstance(asked := tick(world, "model_weeks", MONDAY - timedelta(hours=2)), tuple):
         assert asked[0] == "build_snapshots"
         first = (
@@ -44,8 +59,11 @@ def test_the_snapshots_are_there_when_the_schedule_trains_the_week_that_ended(wo
     assert tick(world, "train_model_weekly", MONDAY) == ("train_model", NEXT)
 
 
-def test_missed_weeks_are_made_up_for_in_order_and_the_newest_is_the_last(world: World) -> None:
+def test_missed_weeks_are_made_up_for_in_order_and_the_newest_is_the_last(
+    scheduled_world: World,
+) -> None:
     """The schedule's tick comes first, and would put them behind a newer champion."""
+    world = scheduled_world
     first, missed = "2026-10-19", ["2026-10-26", WEEK]
     for week in ("2026-07-27", "2026-08-24", "2026-09-21"):
         assert world.run("build_snapshots", week).success
