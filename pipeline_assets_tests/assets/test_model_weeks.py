@@ -44,7 +44,8 @@ def scheduled_world(world: World, tmp_path: Path) -> Iterator[World]:
 def test_the_snapshots_are_there_when_the_schedule_trains_the_week_that_ended(
     scheduled_world: World,
 ) -> None:
-    world, built = scheduled_world, []
+    world = scheduled_world
+    built: list[str] = []
     while isinstance(asked := tick(world, "model_weeks", MONDAY - timedelta(hours=2)), tuple):
         assert asked[0] == "build_snapshots"
         first = (
