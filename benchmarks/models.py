@@ -230,6 +230,8 @@ def week(server: embedded_postgres.Server, folder: Path, console: Console) -> No
         "WAREHOUSE_DATABASE_URL": url,
         "SOURCE_DATABASE_URL": url,
         "MLFLOW_TRACKING_URI": embedded_postgres.ensure_database(server, "mlflow"),
+        # The model of that week doesn't reach BG/NBD's average precision, and a refused one isn't deployed.
+        "MODELS_MIN_PRECISION_OVER_BASELINE": "-0.03",
     }
     older = [
         f"build_snapshots={each}"

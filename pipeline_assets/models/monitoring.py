@@ -120,7 +120,7 @@ def realised(
             "one kind there is nothing to tell apart. Look at the warehouse table.",
             left_out=left_out,
         )
-    # The check looks at the figures alone: intervals of millions of customers would take an hour.
+    # The check looks at the figures alone.
     evaluation = evaluate(labels, scores, resamples=1)
     return Realised(cutoff, max(foresaw), labels, scores, evaluation, left_out)
 

@@ -428,11 +428,11 @@ def test_of_the_predictions_state_only_the_newest_week_tells(view: View, check: 
 
     subject = f"purchase_predictions {check}"
     assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-04",))]
-    # Another week's takes its place, failed or passed; an older one, scored again, doesn't.
+    # A newer week's takes its place, failed or passed; an older one, scored later, doesn't.
     assert report("2026-05-11", check, passed=False) == [(subject, ("2026-05-11",))]
-    assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-04-27", check, passed=False) == [(subject, ("2026-05-11",))]
     assert report("2026-05-18", check, passed=True) == []
-    assert report("2026-05-04", check, passed=False) == []
+    assert report("2026-04-20", check, passed=False) == []
     # Of the other checks each week tells for itself.
     distribution = "purchase_predictions distribution"
     report("2026-05-04", "distribution", passed=False)
