@@ -38,8 +38,9 @@ from pipeline_assets.settings import load_settings
 
 ROWS = 10_000
 FIRST_DAY = date(2026, 1, 1)
-_days = [(FIRST_DAY + timedelta(days=number)).isoformat() for number in range(44)]
-BACKFILL, TEN, QUEUED, WARM_UP = _days[:30], _days[30:40], _days[40:43], _days[43]
+_days = [(FIRST_DAY + timedelta(days=number)).isoformat() for number in range(46)]
+BACKFILL, TEN, QUEUED = _days[:30], _days[30:40], _days[40:43]
+WARM_UP, SET_UP = _days[43], _days[45]  # the day between is SCHEDULED_DAY
 SOURCE_DATABASE, TARGET_DATABASE = "bench_daily_source", "bench_daily_target"
 SOURCE = """
 CREATE SCHEMA shop;
@@ -48,7 +49,7 @@ SELECT n AS order_id, n % 5000 AS customer_id,
     timestamptz '{first}' + n * (interval '1 day' / {rows}) AS ordered_at,
     ((CASE WHEN n % 1000 = 7 THEN -1 ELSE 1 + n % 10000 END) / 100.0)::numeric(14, 2) AS amount,
     ('{{USD,EUR,GBP,JPY,CHF}}'::text[])[1 + n % 5] AS currency, 1 + n % 9 AS quantity
-FROM generate_series(0, {rows} * 45 - 1) AS n;
+FROM generate_series(0, {rows} * 46 - 1) AS n;
 CREATE INDEX ON shop.orders (ordered_at);
 """
 TARGET = """
@@ -159,7 +160,7 @@ def set_up(server: Server, system: System, folder: Path) -> None:
         _open(system, place, services)
         _run(system.register(place), place, environment)
         with psycopg.connect(place.database, autocommit=True) as history:
-            _queued(system, place, services, history, [WARM_UP])
+            _queued(system, place, services, history, [SET_UP])
 
 
 def measure(

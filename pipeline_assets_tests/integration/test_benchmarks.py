@@ -54,7 +54,7 @@ def test_the_harness_has_dagster_run_a_day_and_leaves_no_process(
         runs = history.execute("SELECT pipeline_name, status FROM runs").fetchall()
     # Ten of 10,000 rows have an amount below zero.
     assert found is not None
-    assert (found[0], found[2]) == (9_990, orchestrators.WARM_UP)
+    assert (found[0], found[2]) == (9_990, orchestrators.SET_UP)
     assert found[1] > 0
     assert runs == [("daily", "SUCCESS")]
     assert set(psutil.Process().children(recursive=True)) <= before
