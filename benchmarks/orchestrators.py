@@ -325,8 +325,7 @@ Run = tuple[float | None, float | None, bool | None]
 
 
 def _runs(system: System, history: psycopg.Connection) -> list[Run]:
-    found: list[Run] = history.execute(system.runs).fetchall()
-    return found
+    return [(due, ended, succeeded) for due, ended, succeeded in history.execute(system.runs)]
 
 
 def _all_ended(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from benchmarks.tools import PEERS
 from pipeline_assets import __version__
 
 ROOT = PEERS.parents[1]
-PSYCOPG = f"psycopg[binary]=={version('psycopg')}"
+PSYCOPG = f"psycopg[binary]=={installed('psycopg')}"
 """What the steps need, the same everywhere."""
 Command = list[str]
 
@@ -114,7 +114,7 @@ class Dagster(System):
 
     key = "dagster"
     name = "pipeline_assets, default launcher"
-    version = f"{__version__}, Dagster {version('dagster')}"
+    version = f"{__version__}, Dagster {installed('dagster')}"
     configuration = (
         "this project's `dagster.yaml` without its `run_launcher`: queue asked each second, 4 runs at"
         " once, pools of 3, one process a run; `dagster dev` (webserver, daemon, code server); a range"
