@@ -31,8 +31,8 @@ from benchmarks import data, report
 from benchmarks.measure import ToolError, server_cpu
 from benchmarks.peers.daily_steps import SCHEDULED_DAY
 from benchmarks.services import Services
-from benchmarks.systems import PEERS, Place, System, systems
-from benchmarks.tools import install
+from benchmarks.systems import Place, System, systems
+from benchmarks.tools import PEERS, install
 from pipeline_assets.resources.embedded_postgres import Server, connect_or_start, ensure_database
 from pipeline_assets.settings import load_settings
 
@@ -100,8 +100,9 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Databases and environments; 3 GB.")] = None,
 ) -> None:
     """Compare this project's runs with Airflow's and Prefect's; three minutes a system and round."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a background job's children would ignore it
-        signal.signal(number, signal.default_int_handler)
+    # A background job's children would ignore the first; both end with nothing left running.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.platform != "linux":
         raise SystemExit("the comparison reads the memory of processes from /proc: it needs Linux")
     console = Console(width=None if sys.stdout.isatty() else 150)
