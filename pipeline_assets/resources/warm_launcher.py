@@ -50,6 +50,10 @@ class WarmProcessEnded(ColdStart):
     """The warm process ended before it answered."""
 
 
+class RunsAlready(Exception):  # noqa: N818  # likewise
+    """The run has a process: two daemons took it from the queue."""
+
+
 class WarmProcess:
     """One warm process, from its launcher's side. It ends when this is closed, or its launcher dies.
 
@@ -80,6 +84,7 @@ class WarmProcess:
 
         Raises:
             WarmProcessEnded: it has ended, or was killed as it didn't answer in time.
+            RunsAlready: the run has a process, of whichever launcher.
             ColdStart: it couldn't do it.
         """
         line = ""
@@ -95,6 +100,8 @@ class WarmProcess:
             self.close()
             raise WarmProcessEnded(f"the warm process (pid {self.process.pid}) has ended")
         answer = json.loads(line)
+        if "runs" in answer:
+            raise RunsAlready
         if "error" in answer:
             raise ColdStart(f"the warm process can't do it: {answer['error']}")
         return cast("str | None", answer.get("stale"))
@@ -136,11 +143,15 @@ class WarmRunLauncher(DefaultRunLauncher):
         """
         run = context.dagster_run
         try:
+            if self._process(run.run_id) is not None:
+                raise RunsAlready
             with self._lock:
                 self._launch_warm(run, self._setup(context))
         except ColdStart as reason:
             self._say(f"Starting cold: {reason}.", run)
             super().launch_run(context)
+        except RunsAlready:
+            self._say("Not started again: the run has a process already.", run)
         else:
             self._run_ids.add(run.run_id)
 

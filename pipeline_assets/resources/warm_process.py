@@ -165,7 +165,7 @@ class Server:
                         self.connection.sendall(answer.encode())
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Do what a message asks for; what to tell is in the way is the `error`, or what is `stale`."""
+        """Do what a message asks for; nothing to tell means that it is done."""
         try:
             if "origin" in message:
                 self.instance = message["instance"]
@@ -174,6 +174,8 @@ class Server:
                 return {"stale": f"{stale} has changed"}
             else:
                 self.start(message["run_id"], Path(message["file"]))
+        except BlockingIOError:
+            return {"runs": True}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
         return {}
