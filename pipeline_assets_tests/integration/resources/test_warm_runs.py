@@ -101,7 +101,7 @@ class Deployment:
         repository = location.get_repository("__repository__")
         job = repository.get_full_job("both")
         run = _create_run(self.instance, location, repository, job, {}, tags, None, None)
-        return run.run_id
+        return str(run.run_id)
 
     def submit(self, **tags: str) -> str:
         """A run that waits for the daemon, as the UI starts it."""
@@ -173,9 +173,11 @@ class Deployment:
 def running(command: list[str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (home / f"{Path(command[0]).name}.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
-        yield process
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=120)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +418,7 @@ def test_what_starts_runs_is_nobody_elses(deployment: Deployment) -> None:
     assert [file.stat().st_mode & 0o777 for file in deployment.files()] == [0o600]
     assert warm.cmdline()[1:3] == ["-m", "pipeline_assets.resources.warm_process"]
     assert warm.cmdline()[3].isdigit()
-    assert [connection.laddr for connection in warm.net_connections("all")] == [""], "no address"
+    assert {str(each.laddr) for each in warm.net_connections("all")} == {""}, "no address"
     assert warm.num_threads() == 1
     deployment.open("private")
     assert deployment.ended(run_id) == "SUCCESS"
