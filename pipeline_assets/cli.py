@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -120,20 +121,26 @@ def metrics(
 def watch(
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+    workspace: Annotated[
+        Path | None, typer.Option(help="Where the code is; by default DAGSTER_HOME's.")
+    ] = None,
 ) -> None:
     """Look from outside whether Dagster itself lives, and alert: a process beside the daemon.
 
-    Told are a daemon that is silent, a UI that doesn't answer and code that doesn't load: then no
-    sensor runs that could tell. With --once the exit code is 1 if something is wrong.
+    Told are a daemon that is silent, code that doesn't load, a sensor `alerts` that doesn't look and a
+    UI that doesn't answer: then nobody else could tell. With --once the exit code is 1 if something is
+    wrong.
     """
     settings = _settings()
     from time import sleep
 
-    from pipeline_assets.definitions import build_definitions
     from pipeline_assets.operations.watching import watch_outside
 
-    repository = build_definitions(settings).get_repository_def()
-    for said, fine in watch_outside(settings, repository):
+    file = workspace or Path(os.environ["DAGSTER_HOME"], "workspace.yaml")
+    with clear_errors():
+        if not file.is_file():
+            raise PermanentError(f"There is no file {file}: name the daemon's with --workspace.")
+    for said, fine in watch_outside(settings, file.resolve()):
         console.print(said, highlight=False, soft_wrap=True)
         if once:
             raise typer.Exit(0 if fine else 1)

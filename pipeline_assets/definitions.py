@@ -15,7 +15,7 @@ import dagster as dg
 
 from pipeline_assets.models.assets import model_assets, weeks
 from pipeline_assets.models.automation import model_automation
-from pipeline_assets.models.checks import evaluation
+from pipeline_assets.models.checks import PREDICTIONS, evaluation
 from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.operations.assets import operations_assets
@@ -93,6 +93,9 @@ def build_definitions(
             news_automation(news, partitions, running=running, now=now),
         ]
         levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
+        levels.append(
+            ServiceLevel(load_contract(PREDICTIONS), dg.AssetKey(PREDICTIONS), weeks(settings))
+        )
         parts += [
             _models(settings, running=running),
             alerting(settings, levels, running=running, now=now),

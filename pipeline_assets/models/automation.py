@@ -19,7 +19,7 @@ from pipeline_assets.models.checks import (
     SNAPSHOTS,
 )
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import may_do_better
+from pipeline_assets.running import may_do_better, with_own_checks
 from pipeline_assets.settings import Settings
 
 WEEK = timedelta(weeks=1)
@@ -56,7 +56,7 @@ def model_automation(
     )
     score = dg.define_asset_job(
         SCORE,
-        selection=dg.AssetSelection.assets(predictions),
+        selection=with_own_checks([predictions]),
         description="Every customer's probability, by the champion.",
     )
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
