@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -177,7 +178,10 @@ def alert(
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "",
 ) -> None:
-    """Put the previous champion back into production and score the newest week with it."""
+    """Put the previous champion back into production and score the newest week with it.
+
+    Champions that were deleted or changed in MLflow are passed over; if none is left, today's is withdrawn.
+    """
     settings = _settings()
     from pipeline_assets.models import promotion, records, registry
     from pipeline_assets.resources.mlflow import Mlflow
@@ -191,6 +195,13 @@ def rollback(
             moved = promotion.rollback(
                 client, warehouse, name, actor=promotion.person(), reason=reason or "not stated"
             )
+        if moved.champion_after is None:
+            console.print(
+                f"{name}: version {moved.champion_before} was withdrawn, and none before it can be used. "
+                "Train a new one: `pipeline-assets run`, or the job train_model for the newest week.",
+                soft_wrap=True,
+            )
+            raise typer.Exit(0)
         console.print(
             f"{name}: version {moved.champion_after} is the champion again, "
             f"{moved.champion_before} isn't."
@@ -231,13 +242,37 @@ def promote() -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def mlflow(context: typer.Context) -> None:
-    """Run an `mlflow` command on the project's MLflow, such as `ui`, or `models serve -m ...`."""
+    """Run an `mlflow` command on the project's MLflow, such as `ui`.
+
+    `serve` is ours: it verifies the champion as scoring does, then runs `mlflow models serve` on the files
+    that it has verified, with the options given.
+    """
     settings = _settings()
     from pipeline_assets.resources.mlflow import Mlflow
 
     with clear_errors():
-        code = Mlflow(settings).command(context.args)
+        if context.args[:1] == ["serve"]:
+            code = _serve(settings, context.args[1:])
+        else:
+            code = Mlflow(settings).command(context.args)
     raise typer.Exit(code)
+
+
+def _serve(settings: "Settings", options: list[str]) -> int:
+    from pipeline_assets.models import promotion, records, registry
+    from pipeline_assets.resources.mlflow import Mlflow
+    from pipeline_assets.resources.postgres import Database
+
+    mlflow = Mlflow(settings)
+    client, name = mlflow.client(), registry.model_name(settings.pipeline_env)
+    with ExitStack() as files:
+        with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+            records.ensure_schema(warehouse)
+            version, folder = files.enter_context(promotion.champion_files(client, warehouse, name))
+        console.print(f"Serving {version}: its files and its verdict are verified.")
+        # Ours last, so that no option of the same name serves something else.
+        model = ["-m", str(folder), "--env-manager", "local"]
+        return mlflow.command(["models", "serve", *options, *model])
 
 
 def _read_status(settings: "Settings") -> "Callable[[], Status]":

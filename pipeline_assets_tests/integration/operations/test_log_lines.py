@@ -119,7 +119,7 @@ def test_each_process_of_dagster_dev_writes_json_with_the_environment(
             time.sleep(0.5)
     found = lines(log.read_text())
     loggers = {line["logger"] for line in found if line.get("environment") == "staging"}
-    assert {"dagster-webserver", "dagster.code_server"} <= loggers
+    assert "dagster-webserver" in loggers
     assert any(name.startswith("dagster.daemon") for name in loggers)
     assert {line.get("environment") for line in found} == {"staging"}
     of_run = [line for line in found if line.get("run_id") == run_id and line["event"]]

@@ -31,8 +31,11 @@ def workspace(folder: Path, **modules: str) -> Path:
     for name, code in modules.items():
         (folder / f"{name}.py").write_text(code)
     file = folder / "workspace.yaml"
-    names = "".join(f"  - python_module: {name}\n" for name in modules)
-    file.write_text(f"load_from:\n{names}")
+    files = "".join(
+        f"  - python_file: {{relative_path: {name}.py, location_name: {name}}}\n"
+        for name in modules
+    )
+    file.write_text(f"load_from:\n{files}")
     return file
 
 
@@ -68,7 +71,8 @@ def test_code_that_does_not_load_is_told_without_a_ui(
             outside.model_copy(update={"alert_urls": (SecretStr(url),)}),
             workspace(tmp_path, shop_code=FINE),
         )
-        assert next(looks)[1]
+        said, well = next(looks)
+        assert well, said
         (tmp_path / "shop_code.py").write_text(BROKEN)
         assert not next(looks)[1]
         assert not next(looks)[1]

@@ -469,28 +469,32 @@ def test_a_refused_model_is_one_problem_until_a_later_one_is_accepted(view: View
 
 
 @pytest.mark.parametrize("check", ["score_drift", "realised_performance"])
-def test_what_a_later_week_replaces_is_told_of_the_newest_alone(view: View, check: str) -> None:
-    """Last month's scores had drifted: nobody will score that week again."""
-
-    def report(week: str, *, passed: bool) -> list[tuple[str, ...]]:
+def test_of_the_predictions_state_only_the_newest_week_tells(view: View, check: str) -> None:
+    def report(week: str, name: str, *, passed: bool) -> list[tuple[str, tuple[str, ...]]]:
         view.instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 asset_key=dg.AssetKey("purchase_predictions"),
-                check_name=check,
+                check_name=name,
                 passed=passed,
                 metadata={},
                 partition=week,
                 severity=dg.AssetCheckSeverity.WARN,
             )
         )
-        failing = failing_checks(view.instance, view.ago(runs.HORIZON))
-        return [problem.members for problem in failed_checks(view, failing)]
+        found = failed_checks(view, failing_checks(view.instance, view.ago(runs.HORIZON)))
+        return [(problem.subject, problem.members) for problem in found]
 
-    assert report("2026-05-04", passed=False) == [("2026-05-04",)]
-    assert report("2026-05-11", passed=False) == [("2026-05-11",)]
-    assert report("2026-05-18", passed=True) == []
-    assert report("2026-04-27", passed=False) == [], "a replay of an old week is no news"
-    assert report("2026-05-25", passed=False) == [("2026-05-25",)]
+    subject = f"purchase_predictions {check}"
+    assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-04",))]
+    # A newer week's takes its place, failed or passed; an older one, scored later, doesn't.
+    assert report("2026-05-11", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-04-27", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-05-18", check, passed=True) == []
+    assert report("2026-04-20", check, passed=False) == []
+    # Of the other checks each week tells for itself.
+    distribution = "purchase_predictions distribution"
+    report("2026-05-04", "distribution", passed=False)
+    assert report("2026-05-11", "distribution", passed=True) == [(distribution, ("2026-05-04",))]
 
 
 def test_the_runbook_has_an_entry_for_each_alert() -> None:
