@@ -118,7 +118,7 @@ def changed_since(moment: float, files: Iterable[str]) -> str | None:
     """
     for path in files:
         try:
-            if os.stat(path).st_ctime > moment:  # noqa: PTH116  # 2,000 files in 3 ms, not 9
+            if os.stat(path).st_ctime > moment:  # noqa: PTH116  # 2,000 files in 4 ms, not 14
                 return path
         except OSError:
             return path

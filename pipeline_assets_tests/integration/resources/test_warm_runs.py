@@ -33,7 +33,7 @@ from pipeline_assets.resources.warm_process import changed_since, process_of
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-LONGEST = 60.0
+LONGEST = 240.0
 """Seconds until a wait gives up; what is waited for takes a few on an idle machine."""
 CODE = """
 import os
