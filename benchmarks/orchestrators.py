@@ -27,7 +27,7 @@ import requests
 import typer
 from rich.console import Console
 
-from benchmarks import data, report
+from benchmarks import data, report, systems_report
 from benchmarks.measure import ToolError, server_cpu
 from benchmarks.peers.daily_steps import SCHEDULED_DAY
 from benchmarks.services import Services
@@ -119,7 +119,7 @@ def main(
         for each in chosen:
             with console.status(f"Round {number + 1} of {rounds}: {each.name}") as status:
                 measured[each.key].append(measure(server, each, folder, status.update))
-        report.merge_systems(
+        systems_report.merge_systems(
             [
                 {
                     "name": each.name,
@@ -130,7 +130,7 @@ def main(
                 for each in chosen
             ]
         )
-    for table in report.system_tables():
+    for table in systems_report.system_tables():
         console.print(table)
     report.write_page()
 

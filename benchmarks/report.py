@@ -1,11 +1,13 @@
-"""The results: kept as JSON, shown as a table in the terminal, and as a page of the documentation."""
+"""The results: kept as JSON, shown as a table in the terminal, and as a page of the documentation.
+
+`python -m benchmarks.report` writes the page anew.
+"""
 
 import json
 import os
 import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import TypedDict
 
 import psutil
@@ -16,7 +18,7 @@ from benchmarks.data import FULL_ROWS, Wrong, cases
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 SCALE_RESULTS = RESULTS.with_name("scale.json")
-SYSTEM_RESULTS = RESULTS.with_name("orchestrators.json")
+GROWTH_RESULTS = RESULTS.with_name("growth.json")
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "benchmarks.svg"
 COMMAND = "make bench ARGS=--full"
@@ -95,31 +97,61 @@ def merge_scale(result: ScaleResult) -> None:
     _write(SCALE_RESULTS, list(entries.values()))
 
 
-class SystemResult(TypedDict):
-    """What the rounds of one system in `benchmarks.orchestrators` came to, each by the figure's name."""
-
-    name: str
-    version: str
-    configuration: str
-    rounds: list[dict[str, float]]
+Spread = Seconds
+"""What the runs of any measure came to."""
 
 
-def load_systems() -> list[SystemResult]:
-    """All results of `benchmarks.orchestrators` on file."""
-    found: list[SystemResult] = (
-        json.loads(SYSTEM_RESULTS.read_text()) if SYSTEM_RESULTS.exists() else []
+class GrowthResult(TypedDict):
+    """What `benchmarks.growth` measured with so many tables, by the measure's name and unit."""
+
+    tables: int
+    histories: int
+    """Tables that had a run a day on record; the others had one run."""
+    figures: dict[str, Spread]
+
+
+def load_growth() -> list[GrowthResult]:
+    """All results of `benchmarks.growth` on file, the fewest tables first."""
+    found: list[GrowthResult] = (
+        json.loads(GROWTH_RESULTS.read_text()) if GROWTH_RESULTS.exists() else []
     )
-    return found
+    return sorted(found, key=lambda result: result["tables"])
 
 
-def merge_systems(results: list[SystemResult]) -> None:
-    """Put results into the file, in the place of earlier ones of the same systems; ours stand first."""
-    entries = {result["name"]: result for result in [*load_systems(), *results]}
-    order = sorted(entries, key=lambda name: (not name.startswith("pipeline_assets"), name))
-    _write(SYSTEM_RESULTS, [entries[name] for name in order])
+def merge_growth(result: GrowthResult) -> None:
+    """Put a result into the file, in the place of an earlier one of as many tables."""
+    entries = {each["tables"]: each for each in [*load_growth(), result]}
+    _write(GROWTH_RESULTS, list(entries.values()))
 
 
-def _write(file: Path, results: "list[Result] | list[ScaleResult] | list[SystemResult]") -> None:
+def growth_table() -> Table:
+    """The results of `benchmarks.growth`."""
+    heading, *rows = _growth(load_growth())
+    shown = Table(*heading)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _growth(results: list[GrowthResult]) -> Iterator[list[str]]:
+    """A row a measure, a column a number of tables; first the heading."""
+    yield ["", *(f"{result['tables']:,} tables" for result in results)]
+    for name in results[-1]["figures"]:
+        yield [name, *(_spread(result["figures"].get(name)) for result in results)]
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return ""
+    figures = [f"{found[key]:,.3g}" if found[key] < 100 else f"{found[key]:,.0f}" for key in found]  # type: ignore[literal-required]  # its own keys
+    return (
+        figures[0]
+        if found["min"] == found["max"]
+        else f"{figures[0]} ({figures[1]} to {figures[2]})"
+    )
+
+
+def _write(file: Path, results: "list[Result] | list[ScaleResult] | list[GrowthResult]") -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -136,6 +168,8 @@ def table(results: list[Result]) -> Table:
 
 def write_page() -> None:
     """Write the documentation's page and plot from the results of the full table's size."""
+    from benchmarks.systems_report import section  # it needs this module
+
     order = [case.name for case in cases(FULL_ROWS).values()]
     results = [result for result in load() if result["case"] in order]
     results.sort(key=lambda result: order.index(result["case"]))
@@ -145,14 +179,17 @@ def write_page() -> None:
     for case in dict.fromkeys(result["case"] for result in results):
         of_case = [result for result in results if result["case"] == case]
         parts.append(
-            f"\n## {case}\n\n" + _markdown(HEADINGS, ["---"] * len(HEADINGS), *_rows(of_case))
+            f"\n## {case}\n\n" + markdown(HEADINGS, ["---"] * len(HEADINGS), *_rows(of_case))
         )
     if scale := load_scale():
         parts.append(SCALE)
-        parts.append(_markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
-    if systems := load_systems():
-        parts.append(_orchestration(systems))
-    PAGE.write_text("".join(parts))
+        parts.append(markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
+    if growth := load_growth():
+        heading, *rows = _growth(growth)
+        most = max(result["histories"] for result in growth)
+        parts.append(GROWTH.format(histories=most))
+        parts.append(markdown(heading, ["---"] * len(heading), *rows))
+    PAGE.write_text("".join([*parts, section()]))
 
 
 def _sizes(results: list[ScaleResult]) -> Iterator[list[str]]:
@@ -176,120 +213,18 @@ run's own process.
 """
 
 
-def system_tables() -> Iterator[Table]:
-    """The figures of the orchestrators on file, and the ratios of ours to the others."""
-    results = load_systems()
-    names = [result["name"] for result in results]
-    for headings, rows in (
-        (["figure", *names], _system_rows(results)),
-        (["of ours to", *names[1:]], _ratio_rows(results)),
-    ):
-        shown = Table(*headings)
-        for row in rows:
-            shown.add_row(*row)
-        yield shown
-
-
-def _orchestration(results: list[SystemResult]) -> str:
-    names = [f"{result['name']} {result['version']}" for result in results]
-    line = ["---"] * (len(results) + 1)
-    described = "".join(f"- **{each['name']}**: {each['configuration']}.\n" for each in results)
-    return (
-        ORCHESTRATION.format(rounds=min(len(result["rounds"]) for result in results))
-        + _markdown(["figure", *names], line, *_system_rows(results))
-        + RATIOS
-        + _markdown(["of ours to", *names[1:]], line[1:], *_ratio_rows(results))
-        + CONFIGURATION
-        + described
-    )
-
-
-def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
-    for figure, words in FIGURES.items():
-        yield [words, *(_spread([each[figure] for each in result["rounds"]]) for result in results)]
-
-
-def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
-    """Ours to each other's, round by round, with the bound where there is one."""
-    ours, *others = results
-    for figure, bounds in BOUNDS.items():
-        row = [FIGURES[figure].removesuffix(", s")]
-        for result in others:
-            pairs = zip(ours["rounds"], result["rounds"], strict=False)
-            found = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
-            bound = bounds.get(result["name"])
-            row.append(_spread(found) + (_verdict(median(found), bound) if bound else ""))
-        yield row
-
-
-def _verdict(ratio: float, bound: float) -> str:
-    return f", {'keeps' if ratio <= bound else 'misses'} {bound:g}"
-
-
-def _spread(values: list[float]) -> str:
-    """The median, and the range in brackets."""
-    digits = 0 if median(values) >= 100 else 1 if median(values) >= 20 else 2
-    low, high = min(values), max(values)
-    return f"{median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-FIGURES = {
-    "start": "start until the UI's page is there, s",
-    "scheduled": "scheduled run, from its moment to its end, s",
-    "scheduled_cpu": "CPU of a scheduled run, s",
-    "queued": "requested run, to its end, s",
-    "queued_cpu": "CPU of a requested run, s",
-    "ten": "ten requested at once, to the last end, s",
-    "ten_cpu": "CPU of each of the ten, s",
-    "backfill": "backfill of 30 days, s",
-    "backfill_cpu": "CPU of each day of the backfill, s",
-    "rest_cpu": "CPU at rest, s a minute",
-    "pss_mb": "memory at rest (PSS), MB",
-    "rss_mb": "sum of the processes' RSS, MB",
-    "processes": "processes",
-}
-BOUNDS: dict[str, dict[str, float]] = {
-    "scheduled": {"Airflow": 0.7, "Prefect": 0.5},
-    "scheduled_cpu": {"Airflow": 0.7, "Prefect": 0.5},
-    "queued": {"Airflow": 0.7, "Prefect": 0.5},
-    "queued_cpu": {"Airflow": 0.7, "Prefect": 0.5},
-    "ten": {"Airflow": 1.0},
-    "ten_cpu": {},
-    "backfill": {},
-    "backfill_cpu": {},
-    "start": {},
-    "rest_cpu": {},
-    "pss_mb": {},
-}
-"""What ours may cost of another's, in the order of the table of ratios."""
-
-ORCHESTRATION = """
-## Orchestration
+GROWTH = """
+## Growth
 
 ```
-python -m benchmarks.orchestrators
+python -m benchmarks.growth
 ```
 
-The same daily pipeline in this project, in Airflow and in Prefect: extract a day's 10,000 rows from one
-PostgreSQL database, validate them, and upsert them into another. The three steps are the same plain
-Python functions (`benchmarks/peers/daily_steps.py`). Each system has an environment of its own, and its
-metadata in a database of its own on the same PostgreSQL server, with fsync. They take turns, one at a
-time, from the same state each round; after each round the target is compared with the source by SQL.
-Figures are medians of {rounds} rounds, with minimum and maximum.
-
-CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
-same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
-first run after a start isn't counted.
-
-"""
-RATIOS = """
-Ratios of the first column's figures to the others', round by round, and whether they keep the bounds that
-the project has set itself: a run costs at most 0.7 of Airflow's and half of Prefect's, and ten end before
-Airflow's.
-
-"""
-CONFIGURATION = """
-How they are set up; what isn't said is left as it comes:
+measures what many tables cost, each with a contract of 16 columns, 3,650 daily partitions and as many
+rows in the ledger. {histories} of them have a run a day in Dagster's history, the others one. A table's
+tick is that of its change sensor when all is in step; the last four rows are of `dagster dev` with every
+sensor switched on, where each table's wants one tick a minute and `alerts` two. Medians, with minimum
+and maximum.
 
 """
 
@@ -339,7 +274,8 @@ def _rows(results: list[Result]) -> Iterator[list[str]]:
         ]
 
 
-def _markdown(*rows: Iterable[str]) -> str:
+def markdown(*rows: Iterable[str]) -> str:
+    """Rows of a table."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -374,3 +310,7 @@ def _plot(results: list[Result]) -> None:
     # Letters stay letters: a tenth of the size. The same figures give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": PLOT.stem}):
         figure.savefig(PLOT, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    write_page()
