@@ -25,6 +25,8 @@ ROOT = PEERS.parents[1]
 PSYCOPG = f"psycopg[binary]=={installed('psycopg')}"
 """What the steps need, the same everywhere."""
 Command = list[str]
+PATIENCE = 300
+"""Seconds for an answer: Airflow's first takes a second of CPU, and ten are asked for at once."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,9 @@ class Airflow(System):
 
     def _call(self, place: Place, method: str, path: str, body: Mapping[str, Any]) -> None:
         address, login = f"{place.address}/api/v2/{path}", _airflow_login(place.address)
-        requests.request(method, address, json=body, headers=login, timeout=60).raise_for_status()
+        requests.request(
+            method, address, json=body, headers=login, timeout=PATIENCE
+        ).raise_for_status()
 
 
 class Prefect(System):
@@ -353,7 +357,7 @@ class Prefect(System):
 
     def _post(self, place: Place, deployment: str, what: str, body: Mapping[str, Any]) -> None:
         address = f"{_prefect_deployment(place.address, deployment)}/{what}"
-        requests.post(address, json=body, timeout=60).raise_for_status()
+        requests.post(address, json=body, timeout=PATIENCE).raise_for_status()
 
 
 def project_settings() -> dict[str, Any]:
@@ -370,14 +374,14 @@ def systems() -> list[System]:
 
 @cache
 def _airflow_login(address: str) -> dict[str, str]:
-    answer = requests.get(f"{address}/auth/token", timeout=60)
+    answer = requests.get(f"{address}/auth/token", timeout=PATIENCE)
     answer.raise_for_status()
     return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
 
 @cache
 def _prefect_deployment(address: str, name: str) -> str:
-    answer = requests.get(f"{address}/api/deployments/name/daily/{name}", timeout=60)
+    answer = requests.get(f"{address}/api/deployments/name/daily/{name}", timeout=PATIENCE)
     answer.raise_for_status()
     return f"{address}/api/deployments/{answer.json()['id']}"
 
