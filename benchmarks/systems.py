@@ -293,9 +293,9 @@ class Prefect(System):
     name = "Prefect"
     version = "3.8.8"
     configuration = (
-        "server and one worker of a process work pool, no limit of runs at once; asks for work every 10 s"
-        " and fetches it 10 s ahead; results aren't persisted; analytics off; it has no backfill: 30 runs"
-        " are asked for at once"
+        "server and one worker of a process work pool, 10 runs at once; asks for work every 10 s"
+        " and fetches it 10 s ahead; results aren't persisted; analytics off; it has no backfill: 30 runs are"
+        " asked for at once"
     )
     packages = (
         f"prefect=={version}",
@@ -330,10 +330,9 @@ class Prefect(System):
         return [place.program("prefect", "server", "start", "--port", str(place.port))]
 
     def workers(self, place: Place) -> list[Command]:
-        """The worker; it needs the server's answer."""
-        return [
-            place.program("prefect", "worker", "start", "--pool", "processes", "--type", "process")
-        ]
+        """The worker; it needs the server's answer. With no limit, 30 interpreters start at once."""
+        pool = ["--pool", "processes", "--type", "process", "--limit", "10"]
+        return [place.program("prefect", "worker", "start", *pool)]
 
     def register(self, place: Place) -> list[Command]:
         """The work pool, and the flow's deployments."""
