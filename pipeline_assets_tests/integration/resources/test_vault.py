@@ -221,6 +221,23 @@ def test_a_token_that_is_no_more_is_replaced(server: VaultServer, use: Use, how:
     assert token_of(access) != token
 
 
+def test_a_forked_process_logs_in_for_itself(server: VaultServer, use: Use) -> None:
+    access = server.approle({"NEWSAPI_KEY": "one"})
+    use(access)
+    load_settings()
+    before = token_of(access)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            reload_settings()
+            code = 0 if token_of(access) != before else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert token_of(access) == before
+
+
 class Account:
     """A login of the real PostgreSQL whose password a test changes."""
 
