@@ -59,33 +59,29 @@ class Database:
         Asked only then, Vault needn't answer for a run to go on. The database stays the same: a process
         that was started on one doesn't go on on another.
         """
+        tried = self.url()
         try:
-            return connect(self.url())
+            return connect(tried)
         except Exception as error:
-            if not self._read_again(error):
+            newest = None if self.is_embedded else self._read_again(error)
+            if newest is None or newest == tried:
                 raise
-        return connect(self.url())
+        return connect(newest)
 
-    def _read_again(self, error: Exception) -> bool:
-        """Whether the settings have another login for the same database by now."""
-        if self.is_embedded:
-            return False
+    def _read_again(self, error: Exception) -> str | None:
+        """The URL that the settings have by now, if it leads to the same database."""
+        name = f"{self.role}_database_url"
         try:
-            changed = Database(self.role, reload_settings())
+            stated = getattr(reload_settings(), name)
         except SettingsError as problem:
             error.add_note(f"The settings couldn't be read again: {problem}")
-            return False
-        if changed.is_embedded:
-            return False
-        name = f"{self.role}_database_url"
-        before, now = (
-            getattr(settings, name).get_secret_value()
-            for settings in (self.settings, changed.settings)
-        )
-        if now == self.url() or _place(now) != _place(before):
-            return False
+            return None
+        before: str = getattr(self.settings, name).get_secret_value()
+        now: str = stated.get_secret_value() if stated else ""
+        if _place(now) != _place(before):
+            return None
         _replaced[before] = now
-        return True
+        return now
 
     def connect(self, **options: Any) -> "psycopg.Connection":
         """A psycopg connection in UTC; close it, or use it as a context manager."""
