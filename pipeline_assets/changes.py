@@ -42,7 +42,8 @@ def broken_contracts(since: str, folder: Path = CONTRACTS) -> tuple[list[str], l
     """
     now = {file.name: file.read_text(encoding="utf-8") for file in folder.glob(f"*{SUFFIX}")}
     contracts = {name: _contract(name, text) for name, text in now.items()}
-    untold, told = [], []
+    untold: list[str] = []
+    told: list[str] = []
     for name, text in _files_at(_left(since, folder), folder).items():
         if name not in contracts:
             is_retired = yaml.safe_load(text).get("status") == "retired"

@@ -62,11 +62,6 @@ def forget() -> None:
 
 @cache
 def _read(access: VaultSettings) -> dict[str, Any]:
-    if access.vault_role_id is None or access.vault_secret_id is None:
-        raise VaultError(
-            "VAULT_ADDR is set, so secrets are read from Vault: set VAULT_ROLE_ID and VAULT_SECRET_ID "
-            "too, or unset VAULT_ADDR"
-        )
     return _login(access).read()
 
 
@@ -94,7 +89,10 @@ class _Login:
 
         role, secret = self.access.vault_role_id, self.access.vault_secret_id
         if role is None or secret is None:
-            raise RuntimeError("the AppRole's ids were looked at before")
+            raise VaultError(
+                "VAULT_ADDR is set, so secrets are read from Vault: set VAULT_ROLE_ID and "
+                "VAULT_SECRET_ID too, or unset VAULT_ADDR"
+            )
         try:
             answer = self._ask(
                 self.client.auth.approle.login,
@@ -120,8 +118,9 @@ class _Login:
             try:
                 self._stay_logged_in()
                 answer = self._read()
-            except exceptions.Forbidden:
-                # The token was revoked, or the path is denied: with a new one only the second is left.
+            except (exceptions.Forbidden, exceptions.InvalidRequest):
+                # The token ran out or can't be renewed, or the path is denied: with a new one only the
+                # last is left.
                 self.log_in()
                 answer = self._read()
         except exceptions.Forbidden as error:
@@ -159,20 +158,21 @@ class _Login:
         from hvac import exceptions
 
         try:
-            return question(*arguments, **options)
-        except (
-            requests.RequestException,
-            exceptions.VaultDown,
-            exceptions.InternalServerError,
-            exceptions.BadGateway,
-            exceptions.RateLimitExceeded,
-            exceptions.UnexpectedError,
-        ) as error:
-            raise VaultError(
-                f"{self._where} doesn't answer as Vault does ({type(error).__name__}): see that it runs, is "
-                "unsealed and is reached at VAULT_ADDR; VAULT_CACERT names a certificate authority of its "
-                "own. Nothing starts without the secrets that are there"
-            ) from error
+            answer = question(*arguments, **options)
+        except (exceptions.Forbidden, exceptions.InvalidRequest, exceptions.InvalidPath):
+            raise
+        except (requests.RequestException, exceptions.VaultError) as error:
+            raise self._no_answer(type(error).__name__) from error
+        if not isinstance(answer, dict):  # a page of some other server
+            raise self._no_answer(f"{answer.status_code}, and no JSON")
+        return answer
+
+    def _no_answer(self, what: str) -> VaultError:
+        return VaultError(
+            f"{self._where} doesn't answer as Vault does ({what}): see that it runs, is unsealed and is "
+            "reached at VAULT_ADDR; VAULT_CACERT names a certificate authority of its own. Nothing starts "
+            "without the secrets that are there"
+        )
 
     @property
     def _where(self) -> str:

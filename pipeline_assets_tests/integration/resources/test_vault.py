@@ -1,6 +1,7 @@
 """Secrets out of a real Vault server, and passwords that are changed while a process lives."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from pytest_httpserver import HTTPServer
 
 from pipeline_assets import vault
 from pipeline_assets.failures import is_transient
@@ -166,6 +168,23 @@ def test_a_sealed_vault_stops_the_start(tmp_path: Path, use: Use) -> None:
     assert "(VaultDown): see that it runs, is unsealed" in found
 
 
+def test_another_server_at_the_address_is_no_vault(use: Use, httpserver: HTTPServer) -> None:
+    httpserver.expect_request(re.compile("/.*")).respond_with_data("<h1>Welcome</h1>")
+    access = {"VAULT_ROLE_ID": "role", "VAULT_SECRET_ID": "secret-id"}
+    found = failure(use, {"VAULT_ADDR": httpserver.url_for(""), **access})
+    assert "doesn't answer as Vault does (200, and no JSON)" in found
+
+
+def test_a_token_that_cannot_be_renewed_is_replaced(server: VaultServer, use: Use) -> None:
+    access = server.approle({"NEWSAPI_KEY": "one"}, token_type="batch", token_ttl="1h")
+    use(access)
+    load_settings()
+    before = token_of(access)
+    login_of(access).renew_at = time.monotonic()
+    assert secret(reload_settings(), "newsapi_key") == "one"
+    assert token_of(access) != before
+
+
 def until(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 60
     while not (found := condition()):
@@ -176,10 +195,13 @@ def until(condition: Callable[[], Any]) -> Any:
 
 def token_of(access: dict[str, str]) -> str:
     """What this process is logged in with."""
-    stated = {name.lower(): value for name, value in access.items()}
-    settings = vault.VaultSettings.model_validate(stated)
-    token: str = vault._login(settings).client.token
+    token: str = login_of(access).client.token
     return token
+
+
+def login_of(access: dict[str, str]) -> Any:
+    stated = {name.lower(): value for name, value in access.items()}
+    return vault._login(vault.VaultSettings.model_validate(stated))
 
 
 def seconds_left(server: VaultServer, token: str) -> int | None:
