@@ -63,9 +63,8 @@ contracts: $(VENV)/installed ## say which contracts break what they were at BASE
 graph: $(VENV)/installed ## print how the asset graph differs from that at BASE, as Markdown
 	@$(BIN)/pipeline-assets ci graph --since $(BASE)
 
-sbom: $(VENV)/installed-dev ## write the bill of materials to build/sbom.json
-	@mkdir -p build
-	@$(BIN)/cyclonedx-py requirements --output-reproducible --output-file build/sbom.json requirements.lock
+sbom: $(VENV)/installed-dev ## write sbom.json, the bill of materials of requirements.lock (CycloneDX)
+	@$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file $(or $(SBOM),sbom.json)
 
 ci: ## all that the workflows run on a change
 	.ci/run
