@@ -98,6 +98,7 @@ class _Login:
                 self.client.auth.approle.login,
                 role.get_secret_value(),
                 secret.get_secret_value(),
+                use_token=False,
                 mount_point=self.access.vault_auth_mount,
             )
         except (exceptions.InvalidRequest, exceptions.Forbidden, exceptions.InvalidPath) as error:
@@ -106,6 +107,7 @@ class _Login:
                 "and VAULT_SECRET_ID; a secret id that ran out is replaced by `vault write -f "
                 f"auth/{self.access.vault_auth_mount}/role/<role>/secret-id`"
             ) from error
+        self.client.token = answer["auth"]["client_token"]
         self._lasts(answer)
 
     def read(self) -> dict[str, Any]:
