@@ -7,6 +7,7 @@ deployments; what describes data belongs in its contract.
 """
 
 import os
+from contextlib import suppress
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,6 +42,8 @@ OURS = (
     "HEARTBEAT_",
 )
 """How the names of our variables begin."""
+LARGEST_NUMBER = 100_000
+"""Days, minutes or rows that a setting can say; so many days before today are still a date."""
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
 
 
@@ -62,7 +65,13 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        # No figure is below or above NaN: a threshold of the gate would hold nothing back.
+        allow_inf_nan=False,
+    )
 
     pipeline_env: Literal["dev", "staging", "production"] = "dev"
     pipeline_data_dir: Path = Field(default_factory=lambda: project_root() / ".data")
@@ -141,6 +150,13 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
         return uri
 
     @model_validator(mode="after")
+    def _sane_numbers(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER:
+                raise ValueError(f"{name.upper()} must be at most {LARGEST_NUMBER:,}")
+        return self
+
+    @model_validator(mode="after")
     def _no_embedded_production(self) -> Self:
         if self.pipeline_env == "production":
             required = (*DATABASE_URLS, "mlflow_tracking_uri")
@@ -167,13 +183,12 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
 
 def _yaml_file() -> Path:
     environment = os.environ.get("PIPELINE_ENV", "dev")
-    file = ENVIRONMENTS / f"{environment}.yaml"
-    if not file.exists():
-        known = ", ".join(sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml")))
+    known = sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml"))
+    if environment not in known:  # not whether the file exists: a name with ../ leads elsewhere
         raise SettingsError(
-            f"PIPELINE_ENV={environment} is not an environment; use one of: {known}"
+            f"PIPELINE_ENV={environment} is not an environment; use one of: {', '.join(known)}"
         )
-    return file
+    return ENVIRONMENTS / f"{environment}.yaml"
 
 
 def _unknown_names() -> list[str]:
@@ -209,7 +224,7 @@ def load_settings(**overrides: Any) -> Settings:
     if errors := _unknown_names():
         raise SettingsError("; ".join(errors))
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except UnreadableSettingError as error:
         raise SettingsError(f"{error}: lists are written as JSON") from None
     except ValidationError as error:
@@ -218,6 +233,10 @@ def load_settings(**overrides: Any) -> Settings:
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise SettingsError("\n".join(lines)) from None
+    # Before anything else makes it, as it likes: rows, logs and models are this user's business only.
+    with suppress(OSError):  # where all stores are elsewhere, nothing may need it
+        settings.pipeline_data_dir.mkdir(mode=0o700, parents=True)
+    return settings
 
 
 def _message(pydantic_message: str) -> str:

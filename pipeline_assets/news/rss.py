@@ -6,9 +6,10 @@ Also the parser of the sample outlets, whose feeds are made here instead of fetc
 from calendar import timegm
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
+from ipaddress import ip_address
 from time import struct_time
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from pipeline_assets.news.items import Answer, Item, Run, Source
 from pipeline_assets.resources.http import FetchError
@@ -37,7 +38,12 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
         if known and header in known.headers
     }
     accept = "application/rss+xml, application/atom+xml, application/xml;q=0.9, */*;q=0.5"
-    response = run.client.get(source.url, headers={"Accept": accept, **conditions})
+    ours = {str(feed.url) for feed in run.settings.news_feeds if feed.private}
+    response = run.client.get(
+        source.url,
+        headers={"Accept": accept, **conditions},
+        public_only=source.url not in ours and _is_public_name(source.url),
+    )
     if response.status == 304 and known:
         return [Answer(known.url, run.now, known.headers, known.body)]
     if response.status != 200:
@@ -48,6 +54,16 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
         if name in response.headers
     }
     return [Answer(response.url, run.now, headers, response.body)]
+
+
+def _is_public_name(url: str) -> bool:
+    """Whether others decide what the address is: an address itself or `localhost` is meant as it is."""
+    host = urlsplit(url).hostname or ""
+    try:
+        ip_address(host)
+    except ValueError:
+        return host != "localhost"
+    return False
 
 
 def parse(source: Source, answer: Answer) -> list[Item]:
