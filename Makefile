@@ -60,6 +60,9 @@ lock: $(VENV)/installed ## resolve requirements.lock and requirements-dev.lock a
 	$(LOCK) --extra sample --extra vault --extra celery --extra kubernetes --extra s3 --output-file requirements.lock
 	$(LOCK) --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 
+sbom: $(VENV)/installed-dev ## write sbom.json, the bill of materials of requirements.lock (CycloneDX)
+	@$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file $(or $(SBOM),sbom.json)
+
 bench: $(VENV)/installed-dev ## install, then measure: the load beside other tools, the digest, the model, Dagster's start
 	@$(BIN)/python -m benchmarks.load $(ARGS)
 	@$(BIN)/python -m benchmarks.news

@@ -220,7 +220,7 @@ def test_a_compressed_bomb_takes_no_memory(httpserver: HTTPServer, encoding: str
 LAUGHS = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 12))
 HOSTILE_XML = {
     "billion laughs": f'<!DOCTYPE r [<!ENTITY l0 "lol">{LAUGHS}]>ITEM&l11;END',
-    "laughs of parameters": '<!DOCTYPE r [<!ENTITY % a "<!ENTITY b SYSTEM \'FILE\'>">%a;]>ITEM&b;END',
+    "laughs of parameters": "<!DOCTYPE r [<!ENTITY % a \"<!ENTITY b SYSTEM 'FILE'>\">%a;]>ITEM&b;END",
     "quadratic": f'<!DOCTYPE r [<!ENTITY a "{"x" * 50_000}">]>ITEM{"&a;" * 50_000}END',
     "a file": '<!DOCTYPE r [<!ENTITY a SYSTEM "FILE">]>ITEM&a;END',
     "a server": '<!DOCTYPE r [<!ENTITY a SYSTEM "SERVER">]>ITEM&a;END',
@@ -284,7 +284,8 @@ def test_hostile_xml_reads_nothing_and_costs_little(
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" * 100_000, b'{"articles": ' + b"[" * 100_000, b"\xff", b"null", b'{"articles": 1}']
+    "body",
+    [b"[" * 100_000, b'{"articles": ' + b"[" * 100_000, b"\xff", b"null", b'{"articles": 1}'],
 )
 def test_hostile_json_is_a_failure_in_words(body: bytes) -> None:
     source = Source("a", "a", "a", "http://x/")

@@ -25,9 +25,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 pytestmark = [
     pytest.mark.security,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        NGINX is None and not os.environ.get("CI"), reason="nginx is not installed"
-    ),
+    pytest.mark.skipif(NGINX is None and not os.environ.get("CI"), reason="nginx is not installed"),
 ]
 PROXY = Path(__file__).parents[2] / "deploy" / "proxy"
 BIN = Path(sys.executable).parent
@@ -44,7 +42,7 @@ REPORT = (
     "mutation { reportRunlessAssetEvents(eventParams: {eventType: ASSET_MATERIALIZATION,"
     ' assetKey: {path: ["ledger"]}}) { __typename } }'
 )
-COUNT = '{ assetNodes { assetMaterializations { runId } } }'
+COUNT = "{ assetNodes { assetMaterializations { runId } } }"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -85,7 +83,9 @@ class Site:
     ) -> Answer:
         sent = {"Host": host, **(headers or {})}
         if login and not direct:
-            sent["Authorization"] = f"Basic {base64.b64encode(f'{login}:pass-{login}'.encode()).decode()}"
+            sent["Authorization"] = (
+                f"Basic {base64.b64encode(f'{login}:pass-{login}'.encode()).decode()}"
+            )
         if origin:
             sent["Origin"] = origin
         connection = (
@@ -173,7 +173,15 @@ def configure(folder: Path, *, port: int, operators: int, viewers: int) -> Path:
         text = file.read_text()
         assert f"{old};" in text or f"{old} " in text or old in text
         file.write_text(text.replace(old, new))
-    certificate = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    certificate = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+    ]
     certificate += ["-nodes", "-days", "1", "-subj", f"/CN={NAME}"]
     certificate += ["-keyout", str(own / "certificate.key"), "-out", str(own / "certificate.pem")]
     subprocess.run(certificate, check=True, capture_output=True)
@@ -189,7 +197,9 @@ def configure(folder: Path, *, port: int, operators: int, viewers: int) -> Path:
         lines.append(f"{login}:{hashed}")
     (own / "passwords").write_text("".join(lines))
     main = folder / "nginx.conf"
-    user = "user root;\n" if os.geteuid() == 0 else ""  # else nobody, who may not read the test's folder
+    user = (
+        "user root;\n" if os.geteuid() == 0 else ""
+    )  # else nobody, who may not read the test's folder
     main.write_text(
         f"{user}daemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
         f"http {{\n    access_log {folder}/access.log;\n"
@@ -232,10 +242,18 @@ EVIL = "https://evil.example"
 
 def test_without_the_proxy_each_attack_succeeds(site: Site) -> None:
     before = site.materializations()
-    by_address = site.ask("GET", f"/graphql?query={REPORT.replace(' ', '%20').replace('{', '%7B').replace('}', '%7D').replace(chr(34), '%22')}", direct=True, origin=EVIL)
+    by_address = site.ask(
+        "GET",
+        f"/graphql?query={REPORT.replace(' ', '%20').replace('{', '%7B').replace('}', '%7D').replace(chr(34), '%22')}",
+        direct=True,
+        origin=EVIL,
+    )
     assert by_address.status == 200
     assert site.graphql(REPORT, direct=True, origin=EVIL).status == 200
-    assert site.ask("POST", "/report_asset_materialization/ledger", direct=True, origin=EVIL).status == 200
+    assert (
+        site.ask("POST", "/report_asset_materialization/ledger", direct=True, origin=EVIL).status
+        == 200
+    )
     assert site.websocket(direct=True, origin=EVIL).status == 101
     assert site.materializations() > before
 
@@ -293,7 +311,9 @@ def test_what_changes_something_says_where_it_comes_from(site: Site) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-@pytest.mark.parametrize("path", ["/graphql", "//graphql", "/%67raphql", "/graphql/", "/./graphql", "/x/../graphql"])
+@pytest.mark.parametrize(
+    "path", ["/graphql", "//graphql", "/%67raphql", "/graphql/", "/./graphql", "/x/../graphql"]
+)
 def test_no_query_runs_out_of_the_address(site: Site, method: str, path: str) -> None:
     before = site.materializations()
     query = "".join(f"%{ord(letter):02x}" for letter in REPORT)
@@ -361,7 +381,11 @@ def test_another_site_may_link_to_it_and_not_embed_it(site: Site) -> None:
 
 
 def test_every_answer_has_the_headers_that_browsers_heed(site: Site) -> None:
-    for answer in (site.ask("GET", "/"), site.ask("GET", "/", origin=EVIL), site.ask("GET", "/", login=None)):
+    for answer in (
+        site.ask("GET", "/"),
+        site.ask("GET", "/", origin=EVIL),
+        site.ask("GET", "/", login=None),
+    ):
         headers = answer.headers
         assert headers["x-frame-options"] == "DENY"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]

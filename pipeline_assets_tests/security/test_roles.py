@@ -75,9 +75,7 @@ def roles(server: embedded_postgres.Server) -> Iterator[Roles]:
     found = Roles(server)
     with found.connect("migrate") as connection:
         tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN)]
-        list(
-            migrate(connection, tables, load=found.names["load"], read=found.names["read"])
-        )
+        list(migrate(connection, tables, load=found.names["load"], read=found.names["read"]))
     yield found
     found.remove()
 
