@@ -8,11 +8,12 @@ means, and whether its columns are there, is for PostgreSQL to say.
 
 import re
 
-FUNCTIONS = (
-    "abs avg bool_and bool_or ceil char_length coalesce count date_part date_trunc extract floor"
-    " greatest least length lower max min mod nullif percentile_cont percentile_disc round stddev"
-    " stddev_pop sum trim upper var_pop variance"
-).split()
+FUNCTIONS = [
+    "abs", "avg", "bool_and", "bool_or", "ceil", "char_length", "coalesce", "count",
+    "date_part", "date_trunc", "extract", "floor", "greatest", "least", "length", "lower",
+    "max", "min", "mod", "nullif", "percentile_cont", "percentile_disc", "round", "stddev",
+    "stddev_pop", "sum", "trim", "upper", "var_pop", "variance",
+]  # fmt: skip
 # Words of the language that a parenthesis may follow.
 _OPENING = {
     *FUNCTIONS, "and", "between", "case", "cast", "decimal", "distinct", "else", "filter", "group", "in",

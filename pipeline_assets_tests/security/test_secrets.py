@@ -1,4 +1,4 @@
-"""No secret shows: a canary in every secret setting, all pipelines run, some fail, then everything is searched.
+"""No secret shows: a canary in every secret setting, good runs and bad ones, then everything is searched.
 
 The settings are asked which of them are secret: a new one gets a canary by itself.
 """
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 from urllib.request import Request as Ask
 from urllib.request import urlopen
 

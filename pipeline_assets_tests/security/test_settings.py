@@ -54,7 +54,7 @@ def test_no_number_is_absurd(name: str, value: str, monkeypatch: pytest.MonkeyPa
 )
 def test_a_time_zone_is_a_name_and_no_path(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPELINE_TIMEZONE", zone)
-    with pytest.raises(SettingsError, match="^PIPELINE_TIMEZONE"):
+    with pytest.raises(SettingsError, match=r"^PIPELINE_TIMEZONE"):
         load_settings()
 
 

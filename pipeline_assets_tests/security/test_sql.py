@@ -7,7 +7,6 @@ from pathlib import Path
 
 import dagster as dg
 import psycopg
-import pyarrow as pa
 import pytest
 from psycopg import sql
 
@@ -87,8 +86,6 @@ def test_a_hostile_key_stays_a_value_in_every_statement(
     (table,) = load_tables()
     contract = table.contract
     prepare(warehouse, table)
-    empty = pa.table({column.name: pa.array([], pa.string()) for column in contract.source_columns})
-    assert empty.num_rows == 0
     assert ledger.batches(warehouse, contract, [key]) == {}
     with pytest.raises(ledger.GateError, match="not validated yet"):
         ledger.passed_batch(warehouse, contract, key)
@@ -110,20 +107,6 @@ def hostile_contract() -> Contract:
     found = parse_contract(
         document(
             [
-                {
-                    "name": "id'); DROP TABLE canary; --",
-                    "physicalType": "bigint",
-                    "primaryKey": True,
-                },
-                {"name": HOSTILE, "physicalType": "timestamptz", "partitioned": True},
-                {"name": "a {0} $1 :x ? \\", "physicalType": "text", "required": True},
-                {
-                    "name": "SELECT",
-                    "physicalType": "numeric(10,2)",
-                    "logicalTypeOptions": {"minimum": 0},
-                },
-            ][:0]
-            + [
                 {"name": "id", "physicalType": "bigint", "primaryKey": True},
                 {"name": "changed_at", "physicalType": "timestamptz", "partitioned": True},
                 {"name": HOSTILE, "physicalType": "text", "required": True},
@@ -144,7 +127,7 @@ def hostile_contract() -> Contract:
 def test_hostile_names_and_data_arrive_as_they_are(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection, tmp_path: Path
 ) -> None:
-    """Relations, columns and a version that end statements, and texts that end COPY, through the whole load."""
+    """Relations, columns and a version that end statements, texts that end COPY: through the whole load."""
     contract = hostile_contract()
     texts = [
         *INJECTIONS,

@@ -4,9 +4,9 @@ import io
 import json
 import logging
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-import pytest
 from pydantic import BaseModel, SecretStr
 
 from pipeline_assets.operations.logs import (
