@@ -114,7 +114,7 @@ def _read(text: str) -> object:
         raise ContractError(f"has {len(text):,} characters; {LONGEST_FILE:,} are the most")
     depth = 0
     for event in yaml.parse(text, Loader=_YAML_LOADER):
-        place = f"line {event.start_mark.line + 1}"
+        place = f"line {event.start_mark.line + 1}" if event.start_mark else "the file"
         if isinstance(event, yaml.AliasEvent):
             raise ContractError(
                 f"{place}: the alias *{event.anchor} is not supported; write it out"

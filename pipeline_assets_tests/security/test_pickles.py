@@ -130,7 +130,11 @@ def test_no_file_that_the_pipelines_read_is_unpickled(
         path.write_bytes(poison)
 
     # Each step that reads, without the one before it that would write the file anew.
-    for first in (["validated_transactions"], ["fct_transactions"], []):
+    for first in (
+        ["validated_transactions"],
+        ["fct_transactions", "dim_customers", "daily_sales"],
+        [],
+    ):
         said, _, _ = run_jobs(environment, DAY, *first)
         assert "UNPICKLED" not in said
     assert not pwned.exists()

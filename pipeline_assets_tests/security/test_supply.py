@@ -21,7 +21,7 @@ WANTED = "six"
 def blocks(lock: str) -> dict[str, str]:
     """Package -> its lines in a lock file."""
     text = re.sub(r"^ *#.*\n", "", (ROOT / lock).read_text(), flags=re.MULTILINE)
-    found = {}
+    found: dict[str, str] = {}
     for block in re.split(r"\n(?=\S)", text.strip()):
         name = re.match(r"([A-Za-z0-9._-]+)==", block)
         assert name, f"{lock}: {block[:80]} is not pinned"
@@ -44,6 +44,7 @@ def test_every_package_is_pinned_with_hashes_and_comes_from_no_named_host(lock: 
         assert re.match(
             r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^*]+$", requirement.requirement.split(";")[0].strip()
         )
+        assert requirement.options
         assert requirement.options["hashes"]["sha256"]
     text = (ROOT / lock).read_text()
     assert not re.search(r"://|^-", text, re.MULTILINE), "an address, or an option of pip"
