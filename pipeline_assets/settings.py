@@ -7,7 +7,6 @@ deployments; what describes data belongs in its contract.
 """
 
 import os
-from contextlib import suppress
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -224,7 +223,7 @@ def load_settings(**overrides: Any) -> Settings:
     if errors := _unknown_names():
         raise SettingsError("; ".join(errors))
     try:
-        settings = Settings(**overrides)
+        return Settings(**overrides)
     except UnreadableSettingError as error:
         raise SettingsError(f"{error}: lists are written as JSON") from None
     except ValidationError as error:
@@ -233,10 +232,6 @@ def load_settings(**overrides: Any) -> Settings:
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise SettingsError("\n".join(lines)) from None
-    # Before anything else makes it, as it likes: rows, logs and models are this user's business only.
-    with suppress(OSError):  # where all stores are elsewhere, nothing may need it
-        settings.pipeline_data_dir.mkdir(mode=0o700, parents=True)
-    return settings
 
 
 def _message(pydantic_message: str) -> str:

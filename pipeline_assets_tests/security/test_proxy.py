@@ -411,7 +411,7 @@ def test_old_tls_is_refused(site: Site) -> None:
 
 
 def test_the_shipped_files_are_a_valid_configuration(tmp_path: Path) -> None:
-    config = configure(tmp_path, port=443, operators=3000, viewers=3001)
+    config = configure(tmp_path, port=free_port(), operators=3000, viewers=3001)
     checked = subprocess.run(
         [str(NGINX), "-t", "-p", str(tmp_path), "-c", str(config)], capture_output=True, check=False
     )
