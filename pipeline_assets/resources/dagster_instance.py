@@ -215,7 +215,7 @@ def check_results(instance: DagsterInstance, since: datetime) -> list[CheckResul
     """The newest result of each check and partition, of those since a moment.
 
     Dagster's `get_asset_check_partition_info` joins each check's whole history with all
-    materializations: 2.9 s beside 10,000 runs, this 0.2. A test holds the two against each other.
+    materializations: 2.9 s beside 10,000 runs. A test holds the two against each other.
     """
     rows = _rows(instance, _CHECKS, since=_stored(since))
     return [
@@ -258,7 +258,7 @@ def run_events(
 ) -> Iterator[StoredEvent]:
     """The runs' events of some kinds, oldest first; of the `whole` ones with their text.
 
-    Dagster's API has a query a run and takes every event apart: 1.2 s for 300 runs, this 0.2.
+    Dagster's API has a query a run and takes every event apart, for 300 runs as for one.
     """
     asked = {"runs": list(run_ids), "kinds": _names(kinds), "whole": _names(whole)}
     for run_id, number, kind, step, asset, partition, text in _rows(instance, _EVENTS, **asked):
