@@ -10,6 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
+from pipeline_assets.cli import OWN_ASSETS
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations.migration import migrate
 from pipeline_assets.quality.ddl import TableMismatchError
@@ -23,7 +24,6 @@ from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 pytestmark = pytest.mark.security
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 DAY = "2026-01-07"
-OWN = ("news_articles", "purchase_predictions")
 _numbers = count()
 
 
@@ -74,7 +74,7 @@ class Roles:
 def roles(server: embedded_postgres.Server) -> Iterator[Roles]:
     found = Roles(server)
     with found.connect("migrate") as connection:
-        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN)]
+        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
         list(migrate(connection, tables, load=found.names["load"], read=found.names["read"]))
     yield found
     found.remove()
@@ -246,7 +246,7 @@ def test_migrating_again_changes_nothing(roles: Roles) -> None:
     rights += " ON relnamespace = n.oid WHERE relacl IS NOT NULL AND nspname !~ '^pg_|^info' ORDER BY 1, 2"
     with roles.connect("migrate") as connection:
         before = connection.execute(rights).fetchall()
-        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN)]
+        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
         names = roles.names
         list(migrate(connection, tables, load=names["load"], read=names["read"]))
         assert connection.execute(rights).fetchall() == before

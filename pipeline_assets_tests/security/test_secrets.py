@@ -23,9 +23,13 @@ from psycopg import sql
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from pipeline_assets.cli import OWN_ASSETS
 from pipeline_assets.news.assets import mornings
+from pipeline_assets.operations.migration import migrate
+from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.tables import Table, load_tables
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi, article
 from pipeline_assets_tests.security.test_proxy import free_port, running
@@ -147,12 +151,24 @@ def deployment(
             )
             setting = "mlflow_tracking_uri" if role == "mlflow" else f"{role}_database_url"
             connection.execute(
-                sql.SQL("CREATE ROLE {} LOGIN SUPERUSER PASSWORD {}").format(
-                    sql.Identifier(name), sql.Literal(canaries[setting])
+                sql.SQL("CREATE ROLE {} LOGIN {} PASSWORD {}").format(
+                    sql.Identifier(name),
+                    # All jobs, the model's too, do with the right to load and to extract.
+                    sql.SQL("NOSUPERUSER" if role in ("source", "warehouse") else "SUPERUSER"),
+                    sql.Literal(canaries[setting]),
                 )
             )
+    with psycopg.connect(server.url(databases["warehouse"]), autocommit=True) as connection:
+        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        list(migrate(connection, tables, load=databases["warehouse"], read=""))
     with psycopg.connect(server.url(databases["source"])) as connection:
         connection.execute(SOURCE_SCHEMA)
+        for grant in ("USAGE ON SCHEMA shop", "SELECT ON shop.transactions"):
+            connection.execute(
+                sql.SQL("GRANT {} TO {}").format(
+                    sql.SQL(grant), sql.Identifier(databases["source"])
+                )
+            )
         for day, amount in (("2026-01-07", "10"), ("2026-01-08", "-1")):  # the second is held
             connection.execute(
                 "INSERT INTO shop.transactions VALUES (%s, 1, %s, %s, 'USD', 1, 'completed', %s)",
