@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev mlflow test check contracts graph sbom ci publish deploy smoke lock bench clean
+.PHONY: help run dev mlflow test test-security check contracts graph sbom ci publish deploy smoke lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -44,6 +44,9 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"
 	$(BIN)/pytest --numprocesses auto --quiet -m slow
+
+test-security: $(VENV)/installed-dev ## install, then attack it: every test of docs/security.md
+	$(BIN)/pytest --numprocesses auto --quiet -m security
 
 check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definitions and the CI files
 	$(BIN)/ruff format --check --quiet
