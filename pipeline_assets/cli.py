@@ -17,6 +17,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from pipeline_assets.ci import ci
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.in_process import materialize, publish_digest, score, train_and_score
 from pipeline_assets.settings import load_settings, project_root
@@ -26,6 +27,7 @@ from pipeline_assets.terminal import (
     mark,
     print_deployment,
     print_model,
+    print_settings,
     print_status,
 )
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="News, a warehouse load and a model as Dagster assets.", no_args_is_help=True
 )
+app.add_typer(ci, name="ci")
 
 
 @app.callback()
@@ -102,6 +105,46 @@ def status() -> None:
             print_model(model_status(settings))
     print_deployment(found)
     raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def config(
+    env: Annotated[
+        str, typer.Option(help="dev, staging or production; default: PIPELINE_ENV.")
+    ] = "",
+) -> None:
+    """Show every setting, its value and where that comes from; secrets are masked.
+
+    The exit code is 1 if the pipelines wouldn't start with them.
+    """
+    from pipeline_assets.effective_settings import effective_settings
+
+    with clear_errors():
+        settings, problems = effective_settings(env or None)
+    print_settings(settings, problems)
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def migrate(
+    load: Annotated[str, typer.Option(help="The role that the pipelines connect as.")] = "",
+    read: Annotated[str, typer.Option(help="A role for people and reports.")] = "",
+) -> None:
+    """Bring the warehouse's tables to what the contracts say, and grant roles what they need of them.
+
+    Only where the pipelines' own role may not create tables: run it with WAREHOUSE_DATABASE_URL of the
+    role that owns the database, before a new version of the contracts runs.
+    """
+    settings = _settings()
+    from pipeline_assets.operations.migration import migrate
+    from pipeline_assets.quality.odcs import load_contract
+    from pipeline_assets.resources.postgres import Database
+    from pipeline_assets.warehouse.tables import Table, load_tables
+
+    with clear_errors(), Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        for done in migrate(warehouse, tables, load=load, read=read):
+            console.print(escape(done), highlight=False)
 
 
 @app.command()
