@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
+from uuid import uuid4
 
 import typer
 from rich.markup import escape
@@ -220,6 +221,27 @@ def promote() -> None:
         console.print("[red]Refused: production stays as it was.[/red]")
         raise typer.Exit(1)
     console.print(f"Version {deployment.champion_after} is the champion.")
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int, typer.Option(help="Steps at once; 0: one a core.")] = 0,
+) -> None:
+    """Execute steps that runs hand out through Celery (PIPELINE_EXECUTOR=celery), until stopped.
+
+    SIGTERM takes no new step and ends those at work; what is killed then goes to another worker.
+    """
+    settings = _settings()
+    from pipeline_assets.resources.celery import clean_results, worker_app
+
+    with clear_errors():
+        celery = worker_app(settings)
+        clean_results(celery)
+    # Its arguments are for everybody to read: the addresses go by the app. Two workers of one name would
+    # take each other's orders.
+    arguments = ["worker", "--hostname", f"{uuid4().hex[:8]}@%h", "--loglevel", "INFO"]
+    arguments += ["--without-gossip", "--without-mingle"]
+    celery.worker_main([*arguments, *(["--concurrency", str(concurrency)] if concurrency else [])])
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -52,10 +52,17 @@ class Database:
         """A psycopg connection in UTC; close it, or use it as a context manager."""
         import psycopg
 
+        # Texts of times are compared between databases: their form must not depend on either.
+        forms = {"TimeZone": "UTC", "DateStyle": "ISO", "client_min_messages": "warning"}
+        # The server asks a silent client three times and ends its session: a host that is cut off keeps
+        # its locks for half a minute instead of two hours.
+        lost = {"idle": 15, "interval": 5, "count": 3}
+        session = forms | {f"tcp_keepalives_{name}": value for name, value in lost.items()}
         return psycopg.connect(
             self.url(),
-            # Texts of times are compared between databases: their form must not depend on either.
-            options="-c TimeZone=UTC -c DateStyle=ISO -c client_min_messages=warning",
+            options=" ".join(f"-c {name}={value}" for name, value in session.items()),
+            **{f"keepalives_{name}": value for name, value in lost.items()},
+            tcp_user_timeout=30_000,  # milliseconds; the other way round, for what was being sent
             application_name="pipeline_assets",
             **options,
         )
