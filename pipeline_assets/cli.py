@@ -168,6 +168,31 @@ def alert(
 
 
 @app.command()
+def migrate() -> None:
+    """Make the tables that Dagster, MLflow and the ledger need, or bring them up to date.
+
+    For one process, before a new version starts: the version before goes on with them meanwhile.
+    """
+    settings = _settings()
+    import dagster as dg
+
+    from pipeline_assets.models import records
+    from pipeline_assets.resources.mlflow import Mlflow
+    from pipeline_assets.resources.postgres import Database
+    from pipeline_assets.warehouse import ledger
+    from pipeline_assets.warehouse.tables import load_tables
+
+    with clear_errors():
+        dg.DagsterInstance.get().upgrade()
+        Mlflow(settings).migrate()
+        with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+            for table in load_tables():
+                ledger.ensure_schema(warehouse, table.contract)
+            records.ensure_schema(warehouse)
+    console.print("The tables of Dagster, MLflow and the ledger are up to date.")
+
+
+@app.command()
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "",
 ) -> None:
@@ -226,15 +251,20 @@ def promote() -> None:
 @app.command()
 def worker(
     concurrency: Annotated[int, typer.Option(help="Steps at once; 0: one a core.")] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether a worker of this host answers.")
+    ] = False,
 ) -> None:
     """Execute steps that runs hand out through Celery (PIPELINE_EXECUTOR=celery), until stopped.
 
-    SIGTERM takes no new step and ends those at work; what is killed then goes to another worker.
+    At SIGTERM it takes no new step and ends those at work; what is killed then goes to another worker.
     """
     settings = _settings()
-    from pipeline_assets.resources.celery import clean_results, worker_app
+    from pipeline_assets.resources.celery import clean_results, worker_answers, worker_app
 
     with clear_errors():
+        if check:
+            raise typer.Exit(0 if worker_answers(settings) else 1)
         celery = worker_app(settings)
         clean_results(celery)
     # Its arguments are for everybody to read: the addresses go by the app. Two workers of one name would

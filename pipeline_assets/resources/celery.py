@@ -7,6 +7,7 @@ needs it: definitions load without it.
 
 import gc
 from collections.abc import Sequence
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -65,23 +66,34 @@ def worker_app(settings: Settings) -> "Celery":
     Raises:
         SettingsError: the settings choose another executor.
     """
-    if settings.pipeline_executor != "celery":
-        raise SettingsError(
-            "PIPELINE_EXECUTOR is not celery: no run would hand a step to this worker"
-        )
-    from dagster_celery.make_app import make_app
+    app = _app(settings)
     from dagster_celery.tasks import create_task
 
     import pipeline_assets.definitions  # noqa: F401 - 3 s of CPU that no step pays any more
 
-    app: Celery = make_app(_executor(settings).app_args())
     create_task(app, base=_step_task())
     return app
+
+
+def worker_answers(settings: Settings) -> bool:
+    """Whether a worker on this host answers through the broker, in 10 s."""
+    replies = _app(settings).control.ping(timeout=10)
+    return any(name.endswith(f"@{gethostname()}") for reply in replies for name in reply)
 
 
 def clean_results(app: "Celery") -> None:
     """Remove the results that runs have read long ago; only Celery's own scheduler would."""
     app.backend.cleanup()
+
+
+def _app(settings: Settings) -> "Celery":
+    if settings.pipeline_executor != "celery":
+        raise SettingsError(
+            "PIPELINE_EXECUTOR is not celery: no run would hand a step to this worker"
+        )
+    from dagster_celery.make_app import make_app
+
+    return make_app(_executor(settings).app_args())
 
 
 def _executor(settings: Settings) -> "CeleryExecutor":

@@ -31,7 +31,8 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 SERVICES = "10.80.0.1"
-LONGEST = 240.0
+IP = shutil.which("ip") or "ip"
+LONGEST = 600.0
 """Seconds until a wait gives up."""
 
 
@@ -41,8 +42,8 @@ def missing() -> str:
         return "network namespaces need Linux and root"
     if not shutil.which("ip") or not RABBITMQ.exists():
         return "needs Debian's iproute2 and rabbitmq-server"
-    probe = subprocess.run(["ip", "netns", "add", "pipeline-probe"], capture_output=True)
-    subprocess.run(["ip", "netns", "delete", "pipeline-probe"], capture_output=True)
+    probe = subprocess.run([IP, "netns", "add", "pipeline-probe"], capture_output=True, check=False)
+    subprocess.run([IP, "netns", "delete", "pipeline-probe"], capture_output=True, check=False)
     return "" if probe.returncode == 0 else "this machine lets nobody make network namespaces"
 
 
@@ -71,7 +72,7 @@ class Host:
         """Start a program on the host; its output goes to a file of that name."""
         with (self.logs / f"{what}.log").open("ab") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command],
+                [IP, "netns", "exec", self.name, *command],
                 env=environment,
                 cwd=cwd,
                 stdout=log,
@@ -84,7 +85,7 @@ class Host:
     def run(self, command: Sequence[str | Path], environment: dict[str, str], cwd: Path) -> str:
         """Run a program on the host to its end; what it printed."""
         return subprocess.run(
-            ["ip", "netns", "exec", self.name, *command],
+            [IP, "netns", "exec", self.name, *command],
             env=environment,
             cwd=cwd,
             check=True,
@@ -96,7 +97,7 @@ class Host:
     def pids(self) -> list[int]:
         """Every process on the host."""
         found = subprocess.run(
-            ["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False
+            [IP, "netns", "pids", self.name], capture_output=True, text=True, check=False
         )
         return [int(pid) for pid in found.stdout.split()]
 
@@ -154,7 +155,7 @@ class Cluster:
     def launch(self, job: str, days: Sequence[str]) -> None:
         """Queue a run of a job for each day, as the UI does it."""
         launches = [
-            f'd{number}: launchRun(executionParams: {{selector: {{repositoryLocationName: '
+            f"d{number}: launchRun(executionParams: {{selector: {{repositoryLocationName: "
             '"pipeline_assets.definitions", repositoryName: "__repository__", jobName: '
             f'"{job}"}}, executionMetadata: {{tags: [{{key: "dagster/partition", value: "{day}"}}]}}}})'
             " { __typename }"
@@ -284,7 +285,9 @@ def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
         "fsync": "off",  # the machine itself isn't cut off
     }
     settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    host.start("postgres", [*nobody, binaries / "postgres", "-D", data, *settings], environment, folder)
+    host.start(
+        "postgres", [*nobody, binaries / "postgres", "-D", data, *settings], environment, folder
+    )
     until(lambda: (sockets / ".s.PGSQL.5432").exists(), "PostgreSQL")
     until(lambda: _accepts(folder, sockets), "PostgreSQL")
     return str(sockets)
@@ -327,7 +330,7 @@ def _rabbitmq(host: Host, folder: Path, environment: dict[str, str]) -> None:
     }
     host.start("rabbitmq", [RABBITMQ], {**environment, **own}, folder)
     log = host.logs / "rabbitmq.log"
-    until(lambda: "Server startup complete" in log.read_text(), "RabbitMQ")
+    until(lambda: log.exists() and "Server startup complete" in log.read_text(), "RabbitMQ")
 
 
 def _network(names: Sequence[str], logs: Path) -> list[Host]:
@@ -352,8 +355,8 @@ def _network(names: Sequence[str], logs: Path) -> list[Host]:
 
 def _remove(names: Sequence[str]) -> None:
     for name in names:
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        subprocess.run([IP, "netns", "delete", name], capture_output=True, check=False)
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    subprocess.run([IP, *arguments], check=True, capture_output=True)

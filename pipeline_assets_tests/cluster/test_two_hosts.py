@@ -7,7 +7,7 @@ Dagster's daemon, queue and run processes there. `make test-cluster` loads sixty
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -80,7 +80,11 @@ def lose(cluster: Cluster, host: Host, *, cut: bool) -> float:
 
 def assert_done_once(cluster: Cluster, count: int) -> None:
     """Every run succeeded, every day is loaded, and no row was ever written again."""
-    until(lambda: loaded(cluster) == count, f"{count} days in the ledger", longest=40.0 * count)
+    until(
+        lambda: loaded(cluster) == count,
+        f"{count} days in the ledger",
+        longest=max(600.0, 40.0 * count),
+    )
     until(lambda: set(cluster.runs()) <= {"SUCCESS", "FAILURE"}, "the runs' end")
     with cluster.connect("warehouse") as warehouse:
         query = "SELECT count(*), count(DISTINCT order_id) FROM analytics.fct_transactions"
@@ -91,35 +95,46 @@ def assert_done_once(cluster: Cluster, count: int) -> None:
         assert warehouse.execute(query).fetchone() == (count,)
 
 
-def test_a_host_that_dies_and_one_that_is_cut_off_lose_nothing(cluster: Cluster) -> None:
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say a figure in the test's report."""
+    writer = request.config.get_terminal_writer()
+    return lambda line: writer.line(f"\n{line}")
+
+
+def test_a_host_that_dies_and_one_that_is_cut_off_lose_nothing(
+    cluster: Cluster, tell: Callable[[str], None]
+) -> None:
     first, second = cluster.workers
-    cluster.launch("load_transactions", days(8))
+    cluster.launch("load_transactions", days(6))
     until(lambda: loaded(cluster) >= 1, "the first day")
     after_death = lose(cluster, second, cut=False)
     cluster.start_worker(second)
     after_cut = lose(cluster, first, cut=True)
-    assert_done_once(cluster, 8)
-    print(f"steps taken over {after_death:.1f} s after a death, {after_cut:.1f} s after a cut")
+    assert_done_once(cluster, 6)
+    tell(f"steps taken over {after_death:.1f} s after a death, {after_cut:.1f} s after a cut")
 
     # Back on the network it works again, by itself.
     first.join()
     before = cluster.received(first)
-    cluster.launch("load_transactions", days(12)[8:])
+    cluster.launch("load_transactions", days(8)[6:])
     until(lambda: cluster.received(first) - before, "a step on the host that is back")
-    assert_done_once(cluster, 12)
+    assert_done_once(cluster, 8)
     with cluster.connect("dagster") as dagster:
-        query = "SELECT client_addr::text, count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL GROUP BY 1"
+        query = "SELECT client_addr::text, count(*) FROM pg_stat_activity GROUP BY 1"
         assert max(dict(dagster.execute(query).fetchall()).values()) < 40
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("cut", [False, True], ids=["killed", "cut off"])
-def test_sixty_days_survive_the_loss_of_a_host(cluster: Cluster, *, cut: bool) -> None:
+def test_sixty_days_survive_the_loss_of_a_host(
+    cluster: Cluster, tell: Callable[[str], None], *, cut: bool
+) -> None:
     cluster.launch("load_transactions", days(60))
     until(lambda: loaded(cluster) >= 15, "a quarter of the days", longest=600)
     lost_for = lose(cluster, cluster.workers[1], cut=cut)
     assert_done_once(cluster, 60)
-    print(f"steps taken over after {lost_for:.1f} s")
+    tell(f"steps taken over after {lost_for:.1f} s")
 
 
 def test_a_step_that_takes_its_workers_with_it_is_given_up(cluster: Cluster) -> None:
@@ -142,7 +157,9 @@ def test_a_step_that_takes_its_workers_with_it_is_given_up(cluster: Cluster) -> 
 
 def _waiting_process(cluster: Cluster) -> int | None:
     """The process on a worker host whose statement waits for the locked table."""
-    query = "SELECT client_addr::text, client_port FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    query = (
+        "SELECT client_addr::text, client_port FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    )
     with cluster.connect("warehouse") as warehouse:
         found = warehouse.execute(query).fetchone()
     if found is None:
