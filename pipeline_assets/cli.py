@@ -8,7 +8,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
 
@@ -121,20 +123,26 @@ def metrics(
 def watch(
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
+    workspace: Annotated[
+        Path | None, typer.Option(help="Where the code is; by default DAGSTER_HOME's.")
+    ] = None,
 ) -> None:
     """Look from outside whether Dagster itself lives, and alert: a process beside the daemon.
 
-    Told are a daemon that is silent, a UI that doesn't answer and code that doesn't load: then no
-    sensor runs that could tell. With --once the exit code is 1 if something is wrong.
+    Told are a daemon that is silent, code that doesn't load, a sensor `alerts` that doesn't look and a
+    UI that doesn't answer: then nobody else could tell. With --once the exit code is 1 if something is
+    wrong.
     """
     settings = _settings()
     from time import sleep
 
-    from pipeline_assets.definitions import build_definitions
     from pipeline_assets.operations.watching import watch_outside
 
-    repository = build_definitions(settings).get_repository_def()
-    for said, fine in watch_outside(settings, repository):
+    file = workspace or Path(os.environ["DAGSTER_HOME"], "workspace.yaml")
+    with clear_errors():
+        if not file.is_file():
+            raise PermanentError(f"There is no file {file}: name the daemon's with --workspace.")
+    for said, fine in watch_outside(settings, file.resolve()):
         console.print(said, highlight=False, soft_wrap=True)
         if once:
             raise typer.Exit(0 if fine else 1)
@@ -196,7 +204,10 @@ def migrate() -> None:
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "",
 ) -> None:
-    """Put the previous champion back into production and score the newest week with it."""
+    """Put the previous champion back into production and score the newest week with it.
+
+    Champions that were deleted or changed in MLflow are passed over; if none is left, today's is withdrawn.
+    """
     settings = _settings()
     from pipeline_assets.models import promotion, records, registry
     from pipeline_assets.resources.mlflow import Mlflow
@@ -210,6 +221,13 @@ def rollback(
             moved = promotion.rollback(
                 client, warehouse, name, actor=promotion.person(), reason=reason or "not stated"
             )
+        if moved.champion_after is None:
+            console.print(
+                f"{name}: version {moved.champion_before} was withdrawn, and none before it can be used. "
+                "Train a new one: `pipeline-assets run`, or the job train_model for the newest week.",
+                soft_wrap=True,
+            )
+            raise typer.Exit(0)
         console.print(
             f"{name}: version {moved.champion_after} is the champion again, "
             f"{moved.champion_before} isn't."
@@ -276,13 +294,37 @@ def worker(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def mlflow(context: typer.Context) -> None:
-    """Run an `mlflow` command on the project's MLflow, such as `ui`, or `models serve -m ...`."""
+    """Run an `mlflow` command on the project's MLflow, such as `ui`.
+
+    `serve` is ours: it verifies the champion as scoring does, then runs `mlflow models serve` on the files
+    that it has verified, with the options given.
+    """
     settings = _settings()
     from pipeline_assets.resources.mlflow import Mlflow
 
     with clear_errors():
-        code = Mlflow(settings).command(context.args)
+        if context.args[:1] == ["serve"]:
+            code = _serve(settings, context.args[1:])
+        else:
+            code = Mlflow(settings).command(context.args)
     raise typer.Exit(code)
+
+
+def _serve(settings: "Settings", options: list[str]) -> int:
+    from pipeline_assets.models import promotion, records, registry
+    from pipeline_assets.resources.mlflow import Mlflow
+    from pipeline_assets.resources.postgres import Database
+
+    mlflow = Mlflow(settings)
+    client, name = mlflow.client(), registry.model_name(settings.pipeline_env)
+    with ExitStack() as files:
+        with Database("warehouse", settings).connect(autocommit=True) as warehouse:
+            records.ensure_schema(warehouse)
+            version, folder = files.enter_context(promotion.champion_files(client, warehouse, name))
+        console.print(f"Serving {version}: its files and its verdict are verified.")
+        # Ours last, so that no option of the same name serves something else.
+        model = ["-m", str(folder), "--env-manager", "local"]
+        return mlflow.command(["models", "serve", *options, *model])
 
 
 def _read_status(settings: "Settings") -> "Callable[[], Status]":

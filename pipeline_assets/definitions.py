@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipeline_assets.models.assets import model_assets, weeks
+from pipeline_assets.models.assets import evaluated_asset, model_assets, weeks
 from pipeline_assets.models.automation import model_automation
-from pipeline_assets.models.checks import evaluation
+from pipeline_assets.models.checks import PREDICTIONS, evaluation
 from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.operations.assets import operations_assets
@@ -94,8 +94,11 @@ def build_definitions(
             news_automation(news, partitions, running=running, now=now),
         ]
         levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
+        levels.append(
+            ServiceLevel(load_contract(PREDICTIONS), dg.AssetKey(PREDICTIONS), weeks(settings))
+        )
         parts += [
-            _models(settings, running=running),
+            _models(settings, running=running, now=now),
             alerting(settings, levels, running=running, now=now),
         ]
     shared = dg.Definitions(
@@ -118,12 +121,15 @@ def build_definitions(
     return definitions
 
 
-def _models(settings: Settings, *, running: bool) -> dg.Definitions:
+def _models(settings: Settings, *, running: bool, now: Callable[[], datetime]) -> dg.Definitions:
     (orders,) = (table for table in load_tables() if table.contract.name == "transactions")
     partitions = weeks(settings)
     assets, checks = model_assets(settings, orders, partitions), evaluation(settings, partitions)
-    automation = model_automation(settings, assets, checks, partitions, running=running)
-    return dg.Definitions.merge(dg.Definitions(assets=assets, asset_checks=[checks]), automation)
+    automation = model_automation(settings, assets, checks, partitions, running=running, now=now)
+    evaluated = evaluated_asset(partitions)
+    return dg.Definitions.merge(
+        dg.Definitions(assets=[*assets, evaluated], asset_checks=[checks]), automation
+    )
 
 
 @contextmanager

@@ -14,6 +14,10 @@ class PermanentError(Exception):
     """Trying again won't help: somebody has to mend the data, the contract or the settings."""
 
 
+class NotYetError(PermanentError):
+    """Trying again at once won't help. A later run will, once what it rests on is there."""
+
+
 class TransientError(Exception):
     """Trying again later may help."""
 

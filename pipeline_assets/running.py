@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from pipeline_assets.failures import PermanentError, is_transient
+from pipeline_assets.failures import NotYetError, PermanentError, is_transient
 from pipeline_assets.quality.contract import Contract
 
 # What a database or a network needs to come back, and not all workers in the same second.
@@ -82,7 +82,8 @@ def permanent_failures() -> Iterator[None]:
     except Exception as error:
         if is_transient(error):
             raise
-        _tag_run()
+        if not isinstance(error, NotYetError):
+            _tag_run()
         # A permanent error is worded for people; of another the kind is half of what it says.
         message = str(error) if isinstance(error, PermanentError) else _named(error)
         raise dg.Failure(message, allow_retries=False) from error

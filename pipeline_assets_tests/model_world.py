@@ -5,7 +5,7 @@ Both are copied from templates on the session's PostgreSQL: loading and MLflow's
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,11 +170,41 @@ class World:
                 {
                     "week": week,
                     "candidate": "by_hand",
-                    "training_cutoffs": " ".join(map(str, window.cutoffs)),
-                    "training_hash": window.content_hash,
                     "fingerprint": f"by hand {next(_numbers)}",
                 },
             )
+
+
+def with_settings(world: World, **changes: Any) -> Settings:
+    """The world's settings with changes."""
+    return Settings.model_validate({**dict(world.settings), **changes})
+
+
+def tick(world: World, name: str, now: datetime) -> tuple[str, str] | str:
+    """What a schedule or sensor requests at a moment: job and partition; or why it doesn't."""
+    from pipeline_assets.definitions import build_definitions, build_resources
+
+    repository = build_definitions(world.settings, now=lambda: now).get_repository_def()
+    resources = {"warehouse": build_resources(world.settings)["warehouse"]}
+    found: dg.ScheduleDefinition | dg.SensorDefinition
+    if repository.has_schedule_def(name):
+        found = repository.get_schedule_def(name)
+        context = dg.build_schedule_context(
+            world.instance,
+            scheduled_execution_time=now,
+            repository_def=repository,
+            resources=resources,
+        )
+        data: Any = found.evaluate_tick(context)
+    else:
+        found = repository.get_sensor_def(name)
+        data = found.evaluate_tick(
+            dg.build_sensor_context(world.instance, repository_def=repository, resources=resources)
+        )
+    if not data.run_requests:
+        return str(data.skip_message)
+    (request,) = data.run_requests
+    return str(request.job_name or found.job_name), str(request.partition_key)
 
 
 def failures(result: dg.ExecuteInProcessResult) -> str:

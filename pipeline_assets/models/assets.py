@@ -15,6 +15,7 @@ from pipeline_assets import __version__
 from pipeline_assets.metadata import column_schema, image, preview
 from pipeline_assets.models.checks import (
     DEPLOYED,
+    EVALUATED,
     PREDICTIONS,
     RETRAINING,
     SNAPSHOTS,
@@ -64,6 +65,8 @@ def model_assets(
     settings: Settings, table: Table, partitions: dg.WeeklyPartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
     """`training_snapshots`, `trained_model`, `deployed_model` and `purchase_predictions`.
+
+    What lies between the second and the third is `evaluated_asset`.
 
     `table` is the one of the orders.
     """
@@ -210,6 +213,27 @@ def trained_asset(
     return trained_model
 
 
+def evaluated_asset(partitions: dg.WeeklyPartitionsDefinition) -> dg.AssetSpec:
+    """`model_evaluation`: the gate's verdict, which the checks of `trained_model` write.
+
+    Not to be materialized by itself: as an asset after them it would be there for accepted models alone.
+    """
+    return dg.AssetSpec(
+        EVALUATED,
+        deps=[TRAINED, SNAPSHOTS],
+        description=(
+            "What the gate found of the week's version on the holdout, accepted or refused: its verdict in "
+            "`pipeline.gate_verdicts`, its figures, plots and model card in the MLflow run. The checks of "
+            "`trained_model` make it."
+        ),
+        kinds={"postgres", "mlflow"},
+        group_name="models_evaluation",
+        partitions_def=partitions,
+        owners=["team:data-science"],
+        code_version=__version__,
+    )
+
+
 def deployed_asset(
     settings: Settings, partitions: dg.WeeklyPartitionsDefinition
 ) -> dg.AssetsDefinition:
@@ -217,7 +241,7 @@ def deployed_asset(
 
     @dg.asset(
         name=DEPLOYED,
-        deps=[TRAINED],
+        deps=[TRAINED, EVALUATED],
         kinds={"mlflow"},
         description=(
             "The model in production, alias `champion`. It moves to the week's version if the gate let "

@@ -4,9 +4,10 @@ Training and scoring are runs of their own: a refused model must not keep the ch
 What to do next is derived from what the warehouse and Dagster have stored; there is no cursor to lose.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import dagster as dg
 
@@ -19,17 +20,15 @@ from pipeline_assets.models.checks import (
     SNAPSHOTS,
 )
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import may_do_better
+from pipeline_assets.running import TRIED_AGAIN, may_do_better, with_own_checks
 from pipeline_assets.settings import Settings
 
 WEEK = timedelta(weeks=1)
 HOUR = 3
 """When a week is trained on Monday, in the project's time zone: Sunday's orders are loaded by then."""
 BUILD, TRAIN, SCORE = "build_snapshots", "train_model", "score_customers"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+TRIES = 24
+"""So often a week is tried, an hour apart, while later weeks wait for it."""
 
 
 def model_automation(
@@ -39,7 +38,7 @@ def model_automation(
     partitions: dg.WeeklyPartitionsDefinition,
     *,
     running: bool,
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], datetime],
 ) -> dg.Definitions:
     """The jobs, the weekly schedule, and the sensors for missed weeks and for early retraining."""
     snapshots, trained, deployed, predictions = assets
@@ -56,20 +55,39 @@ def model_automation(
     )
     score = dg.define_asset_job(
         SCORE,
-        selection=dg.AssetSelection.assets(predictions),
+        selection=with_own_checks([predictions]),
         description="Every customer's probability, by the champion.",
     )
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
-    weekly = dg.build_schedule_from_partitioned_job(
-        train,
+
+    @dg.schedule(
         name=f"{TRAIN}_weekly",
-        hour_of_day=HOUR,
-        minute_of_hour=0,
-        day_of_week=1,
+        job=train,
+        cron_schedule=f"0 {HOUR} * * 1",
+        execution_timezone=settings.pipeline_timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING
         if running
         else dg.DefaultScheduleStatus.STOPPED,
+        description=(
+            "Trains the week that has ended. If weeks before it were missed, or snapshots are, it leaves "
+            "them and the week to `model_weeks`, which goes in order: once a newer model is deployed, an "
+            "older one can't be."
+        ),
     )
+    def train_model_weekly(
+        context: dg.ScheduleEvaluationContext, warehouse: dg.ResourceParam[Database]
+    ) -> dg.RunRequest | dg.SkipReason:
+        at = context.scheduled_execution_time
+        weeks = stored_weeks(context.instance, warehouse, settings, partitions, at)
+        step = next_step(context.instance, weeks, settings, at, scheduled=True)
+        if isinstance(step, dg.SkipReason):
+            return step
+        newest = weeks.closed[-1]
+        if (step.job_name, step.partition_key) == (TRAIN, newest):
+            return dg.RunRequest(partition_key=newest)
+        return dg.SkipReason(
+            f"{step.job_name} of {step.partition_key} comes first: model_weeks does it, and then {newest}."
+        )
 
     @dg.sensor(
         name="model_weeks",
@@ -77,8 +95,8 @@ def model_automation(
         minimum_interval_seconds=60,
         default_status=sensor_status,
         description=(
-            "Requests what the weeks lack, oldest first and one at a time: snapshots that the next "
-            "training needs, weeks whose training was missed, scores once a week was decided."
+            "Requests what the weeks lack, one at a time, and all of a week before the next: snapshots "
+            "that its training needs, the training if it was missed, scores once it was decided."
         ),
     )
     def model_weeks(
@@ -107,7 +125,9 @@ def model_automation(
         return _early(context.instance, warehouse, settings, partitions, now())
 
     return dg.Definitions(
-        jobs=[build, train, score], schedules=[weekly], sensors=[model_weeks, early_retraining]
+        jobs=[build, train, score],
+        schedules=[train_model_weekly],
+        sensors=[model_weeks, early_retraining],
     )
 
 
@@ -116,9 +136,15 @@ class Weeks:
     """What is stored of the model's weeks; every set holds partition keys."""
 
     closed: list[str]
+    due: datetime
+    """When the schedule trains the newest of them. An hour later it counts as missed."""
     snapshots: set[str]
+    deployed: set[str]
+    """A version of that week was deployed, whatever came later."""
     decided: set[str]
-    """The gate refused that week's newest version, or it was deployed."""
+    """The gate refused that week's newest version, or it was deployed and not withdrawn since."""
+    incomplete: set[str]
+    """More of the days before that week's end are held or missing than is allowed."""
     scored: dict[str, int]
     """Week -> the version that scored it."""
     champion: int | None
@@ -134,24 +160,37 @@ def stored_weeks(
     now: datetime,
 ) -> Weeks:
     """Read what the warehouse and Dagster know of the weeks that have closed."""
-    from pipeline_assets.models import records, registry
+    from pipeline_assets.models import records, registry, scoring
+    from pipeline_assets.quality.odcs import load_contract
 
     name = registry.model_name(settings.pipeline_env)
+    closed = list(partitions.get_partition_keys(current_time=now))
     with warehouse.connect(autocommit=True) as connection:
         records.ensure_schema(connection)
         verdicts = records.verdicts(connection, name)
         moves = records.deployments(connection, name)
         scored = records.scored_weeks(connection)
-    deployed = {move.champion_after for move in moves}
+        incomplete = scoring.incomplete_weeks(
+            connection, load_contract("transactions"), settings, closed
+        )
+    standing: set[int | None] = set()
+    for move in moves:
+        # After a withdrawal nobody is in production, and the week is open again.
+        standing = {*standing, move.champion_after} if move.champion_after else set()
+    ever = {move.champion_after for move in moves}
     newest = {verdict.week: verdict for verdict in verdicts}
+    end = partitions.time_window_for_partition_key(closed[-1]).end if closed else now
     return Weeks(
-        closed=list(partitions.get_partition_keys(current_time=now)),
+        closed=closed,
+        due=end + timedelta(hours=HOUR),
         snapshots=set(instance.get_materialized_partitions(dg.AssetKey(SNAPSHOTS))),
+        deployed={str(verdict.week) for verdict in verdicts if verdict.model_version in ever},
         decided={
             str(week)
             for week, verdict in newest.items()
-            if verdict.verdict == "refused" or verdict.model_version in deployed
+            if verdict.verdict == "refused" or verdict.model_version in standing
         },
+        incomplete=incomplete,
         scored=scored,
         champion=moves[-1].champion_after if moves else None,
         last_decision=max((verdict.decided_at for verdict in verdicts), default=None),
@@ -181,96 +220,114 @@ def trainable(week: str, settings: Settings) -> bool:
 
 
 def next_step(
-    instance: dg.DagsterInstance, weeks: Weeks, settings: Settings, now: datetime
+    instance: dg.DagsterInstance,
+    weeks: Weeks,
+    settings: Settings,
+    now: datetime,
+    *,
+    scheduled: bool = False,
 ) -> dg.RunRequest | dg.SkipReason:
-    """What the weeks lack first. What failed for a while only is tried again each hour; neither that
-    nor what failed for good keeps later weeks waiting.
+    """What the weeks lack first; `scheduled`: at the moment of the newest week's own training.
+
+    What failed for a while is tried again each hour. Later trainings wait for that, as an older model
+    isn't deployed after a newer one; for a day, so that no week hides the others for ever. They don't wait
+    for what failed for good, nor for days that aren't in the warehouse: that is tried again by itself once
+    they are. Scores wait for nothing.
     """
     if not weeks.closed:
         return dg.SkipReason("No week has closed yet.")
-    last = _last_runs(instance)
-    for record in last.values():
+    runs = _runs(instance)
+    for record, *_ in runs.values():
         run = record.dagster_run
         if not run.is_finished:
             return dg.SkipReason(f"{run.job_name} is under way (run {run.run_id}).")
-    for week in _undecided(weeks):
-        if not trainable(week, settings):
+    left, waiting = [], False
+    for about, job, week in _wanted(
+        weeks, runs, settings, scheduled=scheduled or now >= weeks.due + TRIED_AGAIN
+    ):
+        if waiting and job != SCORE:
             continue
-        if lacking := missing_snapshots(week, settings, weeks):
-            # Tried again, if it failed, each time that another has been built.
-            about, job, of = f"snapshot {lacking[0]} {len(weeks.snapshots)}", BUILD, lacking[0]
-        elif week in weeks.decided or (week == weeks.closed[-1] and f"missed {week}" not in last):
-            continue  # the newest is the schedule's
-        else:
-            about, job, of = f"missed {week}", TRAIN, week
-        if key := _run_key(instance, last, about, now):
-            return dg.RunRequest(run_key=key, job_name=job, partition_key=of)
-    return _score_request(instance, weeks, last, now)
+        if about not in runs or week not in weeks.incomplete:
+            if key := _run_key(instance, runs, about, now):
+                return dg.RunRequest(run_key=key, job_name=job, partition_key=week)
+            waiting = waiting or _is_tried_again(instance, runs[about], now)
+        if job == SCORE:
+            left.append(week)
+    if left:
+        return dg.SkipReason(
+            f"Not scored: {', '.join(left)}. Their runs failed for good, or lately, or wait for days."
+        )
+    if weeks.champion is None:
+        return dg.SkipReason("There is no champion yet.")
+    return dg.SkipReason("No week was missed, and every week is scored.")
 
 
-Runs = Mapping[str, dg.RunRecord]
-"""What runs were about -> the last of them."""
+def _wanted(
+    weeks: Weeks, runs: "Runs", settings: Settings, *, scheduled: bool
+) -> Iterator[tuple[str, str, str]]:
+    """What the weeks lack, oldest week first: what it is about, its job and its partition."""
+    undecided, newest = _undecided(weeks), weeks.closed[-1]
+    for week in weeks.closed:
+        tried = f"missed {week}" in runs
+        if week in undecided and trainable(week, settings):
+            if lacking := missing_snapshots(week, settings, weeks):
+                # Tried again, if it failed, each time that another has been built.
+                yield f"snapshot {lacking[0]} {len(weeks.snapshots)}", BUILD, lacking[0]
+            elif week not in weeks.decided and (week != newest or scheduled or tried):
+                yield f"missed {week}", TRAIN, week
+        # A training that failed may be tried again, but its customers needn't wait for that.
+        if weeks.champion is None or not (tried or week in weeks.decided):
+            continue
+        if week not in weeks.scored or (
+            week == newest and weeks.scored[week] != weeks.champion  # after a rollback
+        ):
+            yield f"score {week} {weeks.champion}", SCORE, week
 
 
-def _last_runs(instance: dg.DagsterInstance) -> Runs:
-    """The last run of everything that a sensor requested, by its key without what later tries add;
-    of a week's training also that of the schedule or a person, as `missed <week>`.
+Runs = Mapping[str, list[dg.RunRecord]]
+"""What runs were about -> those runs, the newest first."""
+
+
+def _runs(instance: dg.DagsterInstance) -> Runs:
+    """All runs of what a sensor requested, by its key without what later tries add; of a week's training
+    also those of the schedule or a person, as `missed <week>`.
     """
-    last: dict[str, dg.RunRecord] = {}
+    found: dict[str, list[dg.RunRecord]] = defaultdict(list)
     for job in (BUILD, TRAIN, SCORE):
         for record in instance.get_run_records(dg.RunsFilter(job_name=job)):  # the newest first
             run = record.dagster_run
-            key = run.tags.get("dagster/run_key", run.run_id)
-            last.setdefault(key.partition(" after ")[0], record)
+            about = {run.tags.get("dagster/run_key", run.run_id).partition(" after ")[0]}
             if job == TRAIN:
-                last.setdefault(f"missed {run.tags.get('dagster/partition')}", record)
-    return last
+                about.add(f"missed {run.tags.get('dagster/partition')}")
+            for each in about:
+                found[each].append(record)
+    return dict(found)
 
 
-def _run_key(instance: dg.DagsterInstance, last: Runs, about: str, now: datetime) -> str | None:
+def _run_key(instance: dg.DagsterInstance, runs: Runs, about: str, now: datetime) -> str | None:
     """A run key for what hasn't been tried, or may do better now; Dagster starts one run a key, ever."""
-    if about not in last:
+    if about not in runs:
         return about
-    record = last[about]
-    again = f"{about} after {record.dagster_run.run_id}"
-    return again if may_do_better(instance, record, now) else None
+    last = runs[about][0]
+    again = f"{about} after {last.dagster_run.run_id}"
+    return again if may_do_better(instance, last, now) else None
+
+
+def _is_tried_again(instance: dg.DagsterInstance, tries: list[dg.RunRecord], now: datetime) -> bool:
+    """Whether the next try is due within the hour, and there weren't too many."""
+    return len(tries) < TRIES and may_do_better(instance, tries[0], now + TRIED_AGAIN)
 
 
 def _undecided(weeks: Weeks) -> list[str]:
     """The weeks that were missed, oldest first, and the newest.
 
-    What was before the first decision wasn't missed.
+    What was before the newest week that was ever deployed, or before the first decision, wasn't missed: a
+    model of it couldn't be deployed any more.
     """
     *before, newest = weeks.closed
-    first = min(weeks.decided, default=newest)
+    first = max(weeks.deployed, default=min(weeks.decided, default=newest))
     undecided = [key for key in before if key > first and key not in weeks.decided]
     return [*undecided, newest]
-
-
-def _score_request(
-    instance: dg.DagsterInstance, weeks: Weeks, last: Runs, now: datetime
-) -> dg.RunRequest | dg.SkipReason:
-    """The oldest week without scores whose training ended, or the newest if another champion scored it.
-
-    A training that failed may be tried again, but its customers needn't wait for that.
-    """
-    if weeks.champion is None:
-        return dg.SkipReason("There is no champion yet.")
-    newest = weeks.closed[-1]
-    left = []
-    for week in weeks.closed:
-        if week not in weeks.decided and f"missed {week}" not in last:
-            continue
-        if week in weeks.scored and (week != newest or weeks.scored[week] == weeks.champion):
-            continue
-        if key := _run_key(instance, last, f"score {week} {weeks.champion}", now):
-            return dg.RunRequest(run_key=key, job_name=SCORE, partition_key=week)
-        left.append(week)
-    if left:
-        return dg.SkipReason(
-            f"Not scored: {', '.join(left)}. Their runs failed for good, or lately."
-        )
-    return dg.SkipReason("No week was missed, and every week is scored.")
 
 
 def _early(
@@ -287,8 +344,12 @@ def _early(
     cooled = weeks.last_decision + timedelta(days=settings.models_retraining_cooldown_days)
     if now < cooled:
         return dg.SkipReason(f"{', '.join(failed)} failed; trained too lately, until {cooled}.")
+    if weeks.closed[-1] not in weeks.decided:
+        return dg.SkipReason(
+            f"{', '.join(failed)} failed; {weeks.closed[-1]} is still to be trained for the first time."
+        )
     about = f"early {weeks.closed[-1]} {weeks.last_decision.isoformat()}"
-    key = _run_key(instance, _last_runs(instance), about, now)
+    key = _run_key(instance, _runs(instance), about, now)
     if key is None:
         return dg.SkipReason(
             f"{', '.join(failed)} failed; so did the training, or it is under way."

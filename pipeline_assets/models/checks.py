@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline_assets.models.monitoring import Incomparable, Movement, Realised
     from pipeline_assets.models.registry import Registered
 
-SNAPSHOTS, TRAINED = "training_snapshots", "trained_model"
+SNAPSHOTS, TRAINED, EVALUATED = "training_snapshots", "trained_model", "model_evaluation"
 DEPLOYED, PREDICTIONS = "deployed_model", "purchase_predictions"
 SCORE_DRIFT, REALISED = "score_drift", "realised_performance"
 """The checks whose failure asks for a new model before its time."""
@@ -102,12 +102,13 @@ def evaluation(
     """The step that judges the week's version on the holdout: registry in, verdict and checks out."""
 
     @dg.multi_asset_check(
-        name="model_evaluation",
+        name=EVALUATED,
         specs=gate_specs(partitions),
         retry_policy=RETRY,
         description=(
             "Loads the registered version, scores the holdout beside the baseline and the champion, and "
-            "records the verdict. Figures, plots and the model card go to its MLflow run."
+            "records the verdict: the asset `model_evaluation`. Figures, plots and the model card go to its "
+            "MLflow run."
         ),
     )
     def model_evaluation(
@@ -131,7 +132,25 @@ def evaluation(
                 client, connection, version, holdout, settings, decided_by=context.run.run_id
             )
             judgement.log(client, connection, judged, holdout, settings)
-        context.log.info(f"{version}: {'passed' if judged.accepted else 'refused'}")
+        verdict = "passed" if judged.accepted else "refused"
+        context.log.info(f"{version}: {verdict}")
+        context.op_execution_context.log_event(
+            dg.AssetMaterialization(
+                EVALUATED,
+                partition=context.partition_key,
+                metadata={
+                    "verdict": verdict,
+                    "model_version": version.version,
+                    "champion": judged.champion.version if judged.champion else "none yet",
+                    "holdout_hash": judged.holdout.content_hash,
+                    **{
+                        f"{whose}_{name}": estimate.value
+                        for whose, estimates in judged.metrics.items()
+                        for name, estimate in estimates.items()
+                    },
+                },
+            )
+        )
         yield from gate_results(judged.findings, version)
 
     return model_evaluation

@@ -25,7 +25,7 @@ from pipeline_assets.models.evaluation import (
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.model_card import ModelCard, render
 from pipeline_assets.models.plots import HistoryPoint
-from pipeline_assets.models.registry import Registered
+from pipeline_assets.models.registry import Registered, TrainingRecord
 from pipeline_assets.models.rules import RULES, SMOKE
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets.models.training import predict
@@ -47,6 +47,7 @@ class Judgement:
     version: Registered
     findings: Sequence[Finding]
     holdout: snapshots.Window
+    training: TrainingRecord | None = None
     champion: Registered | None = None
     evaluation: Evaluation | None = None
     baseline: Evaluation | None = None
@@ -83,6 +84,8 @@ def judge(
 ) -> Judgement:
     """Judge a version on a snapshot with closed labels, and record the verdict.
 
+    What it was trained on says its own files, which the verdict's hash holds too.
+
     The champion can't change between the comparison and the record of what it was.
 
     Raises:
@@ -97,6 +100,7 @@ def judge(
             version,
             judgement.findings,
             judgement.metrics,
+            training_hash=judgement.training.window.content_hash if judgement.training else "",
             holdout_hash=judgement.holdout.content_hash,
             champion_version=in_production.version if in_production else None,
             decided_by=decided_by,
@@ -118,10 +122,11 @@ def _judge(
 ) -> Judgement:
     window, labels = snapshots.describe(holdout), snapshots.labels(holdout)
     try:
+        training = registry.training_record(version)
         scores = predict(registry.load(version), holdout)
         _check_scores(version, scores)
     except registry.RegistryError as error:
-        return Judgement(version, _unusable(str(error)), window, champion)
+        return Judgement(version, _unusable(str(error)), window)
     yardstick = baseline_scores(holdout)
     by_whom = {"model": scores, "BG/NBD": yardstick}
     evaluation, baseline = evaluate(labels, scores), evaluate(labels, yardstick)
@@ -139,13 +144,14 @@ def _judge(
         evaluation,
         baseline,
         difference,
-        training_cutoffs=version.training_cutoffs,
+        training_cutoffs=training.window.cutoffs,
         holdout_cutoff=window.cutoffs[-1],
     )
     return Judgement(
         version,
         [smoke, *findings],
         window,
+        training,
         champion,
         evaluation,
         baseline,
@@ -180,7 +186,8 @@ def log(
 ) -> str:
     """Add figures, plots and the model card to the MLflow run that trained it; returns the card."""
     version, evaluation, baseline = judgement.version, judgement.evaluation, judgement.baseline
-    if evaluation is None or baseline is None:
+    training = judgement.training
+    if evaluation is None or baseline is None or training is None:
         client.set_tag(version.run_id, "verdict", "refused")
         return ""
     for whose, estimates in judgement.metrics.items():
@@ -189,7 +196,6 @@ def log(
             client.log_metric(version.run_id, f"{whose}_{name}_lower", estimate.lower)
             client.log_metric(version.run_id, f"{whose}_{name}_upper", estimate.upper)
     client.set_tag(version.run_id, "verdict", "passed" if judgement.accepted else "refused")
-    training = registry.training_record(version)
     card = render(
         ModelCard(
             name=version.name,

@@ -88,7 +88,8 @@ def realised(
 ) -> Realised | Incomparable:
     """How the predictions of a cutoff, whose 28 days are over, came true.
 
-    Those of a model that learnt from days after the cutoff are no forecasts: they are left out.
+    Those of a model that learnt from days after the cutoff are no forecasts: they are left out. So are
+    those of a version that was deleted or damaged in MLflow since, of which nobody can tell.
     """
     with source_reader(url) as connection, connection.cursor() as cursor:
         # ADBC's COPY path takes no parameters: psycopg quotes the values.
@@ -96,16 +97,12 @@ def realised(
         predicted: dict[int, int] = dict(cursor.fetchall())
         if not predicted:
             return Incomparable("Nothing was predicted four weeks ago.", as_usual=True)
-        foresaw = [
-            version
-            for version in predicted
-            if _newest_label(registry.by_version(client, name, version)) <= cutoff
-        ]
+        foresaw = [version for version in predicted if _foresaw(client, name, version, cutoff)]
         left_out = sum(rows for version, rows in predicted.items() if version not in foresaw)
         if not foresaw:
             return Incomparable(
                 f"The predictions at {cutoff} aren't forecasts: their model has learnt from days after "
-                "it.",
+                "it, or can't be asked, as it was deleted or changed in MLflow.",
                 as_usual=True,
                 left_out=left_out,
             )
@@ -123,14 +120,18 @@ def realised(
             "one kind there is nothing to tell apart. Look at the warehouse table.",
             left_out=left_out,
         )
-    # The check looks at the figures alone: intervals of millions of customers would take an hour.
+    # The check looks at the figures alone.
     evaluation = evaluate(labels, scores, resamples=1)
     return Realised(cutoff, max(foresaw), labels, scores, evaluation, left_out)
 
 
-def _newest_label(model: Registered) -> date:
-    """The day at whose beginning the last label that the model learnt from was known."""
-    return max(model.training_cutoffs) + snapshots.HORIZON
+def _foresaw(client: "MlflowClient", name: str, version: int, cutoff: date) -> bool:
+    """Whether the last label that a version learnt from was known at the cutoff."""
+    try:
+        record = registry.training_record(registry.by_version(client, name, version))
+    except registry.RegistryError:
+        return False
+    return record.window.closes <= cutoff
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,11 @@ def _against_training(
 
     A champion that was promoted learnt elsewhere: here its snapshots may never have been built.
     """
-    weeks = [
-        str(cutoff + snapshots.HORIZON - snapshots.WEEK) for cutoff in champion.training_cutoffs
-    ]
     try:
+        weeks = [
+            str(cutoff + snapshots.HORIZON - snapshots.WEEK)
+            for cutoff in registry.training_record(champion).window.cutoffs
+        ]
         shares = [_share_of_buyers(files, week) for week in weeks]
         learnt_from = Sample()
         for part in files.read(registration.SNAPSHOTS, weeks[-1]):

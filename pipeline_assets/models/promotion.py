@@ -8,6 +8,7 @@ in between leaves production as it was or as it shall be, and the next one finis
 import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -60,6 +61,7 @@ def deploy(
             warehouse,
             records.start_deployment(
                 warehouse,
+                name,
                 version,
                 "deploy",
                 before=before,
@@ -79,44 +81,22 @@ def rollback(
     actor: str,
     reason: str,
 ) -> Deployment:
-    """Make the previous champion the champion again; the one before it is then the previous one.
+    """Make the champion before today's the champion again.
 
-    Who they are says the audit: aliases that were moved by hand are mended by it. The version that is
-    rolled back is never deployed again: a new one has to be trained.
+    Who that is says the audit: aliases that were moved by hand are mended by it. What the gate found when
+    a version was deployed counts, whatever it found later. One that was deleted or changed in MLflow since
+    is passed over, for the one before it. If none is left and today's champion can't be used either, it is
+    withdrawn: nobody is in production, and the next model is judged as the first one was. The version that
+    is rolled back is never deployed again: a new one has to be trained.
 
     Raises:
-        NoChampionError: there is no previous champion.
-        RefusedError, registry.RegistryError: the previous one can't be used any more.
+        NoChampionError: there is no champion, or only today's can be used.
     """
     with alone(warehouse, name):
         last = _last_move(client, warehouse, name)
-        if last is None or last.previous_after is None:
-            raise NoChampionError(f"{name} has no previous champion to go back to")
-        target = registry.by_version(client, name, last.previous_after)
-        verdict = records.passed_verdict(warehouse, target)
-        with registry.verified_files(target):
-            pass
-        before_target = [
-            found.champion_before
-            for found in records.deployments(warehouse, name)
-            if found.action == "deploy" and found.champion_after == target.version
-        ]
-        return _move(
-            client,
-            warehouse,
-            records.start_deployment(
-                warehouse,
-                target,
-                "rollback",
-                before=last.champion_after,
-                previous_after=_existing(
-                    client, name, before_target[-1] if before_target else None
-                ),
-                actor=actor,
-                reason=reason,
-                metrics=verdict.metrics,
-            ),
-        )
+        if last is None or last.champion_after is None:
+            raise NoChampionError(f"{name} has no champion to roll back")
+        return _go_back(client, warehouse, last, last.champion_after, actor=actor, reason=reason)
 
 
 def promote(
@@ -164,7 +144,8 @@ def production(
     """The champion by the last row of the audit, after the moves that were pending; call it `alone`.
 
     The alias has to say the same. It isn't asked who the champion is: while it was missing, a model that
-    the comparison with the champion had refused would be judged without one, accepted and deployed.
+    the comparison with the champion had refused would be judged without one, accepted and deployed. Nor is
+    a champion that was deleted in MLflow no champion, before a rollback has said so.
 
     Raises:
         RefusedError: the alias is missing or was set by hand, or the version's artifact isn't the one
@@ -172,9 +153,11 @@ def production(
         registry.RegistryError: the champion was deleted in MLflow.
     """
     last = _last_move(client, warehouse, name)
-    audited, alias = last and last.champion_after, registry.alias_target(client, name, CHAMPION)
+    audited = last and last.champion_after
+    deployed = _as_deployed(client, last, audited) if last and audited else None
+    alias = registry.alias_target(client, name, CHAMPION)
     if audited == alias:
-        return _as_deployed(client, last) if last else None
+        return deployed
     found = f"points to version {alias}" if alias else "is missing"
     if audited is None:
         raise RefusedError(
@@ -203,6 +186,25 @@ def champion(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -
             "deployed_model for a closed week"
         )
     return found
+
+
+@contextmanager
+def champion_files(
+    client: "MlflowClient", warehouse: psycopg.Connection, name: str
+) -> Iterator[tuple[Registered, Path]]:
+    """The champion and a copy of its files, verified as before scoring, for a server that asks no audit.
+
+    They are a copy: what is changed in the registry later doesn't reach who has read them.
+
+    Raises:
+        NoChampionError, RefusedError, registry.RegistryError: see `champion`; or its files aren't those that
+            the gate let through, or have types that aren't trusted.
+    """
+    version = champion(client, warehouse, name)
+    _verdict_at_deployment(warehouse, version)
+    with registry.verified_files(version) as files:
+        registry.check_types(files / registry.MODEL_FILE)
+        yield version, files
 
 
 @contextmanager
@@ -257,17 +259,99 @@ def _last_move(
 ) -> Deployment | None:
     """The audit's last row, after the moves that a killed process began are finished.
 
-    Their verification came before their record.
+    Their verification came before their record. One whose version was deleted since can't be finished:
+    it ends as a rollback.
     """
     for deployment in records.deployments(warehouse, name):
         if deployment.finished_at is None:
-            _move(client, warehouse, deployment)
+            target = deployment.champion_after
+            if target is None or _existing(client, name, target):
+                _move(client, warehouse, deployment)
+                continue
+            records.finish_deployment(warehouse, deployment)
+            reason = f"version {target} was deleted in MLflow before its deployment was finished"
+            _go_back(client, warehouse, deployment, target, actor=deployment.actor, reason=reason)
     history = records.deployments(warehouse, name)
     return history[-1] if history else None
 
 
-def _as_deployed(client: "MlflowClient", last: Deployment) -> Registered:
-    found = registry.by_version(client, last.model_name, last.champion_after)
+def _go_back(
+    client: "MlflowClient",
+    warehouse: psycopg.Connection,
+    last: Deployment,
+    champion: int,
+    *,
+    actor: str,
+    reason: str,
+) -> Deployment:
+    name = last.model_name
+    earlier = _champions_before(records.deployments(warehouse, name), champion)
+    usable = [found for number in earlier if (found := _usable(client, warehouse, name, number))]
+    if not usable and _usable(client, warehouse, name, champion):
+        raise NoChampionError(f"{name} has no previous champion to go back to")
+    target, verdict = usable[0] if usable else (None, None)
+    lost = earlier[: earlier.index(target.version)] if target else earlier
+    if lost:
+        reason += f"; can't be used any more: version {', '.join(map(str, lost))}"
+    return _move(
+        client,
+        warehouse,
+        records.start_deployment(
+            warehouse,
+            name,
+            target,
+            "rollback" if target else "withdraw",
+            before=champion,
+            previous_after=usable[1][0].version if len(usable) > 1 else None,
+            actor=actor,
+            reason=reason,
+            metrics=verdict.metrics if verdict else {},
+        ),
+    )
+
+
+def _champions_before(history: list[Deployment], version: int) -> list[int]:
+    """Who was the champion before a version was deployed, and who before that one, the newest first."""
+    replaced = {
+        move.champion_after: move.champion_before for move in history if move.action == "deploy"
+    }
+    found: list[int] = []
+    before = replaced.get(version)
+    while before and before not in (version, *found):
+        found.append(before)
+        before = replaced.get(before)
+    return found
+
+
+def _usable(
+    client: "MlflowClient", warehouse: psycopg.Connection, name: str, number: int
+) -> tuple[Registered, records.Verdict] | None:
+    """A version with the verdict that it was deployed under, if its files are still those; else None."""
+    try:
+        version = registry.by_version(client, name, number)
+        verdict = _verdict_at_deployment(warehouse, version)
+        with registry.verified_files(version):
+            return version, verdict
+    except (RefusedError, registry.RegistryError):
+        return None
+
+
+def _verdict_at_deployment(warehouse: psycopg.Connection, version: Registered) -> records.Verdict:
+    deployed = [
+        move.started_at
+        for move in records.deployments(warehouse, version.name)
+        if move.action == "deploy" and move.champion_after == version.version
+    ]
+    return records.passed_verdict(warehouse, version, at=max(deployed))
+
+
+def _as_deployed(client: "MlflowClient", last: Deployment, number: int) -> Registered:
+    if _existing(client, last.model_name, number) is None:
+        raise registry.RegistryError(
+            f"{last.model_name}: version {number} is in production, but was deleted in MLflow; go back to "
+            "the newest champion that is left (`pipeline-assets rollback`)"
+        )
+    found = registry.by_version(client, last.model_name, number)
     if found.artifact_hash != last.artifact_hash:
         raise RefusedError(
             f"{found}: artifact {last.artifact_hash[:12]} was deployed, but {found.artifact_hash[:12]} is "
@@ -289,12 +373,12 @@ def _move(
     client: "MlflowClient", warehouse: psycopg.Connection, deployment: Deployment
 ) -> Deployment:
     name = deployment.model_name
-    # It may have been deleted since the audit was written; that mustn't hold up the champion.
+    # The previous one may have been deleted since; that mustn't hold up the champion.
     previous = _existing(client, name, deployment.previous_after)
-    if previous is None:
-        client.delete_registered_model_alias(name, PREVIOUS)
-    else:
-        client.set_registered_model_alias(name, PREVIOUS, str(previous))
-    client.set_registered_model_alias(name, CHAMPION, str(deployment.champion_after))
+    for alias, number in ((PREVIOUS, previous), (CHAMPION, deployment.champion_after)):
+        if number is None:
+            client.delete_registered_model_alias(name, alias)
+        else:
+            client.set_registered_model_alias(name, alias, str(number))
     records.finish_deployment(warehouse, deployment)
     return records.deployments(warehouse, name)[-1]

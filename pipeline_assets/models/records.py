@@ -47,9 +47,9 @@ COMMENT ON COLUMN pipeline.gate_verdicts.champion_version IS
 CREATE TABLE IF NOT EXISTS pipeline.champion_deployments (
     deployment_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     model_name text NOT NULL,
-    action text NOT NULL CHECK (action IN ('deploy', 'rollback')),
+    action text NOT NULL CHECK (action IN ('deploy', 'rollback', 'withdraw')),
     champion_before bigint,
-    champion_after bigint NOT NULL,
+    champion_after bigint,
     previous_after bigint,
     actor text NOT NULL,
     reason text NOT NULL,
@@ -62,9 +62,19 @@ CREATE TABLE IF NOT EXISTS pipeline.champion_deployments (
 COMMENT ON TABLE pipeline.champion_deployments IS 'Every move of the alias champion.';
 COMMENT ON COLUMN pipeline.champion_deployments.finished_at IS
     'Null while the aliases move: the next deployment or rollback finishes it first.';
+COMMENT ON COLUMN pipeline.champion_deployments.champion_after IS
+    'Null after a withdrawal: no model is in production.';
 """
 
-Action = Literal["deploy", "rollback"]
+WITHDRAWALS = """
+ALTER TABLE pipeline.champion_deployments ALTER champion_after DROP NOT NULL,
+    DROP CONSTRAINT champion_deployments_action_check,
+    ADD CONSTRAINT champion_deployments_action_check
+        CHECK (action IN ('deploy', 'rollback', 'withdraw'));
+"""
+"""What brings a table to it that was made before there were withdrawals."""
+
+Action = Literal["deploy", "rollback", "withdraw"]
 Metrics = Mapping[str, Mapping[str, Estimate]]
 """Whose (`model`, `baseline`, `champion`, `difference`) -> metric -> estimate."""
 
@@ -98,12 +108,13 @@ class Deployment:
     model_name: str
     action: Action
     champion_before: int | None
-    champion_after: int
+    champion_after: int | None
+    """None: nobody is in production any more."""
     previous_after: int | None
     actor: str
     reason: str
     artifact_hash: str
-    """Of the files that were deployed, which the gate had let through."""
+    """Of the files that were deployed, which the gate had let through; empty after a withdrawal."""
     mlflow_run_id: str
     metrics: dict[str, Any]
     started_at: datetime
@@ -115,6 +126,12 @@ def ensure_schema(connection: psycopg.Connection) -> None:
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
         connection.execute(SCHEMA)
+        (before_withdrawals,) = connection.execute(
+            "SELECT attnotnull FROM pg_attribute WHERE attname = 'champion_after'"
+            " AND attrelid = 'pipeline.champion_deployments'::regclass"
+        ).fetchone() or (False,)
+        if before_withdrawals:
+            connection.execute(WITHDRAWALS)
 
 
 def record_verdict(
@@ -123,11 +140,15 @@ def record_verdict(
     findings: Sequence[gate.Finding],
     metrics: Metrics,
     *,
+    training_hash: str,
     holdout_hash: str,
     champion_version: int | None,
     decided_by: str,
 ) -> None:
-    """Write what the gate found. What it found before stays."""
+    """Write what the gate found. What it found before stays.
+
+    `training_hash` is empty if the version's files couldn't be read.
+    """
     connection.execute(
         """INSERT INTO pipeline.gate_verdicts (model_name, model_version, week, verdict, findings,
                metrics, artifact_hash, training_hash, holdout_hash, champion_version, mlflow_run_id,
@@ -149,7 +170,7 @@ def record_verdict(
                 }
             ),
             "artifact": version.artifact_hash,
-            "training": version.training_hash,
+            "training": training_hash,
             "holdout": holdout_hash,
             "champion": champion_version,
             "run": version.run_id,
@@ -167,8 +188,10 @@ def verdicts(connection: psycopg.Connection, name: str) -> list[Verdict]:
         return cursor.execute(query, [name]).fetchall()
 
 
-def passed_verdict(connection: psycopg.Connection, version: Registered) -> Verdict:
-    """The newest verdict on a version that may be deployed.
+def passed_verdict(
+    connection: psycopg.Connection, version: Registered, *, at: datetime | None = None
+) -> Verdict:
+    """The newest verdict on a version that may be deployed; or that of a moment, when it was deployed.
 
     What is written there is not taken at its word: every rule must have been looked at, and none have
     failed, on the very artifact that is registered.
@@ -176,8 +199,12 @@ def passed_verdict(connection: psycopg.Connection, version: Registered) -> Verdi
     Raises:
         RefusedError: the gate refused it, or never saw it as it is.
     """
-    found = {found.model_version: found for found in verdicts(connection, version.name)}
-    verdict = found.get(version.version)
+    found = [
+        found
+        for found in verdicts(connection, version.name)
+        if found.model_version == version.version and (at is None or found.decided_at <= at)
+    ]
+    verdict = found[-1] if found else None
     if verdict is None:
         raise RefusedError(
             f"{version}: the gate has not judged it; materialize trained_model for {version.week}"
@@ -203,7 +230,8 @@ def _passes(findings: list[dict[str, Any]]) -> bool:
 
 def start_deployment(
     connection: psycopg.Connection,
-    version: Registered,
+    name: str,
+    version: Registered | None,
     action: Action,
     *,
     before: int | None,
@@ -212,28 +240,26 @@ def start_deployment(
     reason: str,
     metrics: Mapping[str, Any],
 ) -> Deployment:
-    """Write down what is about to happen."""
+    """Write down what is about to happen: who is to be the champion, or that nobody is."""
     row = connection.execute(
         """INSERT INTO pipeline.champion_deployments (model_name, action, champion_before, champion_after,
                previous_after, actor, reason, artifact_hash, mlflow_run_id, metrics)
            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING deployment_id""",
         [
-            version.name,
+            name,
             action,
             before,
-            version.version,
+            version.version if version else None,
             previous_after,
             actor,
             reason,
-            version.artifact_hash,
-            version.run_id,
+            version.artifact_hash if version else "",
+            version.run_id if version else "",
             Json(metrics),
         ],
     ).fetchone()
     return next(
-        found
-        for found in deployments(connection, version.name)
-        if row and found.deployment_id == row[0]
+        found for found in deployments(connection, name) if row and found.deployment_id == row[0]
     )
 
 

@@ -49,8 +49,7 @@ def existing_version(client: "MlflowClient", name: str, fingerprint: str) -> Reg
     if version is None:
         return None
     try:
-        with registry.verified_files(version):
-            pass
+        registry.training_record(version)
     except registry.RegistryError:
         return None
     if client.get_run(version.run_id).info.status != "FINISHED":
@@ -100,8 +99,6 @@ def train_version(
         {
             "week": str(week),
             "candidate": trained.name,
-            "training_cutoffs": " ".join(map(str, trained.cutoffs)),
-            "training_hash": window.content_hash,
             "fingerprint": fingerprint,
         },
     )

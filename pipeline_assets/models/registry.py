@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 MODEL = "purchase_propensity"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous_champion", "challenger"
 MODEL_FILE = "model.skops"
+RECORD = "training"
+"""Where a model's metadata, in its file MLmodel, has the training's record."""
 
 REQUIREMENTS = ("mlflow", "scikit-learn", "skops", "numpy", "pandas", "scipy")
 """What scoring needs; given explicitly, as MLflow takes 19 s to find out."""
@@ -55,8 +57,6 @@ class Registered:
     """The MLflow run that trained it."""
     week: date
     candidate: str
-    training_cutoffs: tuple[date, ...]
-    training_hash: str
     fingerprint: str
     artifact_hash: str
 
@@ -66,7 +66,11 @@ class Registered:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a training was made of and how its candidates did; kept as `training.json` in its run."""
+    """What a training was made of and how its candidates did.
+
+    A part of the model's own files, so that its hash holds it too: of tags and of the run's artifacts
+    anybody could say that the training ended before the holdout began.
+    """
 
     window: Window
     validation: dict[str, dict[str, float]]
@@ -100,14 +104,12 @@ def requirements() -> list[str]:
 
 
 def log_model(pipeline: "Pipeline", training: "pa.Table", record: TrainingRecord) -> str:
-    """Store a fitted pipeline, with signature and record, in the active MLflow run; returns its URI.
+    """Store a fitted pipeline, with signature and the record, in the active MLflow run; returns its URI.
 
     Served, it answers with the probabilities of not buying and of buying.
     """
     import mlflow
     from pydantic import TypeAdapter
-
-    mlflow.log_dict(TypeAdapter(TrainingRecord).dump_python(record, mode="json"), "training.json")
 
     sample = feature_frame(training.slice(0, 100))
     logged = mlflow.sklearn.log_model(
@@ -118,18 +120,29 @@ def log_model(pipeline: "Pipeline", training: "pa.Table", record: TrainingRecord
         signature=mlflow.models.infer_signature(sample, pipeline.predict_proba(sample)),
         pip_requirements=requirements(),
         pyfunc_predict_fn="predict_proba",
+        metadata={RECORD: TypeAdapter(TrainingRecord).dump_python(record, mode="json")},
     )
     uri: str = logged.model_uri
     return uri
 
 
 def training_record(version: "Registered") -> TrainingRecord:
-    """What the version's training was made of, from its MLflow run."""
-    import mlflow
-    from pydantic import TypeAdapter
+    """What the version's training was made of, from its own files.
 
-    stored = mlflow.artifacts.load_dict(f"runs:/{version.run_id}/training.json")
-    return TypeAdapter(TrainingRecord).validate_python(stored)
+    Raises:
+        RegistryError: see `verified_files`; or they have no such record.
+    """
+    from mlflow.models import Model
+    from pydantic import TypeAdapter, ValidationError
+
+    with verified_files(version) as files:
+        stored = Model.load(str(files)).metadata or {}
+    try:
+        return TypeAdapter(TrainingRecord).validate_python(stored.get(RECORD))
+    except ValidationError:
+        raise RegistryError(
+            f"{version}: its files don't say what it was trained on; materialize trained_model again"
+        ) from None
 
 
 def code_version() -> str:
@@ -345,10 +358,6 @@ def _registered(version: "ModelVersion") -> Registered:
             run_id=str(version.run_id),
             week=date.fromisoformat(tags["week"]),
             candidate=tags["candidate"],
-            training_cutoffs=tuple(
-                date.fromisoformat(cutoff) for cutoff in tags["training_cutoffs"].split()
-            ),
-            training_hash=tags["training_hash"],
             fingerprint=tags["fingerprint"],
             artifact_hash=tags["artifact_hash"],
         )

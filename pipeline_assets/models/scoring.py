@@ -4,18 +4,21 @@ Scores are rows of a contract like any other: the table, the gate, the quarantin
 warehouse's. Customers come and go in batches, so that their number doesn't matter.
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import NotYetError
 from pipeline_assets.models import registry, snapshots
 from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.training import predict
+from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.gate import Judgement, judge
 from pipeline_assets.warehouse.load import load, prepare
 from pipeline_assets.warehouse.tables import Table
@@ -28,7 +31,7 @@ SAMPLE_ROWS = 50_000
 """Customers that distributions are compared on: PSI of ten bins is stable to 0.001 with so many."""
 
 
-class IncompleteDaysError(PermanentError):
+class IncompleteDaysError(NotYetError):
     """Days that a snapshot rests on aren't in the warehouse as they should be."""
 
 
@@ -129,6 +132,23 @@ def score_week(
     if judgement.verdict.passed:
         load(table, key, files, None, warehouse, run_id)
     return Scored(judgement, pipeline, sample.table())
+
+
+def incomplete_weeks(
+    warehouse: psycopg.Connection, contract: Contract, settings: Settings, mondays: Sequence[str]
+) -> set[str]:
+    """The weeks before whose end more days are held or missing than `require_days` accepts."""
+    first = settings.warehouse_start_date
+    ends = {monday: date.fromisoformat(monday) + snapshots.WEEK for monday in mondays}
+    newest = max(ends.values(), default=first)
+    days = [first + timedelta(days=number) for number in range((newest - first).days)]
+    incomplete = sorted(snapshots.incomplete_days(warehouse, contract, days))
+    return {
+        monday
+        for monday, end in ends.items()
+        if (missing := bisect_left(incomplete, end.isoformat()))
+        and missing / (end - first).days > settings.models_missing_days
+    }
 
 
 def require_days(incomplete: dict[str, str], days: int, allowed_share: float, what: str) -> None:

@@ -30,7 +30,7 @@ def model_status(settings: Settings) -> ModelStatus:
     return ModelStatus(
         name,
         max(verdicts, key=lambda verdict: (verdict.week, verdict.decided_at), default=None),
-        moves[-1] if moves else None,
+        _standing(moves),
         max(scored.items(), default=None),
     )
 
@@ -42,7 +42,12 @@ def in_production(settings: Settings) -> Deployment | None:
         if exists == (None,):
             return None
         moves = records.deployments(warehouse, registry.model_name(settings.pipeline_env))
-    return moves[-1] if moves else None
+    return _standing(moves)
+
+
+def _standing(moves: list[Deployment]) -> Deployment | None:
+    """The last move, unless it was a withdrawal."""
+    return moves[-1] if moves and moves[-1].champion_after else None
 
 
 def figures_in_words(figures: Mapping[str, float | str]) -> str:

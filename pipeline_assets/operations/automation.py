@@ -1,7 +1,8 @@
 """When the status page is made anew, when retention runs, and the sensor that looks and alerts."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import cast
 
 import dagster as dg
@@ -71,10 +72,8 @@ def alerting(
         from pipeline_assets.operations.watching import look_inside, tell
 
         repository = cast("dg.RepositoryDefinition", context.repository_def)
-        view = View(context.instance, repository, settings, now())
-        return dg.SkipReason(
-            tell(view, BOOK, lambda view, awake: look_inside(view, levels, awake), now)
-        )
+        view = View(context.instance, settings, now(), repository)
+        return dg.SkipReason(tell(view, BOOK, partial(look_inside, view, levels), now))
 
     on_time = [_on_time(level, running=running) for level in levels if level.latency]
     return dg.Definitions.merge(dg.Definitions(sensors=[alerts]), *on_time)
@@ -88,23 +87,27 @@ def _on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
         selection=dg.AssetSelection.checks(check),
         description=f"Whether the newest partition of `{level.contract.target_relation}` is there.",
     )
-    # Any partition's will do: they are a day apart. In June, as the clocks change in others.
-    due = level.due("2026-06-01")
+    # Any partition's will do: they are alike. A Monday's, as weeks are named by theirs, and in June, as the
+    # clocks change in other months.
+    monday = "2026-06-01"
+    due = level.due(monday)
+    window = level.partitions.time_window_for_partition_key(monday)
+    weekly = window.end - window.start == timedelta(weeks=1)
 
     @dg.schedule(
-        name=f"{job.name}_daily",
+        name=f"{job.name}_{'weekly' if weekly else 'daily'}",
         job=job,
-        cron_schedule=f"{due:%M} {due:%H} * * *",
+        cron_schedule=f"{due:%M} {due:%H} * * {f'{due:%w}' if weekly else '*'}",
         execution_timezone=level.partitions.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING
         if running
         else dg.DefaultScheduleStatus.STOPPED,
     )
-    def daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    def when_due(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         key = level.newest_expected(context.scheduled_execution_time)
         if key is None:
             return dg.SkipReason("Nothing is due yet.")
         # A job of checks alone has no partitions in Dagster's eyes; its checks read the tag.
         return dg.RunRequest(tags={"dagster/partition": key})
 
-    return dg.Definitions(asset_checks=[check], jobs=[job], schedules=[daily])
+    return dg.Definitions(asset_checks=[check], jobs=[job], schedules=[when_due])

@@ -1,11 +1,16 @@
 """What is wrong with Dagster's own machinery: ticks that fail or don't come, and a machine that stands.
 
-`ticks_*` are what a sensor can see of the others. When the daemon is dead or the code doesn't load, no
-sensor runs: `outside` sees that, from a process of its own (`pipeline-assets watch`).
+Ticks are what a sensor can see of the others. When the daemon is dead or the code doesn't load, no sensor
+runs: that is seen from a process of its own (`pipeline-assets watch`).
 """
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -21,10 +26,13 @@ Automation = dg.SensorDefinition | dg.ScheduleDefinition
 RELAXED = 5
 """A sensor's tick is late after so many intervals, when that is longer than ALERT_LATE_MINUTES."""
 
-LOCATIONS = """query { workspaceOrError { __typename
-  ... on PythonError { message causes { message } }
-  ... on Workspace { locationEntries { name locationOrLoadError { __typename
-    ... on PythonError { message causes { message } } } } } } }"""
+FAILED = re.compile(
+    r"Validation failed for code location (?P<name>.+?):\n\n(?P<error>.*)", re.DOTALL
+)
+"""What `dagster definitions validate` says of a location that doesn't load."""
+CAUSED_BY = "The above exception was caused by the following exception:"
+LONGEST_LOAD = timedelta(minutes=3)
+"""So long Dagster itself waits for a code server to start."""
 
 
 def _automation(view: View) -> Iterator[tuple[Automation, "InstigatorState"]]:
@@ -177,46 +185,66 @@ def silent_daemons(instance: dg.DagsterInstance, now: datetime) -> list[Problem]
     ]
 
 
-def broken_code(ui_url: str, now: datetime) -> list[Problem]:
-    """Code locations that don't load, as the webserver at `ui_url` sees them; or that it is away."""
-    import json
-
+def silent_ui(url: str, now: datetime) -> list[Problem]:
+    """Whether nothing answers at the UI's address; a page to log in is an answer."""
     import requests
 
     try:
-        answer = requests.post(
-            f"{ui_url.rstrip('/')}/graphql", json={"query": LOCATIONS}, timeout=10
-        )
-        answer.raise_for_status()
-        workspace = answer.json()["data"]["workspaceOrError"]
-    except (requests.RequestException, json.JSONDecodeError, KeyError, TypeError) as error:
-        cause = f"{type(error).__name__} when its code locations were asked for"
-        return [Problem("ui_unreachable", "ui", now, facts={"What": ui_url, "Cause": cause})]
-    if "locationEntries" not in workspace:
-        broken = {"workspace": workspace}
-    else:
-        broken = {
-            entry["name"]: entry["locationOrLoadError"]
-            for entry in workspace["locationEntries"]
-            if (entry["locationOrLoadError"] or {}).get("__typename") == "PythonError"
-        }
-    return [
-        Problem(
-            "code_broken",
-            name,
-            now,
-            facts={
-                "What": name,
-                "Cause": _root_message(error),
-                "Effect": "None of its schedules, sensors and runs start.",
-                "Page": f"{ui_url.rstrip('/')}/locations",
-            },
-        )
-        for name, error in broken.items()
-    ]
+        answer = requests.get(f"{url.rstrip('/')}/server_info", timeout=10)
+        cause = f"It answered {answer.status_code}." if answer.status_code >= 500 else ""
+    except requests.RequestException as error:
+        cause = f"{type(error).__name__} when it was asked."
+    facts = {"What": url, "Cause": cause}
+    return [Problem("ui_unreachable", "ui", now, facts=facts)] if cause else []
 
 
-def _root_message(error: dict[str, Any]) -> str:
-    """The last of an error's causes, as GraphQL gives them."""
-    causes = [error, *(error.get("causes") or [])]
-    return " ".join(str(causes[-1]["message"]).split())[:500]
+def broken_code(workspace: Path, now: datetime) -> list[Problem]:
+    """Code locations of a `workspace.yaml` that don't load.
+
+    Dagster's own command finds them, in a process of its own: it loads a module anew, as the next run
+    would, and asks a server that is named there. It costs some 4 s of CPU.
+    """
+    command = ["dagster", "definitions", "validate", "--log-format", "json", "-w", str(workspace)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=workspace.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST_LOAD.total_seconds(),
+        )
+    except subprocess.TimeoutExpired:
+        return [_broken(workspace.name, f"It hasn't loaded after {LONGEST_LOAD}.", now)]
+    if done.returncode == 0:
+        return []
+    found = [match for line in done.stdout.splitlines() if (match := FAILED.match(_said(line)))]
+    if not found:  # the command itself failed, or the interpreter was killed
+        lines = [_said(line) for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        cause = f"It ended with {done.returncode}: {' '.join(lines[-1:])}"
+        return [_broken(workspace.name, cause, now)]
+    return [_broken(match["name"], _cause(match["error"]), now) for match in found]
+
+
+def _broken(name: str, cause: str, now: datetime) -> Problem:
+    facts = {
+        "What": name,
+        "Cause": cause[:500],
+        "Effect": "None of its schedules, sensors and runs start.",
+    }
+    return Problem("code_broken", name, now, facts=facts)
+
+
+def _said(line: str) -> str:
+    """The message of a line of JSON, Dagster's own or ours; of any other all of it."""
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError:
+        return line
+    return str(fields.get("message") or fields.get("event")) if isinstance(fields, dict) else line
+
+
+def _cause(error: str) -> str:
+    """The first and the last of an error's causes, without where in the code."""
+    links = [" ".join(part.partition("Stack Trace:")[0].split()) for part in error.split(CAUSED_BY)]
+    return "; at its root ".join(dict.fromkeys([links[0], links[-1]]))

@@ -5,7 +5,7 @@ the data is there and not when somebody clicked.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from pipeline_assets.operations.runs import (
     partition_of,
     root_cause,
 )
+from pipeline_assets.resources.dagster_instance import StoredEvent, check_results, run_events
 from pipeline_assets.running import RETRY
 
 if TYPE_CHECKING:
@@ -36,12 +37,18 @@ RETRY_NUMBER, MAX_RETRIES, WILL_RETRY = (
 )
 GATES = {"DagsterAssetCheckFailedError", "GateError"}
 Event = dg.DagsterEventType
+TELLING = {
+    Event.ASSET_CHECK_EVALUATION_PLANNED,
+    Event.STEP_FAILURE,
+    Event.RUN_FAILURE,
+    Event.ENGINE_EVENT,
+}
+"""Of these events the whole is read, of the others what they are about."""
 WANTED = {
     Event.ASSET_MATERIALIZATION_PLANNED,
     Event.ASSET_MATERIALIZATION,
     Event.STEP_UP_FOR_RETRY,
-    Event.STEP_FAILURE,
-    Event.RUN_FAILURE,
+    *TELLING,
 }
 
 
@@ -53,6 +60,8 @@ class Failure:
     """The storage id of the event that ended it."""
     missing: list[Pair] = field(default_factory=list)
     """What it was to make and didn't."""
+    checks: list[dg.AssetCheckKey] = field(default_factory=list)
+    """What it was to check, if it was to make nothing."""
     step: str = ""
     cause: str = "No reason is on record."
     follows_check: bool = False
@@ -61,7 +70,7 @@ class Failure:
 
 
 _known: dict[str, Failure] = {}
-"""Run id -> what it says, which no longer changes: a look at 100 failed runs costs 0.4 s, the next 0."""
+"""Run id -> what it says, which no longer changes."""
 
 
 def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
@@ -73,20 +82,14 @@ def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
     for record in _failed_records(view):  # the newest first
         newest.setdefault(_target(record.dagster_run), record)
-    failures = {
-        record.dagster_run.run_id: _failure(view, record.dagster_run) for record in newest.values()
-    }
-    late = _still_missing(view, failures.values())
+    failures = _failures(view, [record.dagster_run for record in newest.values()])
+    mended = _mended(view, list(newest.values()), failures)
     groups: dict[str, list[tuple[dg.RunRecord, Failure]]] = defaultdict(list)
     for record in newest.values():
-        failure = failures[record.dagster_run.run_id]
-        if failure.missing:
-            mended = not any(late[pair] < failure.end for pair in failure.missing)
-        else:
-            mended = _succeeded_since(view, record)
+        run = record.dagster_run
+        failure = failures[run.run_id]
         follows = failure.follows_check and {key for _, key in failure.missing} <= set(told)
-        if not mended and not follows:
-            run = record.dagster_run
+        if run.run_id not in mended and not follows:
             what = run.job_name if run.job_name != "__ASSET_JOB" else failure.step or "assets"
             groups[f"{what} {failure.step}: {alike(failure.cause)}"].append((record, failure))
     return [_run_problem(view, subject, found) for subject, found in groups.items()]
@@ -109,62 +112,68 @@ def _target(run: dg.DagsterRun) -> tuple[Any, ...]:
     return run.job_name, partition_of(run), *(frozenset(found or ()) for found in selection)
 
 
-def _failure(view: View, run: dg.DagsterRun) -> Failure:
-    if run.run_id not in _known:
-        if len(_known) > 5 * MOST_RUNS:
-            _known.clear()
-        _known[run.run_id] = _read(view, run)
-    return _known[run.run_id]
+def _failures(view: View, runs: Iterable[dg.DagsterRun]) -> dict[str, Failure]:
+    """Run id -> what the run says; those that no look has read yet by one query."""
+    by_id = {run.run_id: run for run in runs}
+    if len(_known) > 5 * MOST_RUNS:
+        _known.clear()
+    events: dict[str, list[StoredEvent]] = {run_id: [] for run_id in by_id if run_id not in _known}
+    if events:
+        for event in run_events(view.instance, events, WANTED, TELLING):
+            events[event.run_id].append(event)
+    _known.update({run_id: _read(view, by_id[run_id], found) for run_id, found in events.items()})
+    return {run_id: _known[run_id] for run_id in by_id}
 
 
-def _read(view: View, run: dg.DagsterRun) -> Failure:
+def _read(view: View, run: dg.DagsterRun, events: Iterable[StoredEvent]) -> Failure:
     found = Failure()
     planned: dict[dg.AssetKey, None] = {}
+    checks: list[StoredEvent] = []
     made: set[Pair] = set()
     retries: dict[str | None, int] = defaultdict(int)
-    storage = view.instance.event_log_storage
-    for record in storage.get_records_for_run(run.run_id, of_type=WANTED).records:
-        event = record.event_log_entry.get_dagster_event()
-        key = event.asset_key
-        if event.event_type == Event.ASSET_MATERIALIZATION_PLANNED and key:
-            planned[key] = None
-        elif event.event_type == Event.ASSET_MATERIALIZATION and key:
-            made.add((key, event.partition or ""))
-        elif event.event_type == Event.STEP_UP_FOR_RETRY:
-            retries[event.step_key] += 1
-        elif event.event_type == Event.STEP_FAILURE and not found.step:
-            data = event.step_failure_data
-            found.step = event.step_key or ""
-            found.attempts = retries[event.step_key] + 1
+    said: StoredEvent | None = None
+    for stored in events:
+        if stored.kind == Event.ASSET_MATERIALIZATION_PLANNED and stored.asset:
+            planned[stored.asset] = None
+        elif stored.kind == Event.ASSET_CHECK_EVALUATION_PLANNED:
+            checks.append(stored)
+        elif stored.kind == Event.ASSET_MATERIALIZATION and stored.asset:
+            made.add((stored.asset, stored.partition or ""))
+        elif stored.kind == Event.STEP_UP_FOR_RETRY:
+            retries[stored.step_key] += 1
+        elif stored.kind == Event.STEP_FAILURE and not found.step:
+            data = stored.event.step_failure_data
+            found.step = stored.step_key or ""
+            found.attempts = retries[stored.step_key] + 1
             told = data.user_failure_data
             found.cause = root_cause(data.error, (told and told.description) or "")
             found.follows_check = bool(GATES & set(_classes(data.error)))
-        elif event.event_type == Event.RUN_FAILURE:
-            found.end = record.storage_id
+        elif stored.kind == Event.ENGINE_EVENT and not found.end:
+            said = stored
+        elif stored.kind == Event.RUN_FAILURE:
+            found.end = stored.storage_id
             if not found.step:
-                found.cause = _without_step(view, run, event, found.end)
+                found.cause = _without_step(stored.event, said)
     keys = _partition_keys(view, run, planned)
     found.missing = [(asset, key) for asset in planned for key in keys if (asset, key) not in made]
+    if not planned:
+        plans: list[Any] = [stored.event.event_specific_data for stored in checks]
+        found.checks = [plan.asset_check_key for plan in plans]
     return found
 
 
-def _without_step(view: View, run: dg.DagsterRun, event: dg.DagsterEvent, end: int) -> str:
-    """Why a run ended that no step ended: killed, not started in time, not to be loaded."""
+def _without_step(event: dg.DagsterEvent, said: StoredEvent | None) -> str:
+    """Why a run ended that no step ended: killed, not started in time, not to be loaded.
+
+    Who ended it from outside `said` why in the engine's event before; what comes after is about its retry.
+    """
     data: Any = event.event_specific_data
     if data is not None and data.error is not None:
         return root_cause(data.error)
     message = event.message or ""
     if "marked as failed from outside" not in message:
         return message
-    # Who ended it from outside said why in an event before; what comes after is about its retry.
-    storage = view.instance.event_log_storage
-    records = storage.get_records_for_run(run.run_id, of_type=Event.ENGINE_EVENT).records
-    said = [
-        record.event_log_entry.get_dagster_event().message
-        for record in records
-        if record.storage_id < end
-    ]
-    return (said[-1] if said else "") or message
+    return (said.event.message if said else "") or message
 
 
 def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKey]) -> list[str]:
@@ -179,7 +188,38 @@ def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKe
     return []
 
 
-def _still_missing(view: View, failures: Iterable[Failure]) -> dict[Pair, int]:
+def _mended(
+    view: View, records: Sequence[dg.RunRecord], failures: Mapping[str, Failure]
+) -> set[str]:
+    """The runs whose work somebody has done since, by what they were for.
+
+    What was to be made has been made. What was to be checked has a newer result, for whichever partition:
+    a check alone is asked for each day anew, of the newest. Of anything else the same has run again.
+    """
+    made = _newest_made(view, failures.values())
+    checked = _newest_checked(view, failures.values())
+    others = [record for record in records if _is_other(failures[record.dagster_run.run_id])]
+    ran = _newest_success(view, others)
+    mended = set()
+    for record in records:
+        run = record.dagster_run
+        failure = failures[run.run_id]
+        if _is_other(failure):
+            again = ran.get(_target(run))
+            done = again is not None and again > created(record)
+        else:
+            done = all(made[pair] > failure.end for pair in failure.missing)
+            done &= all(checked.get(key, 0) > failure.end for key in failure.checks)
+        if done:
+            mended.add(run.run_id)
+    return mended
+
+
+def _is_other(failure: Failure) -> bool:
+    return not failure.missing and not failure.checks
+
+
+def _newest_made(view: View, failures: Iterable[Failure]) -> dict[Pair, int]:
     """Each missing pair -> the storage id of its newest materialization, 0 if there is none."""
     wanted: dict[dg.AssetKey, set[str]] = defaultdict(set)
     for failure in failures:
@@ -198,18 +238,31 @@ def _still_missing(view: View, failures: Iterable[Failure]) -> dict[Pair, int]:
     }
 
 
-def _succeeded_since(view: View, record: dg.RunRecord) -> bool:
-    """Whether a later run of the same target succeeded; the only sign where nothing is missing."""
-    run = record.dagster_run
-    later = view.instance.get_runs(
-        dg.RunsFilter(
-            job_name=run.job_name,
-            statuses=[dg.DagsterRunStatus.SUCCESS],
-            created_after=record.create_timestamp,
-        ),
-        limit=100,
-    )
-    return any(_target(found) == _target(run) for found in later)
+def _newest_checked(view: View, failures: Iterable[Failure]) -> dict[dg.AssetCheckKey, int]:
+    """Check -> the storage id of its newest result, if a failed run was to bring one."""
+    if not any(failure.checks for failure in failures):
+        return {}
+    newest: dict[dg.AssetCheckKey, int] = defaultdict(int)
+    for result in check_results(view.instance, view.ago(HORIZON)):
+        newest[result.check] = max(newest[result.check], result.event)
+    return newest
+
+
+def _newest_success(view: View, records: Sequence[dg.RunRecord]) -> dict[tuple[Any, ...], datetime]:
+    """Target -> when its newest run that succeeded was created, of the jobs of these runs."""
+    newest: dict[tuple[Any, ...], datetime] = {}
+    for job in {record.dagster_run.job_name for record in records}:
+        later = view.instance.get_run_records(
+            dg.RunsFilter(
+                job_name=job,
+                statuses=[dg.DagsterRunStatus.SUCCESS],
+                created_after=min(created(record) for record in records),
+            ),
+            limit=MOST_RUNS,
+        )
+        for record in later:  # the newest first
+            newest.setdefault(_target(record.dagster_run), created(record))
+    return newest
 
 
 def _run_problem(view: View, subject: str, found: list[tuple[dg.RunRecord, Failure]]) -> Problem:

@@ -1,9 +1,9 @@
 """What a process of the project writes to its log: which form a line has, and what it must not say.
 
-In staging and production a line is a JSON object with environment, run, job, step, asset and partition,
-so that a log store can be asked for all lines of a partition. In dev it is what Dagster prints. In both
-no line shows the value of a secret setting or the password of a URL. How long logs are kept is not
-decided here.
+In staging and production each process writes JSON objects, with environment, run, job, step, asset and
+partition, so that a log store can be asked for all lines of a partition. In dev a line is what Dagster
+prints. In both no line shows the value of a secret setting or the password of a URL. How long logs are
+kept is not decided here.
 
 Dagster offers no setting for the form of a run's lines: it builds the logger that prints them anew in
 every run, and loggers given to the definitions are used only by runs whose config names them, which
@@ -26,6 +26,7 @@ from pipeline_assets.settings import Settings
 MASK = "***"
 SHORTEST_SECRET = 4
 """Masking every "a" would hide the text and tell the secret."""
+RUN_ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 URL_PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@(?=[^\s@])")
 
 
@@ -38,7 +39,10 @@ def configure_logging(settings: Settings) -> None:
     def format_of(handler: logging.Handler) -> logging.Formatter:
         if as_json:
             return MaskingFormatter(JsonFormatter(environment), secrets)
-        return MaskingFormatter(handler.formatter or logging.Formatter(), secrets)
+        inner = handler.formatter
+        if isinstance(inner, MaskingFormatter):  # this process was configured before
+            inner = inner.inner
+        return MaskingFormatter(inner or logging.Formatter(), secrets)
 
     class Logger(logging.Logger):
         """A logger whose printing handlers have that form, whoever adds them."""
@@ -46,8 +50,9 @@ def configure_logging(settings: Settings) -> None:
         def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802  # logging's own name
             if isinstance(hdlr, logging.StreamHandler):
                 hdlr.setFormatter(format_of(hdlr))
-            super().addHandler(hdlr)
+            logging.Logger.addHandler(self, hdlr)
 
+    before = logging.getLoggerClass()
     logging.setLoggerClass(Logger)
     # Python's own handler, for what no other handles: lines of libraries outside of runs. In a run
     # Dagster handles those too and gives them its context (`python_logs` in dagster.yaml).
@@ -58,7 +63,11 @@ def configure_logging(settings: Settings) -> None:
             logging.captureWarnings(capture=True)
             logging.getLogger("py.warnings").addHandler(logging.lastResort)
     for name in [None, *logging.root.manager.loggerDict]:
-        for present in logging.getLogger(name).handlers:
+        logger = logging.getLogger(name)
+        if type(logger) in (logging.Logger, before):
+            # The webserver's own gets its handlers after this.
+            logger.__class__ = Logger
+        for present in logger.handlers:
             if isinstance(present, logging.StreamHandler):
                 present.setFormatter(format_of(present))
 
@@ -86,7 +95,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "environment": self.environment,
-            "run_id": meta.get("run_id"),
+            "run_id": meta.get("run_id") or _run_named(record),
             "job": meta.get("job_name"),
             "step": step,
             # An asset's step has its name; one of several assets says of which an event is.
@@ -100,6 +109,14 @@ class JsonFormatter(logging.Formatter):
         elif record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _run_named(record: logging.LogRecord) -> str | None:
+    """The run that a line of the daemon is about; it says so in its text alone."""
+    if not record.name.startswith("dagster"):
+        return None
+    named = set(RUN_ID.findall(record.getMessage()))
+    return named.pop() if len(named) == 1 else None
 
 
 def _partition(tags: dict[str, str]) -> str | None:

@@ -39,7 +39,7 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     "data_late": ("Data late", "Data there"),
     "freshness_missed": ("Freshness missed", "Fresh again"),
     "run_waiting": ("Run not started", "Run started"),
-    "run_slow": ("Run slower than usual", "Slow run ended"),
+    "run_slow": ("Run slow or stuck", "Slow run ended"),
     "queue_long": ("Queue too long", "Queue short again"),
     "tick_failing": ("Tick fails", "Tick works again"),
     "tick_late": ("Tick late", "Tick came"),

@@ -5,7 +5,7 @@ All is read from Dagster's storage as it is now; nothing follows its events. Run
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from statistics import median
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from pipeline_assets.operations.problems import Problem, moment
+from pipeline_assets.resources.dagster_instance import last_events
 from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,22 +28,17 @@ USUAL_RUNS = 20
 """How many of a job's last successful runs say what is usual."""
 SHORTEST_SLOW = timedelta(minutes=5)
 """Nobody minds a run of ten seconds that takes forty."""
+SILENT = timedelta(minutes=30)
+"""A run that has written nothing for so long is looked at: the longest step takes minutes."""
 
 
 @dataclass(frozen=True)
-class View:
-    """What a look sees: the instance, the definitions, the settings and the time."""
+class Outside:
+    """What a look from outside sees: the instance, the settings and the time."""
 
     instance: dg.DagsterInstance
-    repository: dg.RepositoryDefinition
     settings: Settings
     now: datetime
-
-    def owner(self, keys: Iterable[dg.AssetKey]) -> str:
-        """Who owns the assets."""
-        graph = self.repository.asset_graph
-        owners = {owner for key in keys if graph.has(key) for owner in graph.get(key).owners}
-        return ", ".join(sorted(owner.removeprefix("team:") for owner in owners))
 
     def link(self, path: str) -> str:
         """The page in Dagster's UI; empty if nobody said where the UI is."""
@@ -52,6 +48,26 @@ class View:
     def ago(self, span: timedelta) -> datetime:
         """The moment so long before."""
         return self.now - span
+
+
+@dataclass(frozen=True)
+class View(Outside):
+    """What a sensor sees: the definitions, too."""
+
+    repository: dg.RepositoryDefinition
+
+    def owner(self, keys: Iterable[dg.AssetKey]) -> str:
+        """Who owns the assets."""
+        graph = self.repository.asset_graph
+        owners = {owner for key in keys if graph.has(key) for owner in graph.get(key).owners}
+        return ", ".join(sorted(owner.removeprefix("team:") for owner in owners))
+
+    def owner_of(self, run: dg.DagsterRun) -> str:
+        """Who owns what the run is about: its selection, or all of its job."""
+        keys = run.asset_selection or set()
+        if not keys and self.repository.has_job(run.job_name):
+            keys = self.repository.get_job(run.job_name).asset_layer.selected_asset_keys
+        return self.owner(keys)
 
 
 def partition_of(run: dg.DagsterRun) -> str:
@@ -121,6 +137,7 @@ def waiting_runs(view: View) -> list[Problem]:
                         f"{len(records)} runs wait for more than {view.settings.alert_late_minutes} "
                         f"minutes; this one is {first.dagster_run.status.value}."
                     ),
+                    "Owner": view.owner_of(first.dagster_run),
                     "Run": view.link(f"runs/{first.dagster_run.run_id}"),
                 },
             )
@@ -145,45 +162,58 @@ def waiting_runs(view: View) -> list[Problem]:
 
 
 def slow_runs(view: View) -> list[Problem]:
-    """Runs under way for longer than usual: a multiple of the median of the job's last successes.
+    """Runs under way for longer than usual, and those that have written nothing for long.
 
-    Runs over a range of partitions have no usual length and aren't judged; `max_runtime_seconds` ends
-    them.
+    Usual is a multiple of the median of the job's last successes. Runs over a range of partitions, and of
+    jobs that hardly ever ran, have no usual length: silence tells those whose process is gone.
     """
     started = view.instance.get_run_records(
         dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
     )
-    return list(_slow(view, started))
-
-
-def _slow(view: View, started: Iterable[dg.RunRecord]) -> Iterator[Problem]:
-    usual: dict[str, timedelta | None] = {}
-    for record in started:
-        run = record.dagster_run
-        if record.start_time is None or "dagster/asset_partition_range_start" in run.tags:
-            continue
-        begun = datetime.fromtimestamp(record.start_time, UTC)
-        if view.now - begun < SHORTEST_SLOW:
-            continue
-        if run.job_name not in usual:
-            usual[run.job_name] = _usual(view, run.job_name)
-        length = usual[run.job_name]
-        if length and view.now - begun > max(
-            length * view.settings.alert_slow_factor, SHORTEST_SLOW
-        ):
-            yield Problem(
-                "run_slow",
-                run.run_id,
-                begun,
-                facts={
-                    "What": f"{run.job_name} {partition_of(run)}".strip(),
-                    "Cause": (
-                        f"Under way since {moment(begun)}; {length.total_seconds():.0f} s are usual. "
-                        "Its process may be gone."
-                    ),
-                    "Run": view.link(f"runs/{run.run_id}") or run.run_id,
-                },
+    long = [
+        (record.dagster_run, begun)
+        for record in started
+        if record.start_time
+        and view.now - (begun := datetime.fromtimestamp(record.start_time, UTC)) >= SHORTEST_SLOW
+    ]
+    if not long:
+        return []
+    wrote = last_events(view.instance, [run.run_id for run, _ in long])
+    usual = {job: _usual(view, job) for job in {run.job_name for run, _ in long}}
+    problems = []
+    for run, begun in long:
+        causes = []
+        length = None if _is_ranged(run) else usual[run.job_name]
+        factor = view.settings.alert_slow_factor
+        if length and view.now - begun > max(length * factor, SHORTEST_SLOW):
+            causes.append(
+                f"Under way since {moment(begun)}; {length.total_seconds():.0f} s are usual."
             )
+        last = wrote.get(run.run_id, begun)
+        if view.now - last >= SILENT:
+            causes.append(f"It has written nothing since {moment(last)}: its process may be gone.")
+        if causes:
+            problems.append(_slow_run(view, run, begun, " ".join(causes)))
+    return problems
+
+
+def _slow_run(view: View, run: dg.DagsterRun, begun: datetime, cause: str) -> Problem:
+    return Problem(
+        "run_slow",
+        run.run_id,
+        begun,
+        facts={
+            "What": f"{run.job_name} {partition_of(run)}".strip(),
+            "Partition": partition_of(run),
+            "Cause": cause,
+            "Owner": view.owner_of(run),
+            "Run": view.link(f"runs/{run.run_id}") or run.run_id,
+        },
+    )
+
+
+def _is_ranged(run: dg.DagsterRun) -> bool:
+    return "dagster/asset_partition_range_start" in run.tags
 
 
 def _usual(view: View, job: str) -> timedelta | None:
@@ -194,9 +224,7 @@ def _usual(view: View, job: str) -> timedelta | None:
     lengths = [
         record.end_time - record.start_time
         for record in records
-        if record.start_time
-        and record.end_time
-        and "dagster/asset_partition_range_start" not in record.dagster_run.tags
+        if record.start_time and record.end_time and not _is_ranged(record.dagster_run)
     ]
     return timedelta(seconds=median(lengths)) if len(lengths) >= 3 else None
 

@@ -38,15 +38,24 @@ if TYPE_CHECKING:
 
     from pipeline_assets.models.records import Deployment
 
-NEWS_TABLE, DIGEST = "news_articles", "news_digest"
+NEWS_TABLE, DIGEST, PREDICTIONS = "news_articles", "news_digest", "purchase_predictions"
 HEARTBEAT = timedelta(minutes=5)
 """A daemon says that it lives every half a minute; Dagster itself waits half an hour."""
 QUEUED = timedelta(minutes=15)
 STARTED = timedelta(hours=2)
+DAY, WEEK = timedelta(days=1), timedelta(weeks=1)
 GRACE = timedelta(hours=1)
-"""What a partition's load may take after its window closed."""
+"""What a partition's load may take after its window closed; a week's has a day, as a model is trained."""
+OWN_TABLES = {NEWS_TABLE: (DAY, GRACE), PREDICTIONS: (WEEK, DAY)}
+"""Tables that an asset of their own loads -> how long their partitions are, and their grace."""
+MEND_BEHIND = {
+    NEWS_TABLE: "The sensor `missed_mornings` makes up for a week; older ones have no source.",
+    PREDICTIONS: "The sensor `model_weeks` makes up for them; `pipeline-assets run` scores the newest.",
+}
 LOOK_BACK = timedelta(days=7)
 """How far back failed runs are looked at."""
+CHECKS_BACK = timedelta(days=30)
+"""How far back checks' results are: as far as the alerts look."""
 SENSOR_LATE = timedelta(minutes=10)
 SEEN_HERE: dict[Kind, str] = {
     "run_failed": "failed run",
@@ -163,9 +172,9 @@ def _read_dagster(status: Status, instance: "dg.DagsterInstance", known: Watched
     status.heartbeats = heartbeats(instance)
     status.runs = runs_by_status(instance)
     status.unfinished = unfinished_runs(instance)
-    status.ended = ended_runs(instance, status.at - LOOK_BACK)
+    status.ended = ended_runs(instance, status.at - LOOK_BACK, known)
     status.instigators = instigators(instance, known)
-    status.checks = checks(instance, known.checks)
+    status.checks = checks(instance, known.checks, status.at - CHECKS_BACK)
     if book := stored_value(instance, BOOK):
         status.alerts = Book.model_validate_json(book)
     if partition := newest_partition(instance, DIGEST):
@@ -174,21 +183,25 @@ def _read_dagster(status: Status, instance: "dg.DagsterInstance", known: Watched
 
 def table_states(settings: Settings, now: datetime) -> list[TableState]:
     """Every table that has a pipeline, by the ledger alone: it costs the same however large they are."""
-    firsts = {table.contract.name: settings.warehouse_start_date for table in load_tables()}
+    tables = {
+        table.contract.name: (settings.warehouse_start_date, DAY, GRACE) for table in load_tables()
+    }
     with closing(Database("warehouse", settings).connect(autocommit=True)) as warehouse:
         (exists,) = warehouse.execute("SELECT to_regclass('pipeline.batches')").fetchone() or (
             None,
         )
         rows = warehouse.execute(LEDGER).fetchall() if exists else []
     found = {row[0]: row[1:] for row in rows}
-    if NEWS_TABLE in found:
-        # What was before the first edition wasn't missed.
-        firsts[NEWS_TABLE] = date.fromisoformat(min(found[NEWS_TABLE][0]))
+    for name, (length, grace) in OWN_TABLES.items():
+        if name in found:
+            # What was before the first one wasn't missed.
+            tables[name] = (date.fromisoformat(found[name][-1]), length, grace)
     states = []
-    for name, first in firsts.items():
-        keys, valid, quarantined, held, change, window, begins = found.get(name, NOTHING)
+    for name, (first, length, grace) in tables.items():
+        keys, valid, quarantined, held, change, window, begins, _ = found.get(name, NOTHING)
         loaded = set(keys)
-        expected = _closed(first, begins, ZoneInfo(settings.pipeline_timezone), now - GRACE)
+        zone = ZoneInfo(settings.pipeline_timezone)
+        expected = _closed(first, begins, zone, now - grace, length)
         states.append(
             TableState(
                 name=name,
@@ -212,20 +225,26 @@ SELECT table_name,
     coalesce(array_agg(partition_key ORDER BY partition_key) FILTER (WHERE verdict = 'failed'), '{}'),
     max(source_watermark) FILTER (WHERE loaded_hash IS NOT NULL),
     max(window_end) FILTER (WHERE loaded_hash IS NOT NULL),
-    max(window_start)
+    max(window_start), min(partition_key)
 FROM pipeline.batches GROUP BY table_name
 """
-NOTHING: tuple[list[str], int, int, list[str], None, None, None] = ([], 0, 0, [], None, None, None)
+NOTHING: tuple[list[str], int, int, list[str], None, None, None, str] = (
+    *([], 0, 0, []),
+    *(None, None, None, ""),
+)
 
 
-def _closed(first: date, begins: datetime | None, zone: ZoneInfo, now: datetime) -> list[str]:
-    """The days whose windows ended by `now`; a window begins at the hour at which a known one did."""
+def _closed(
+    first: date, begins: datetime | None, zone: ZoneInfo, now: datetime, length: timedelta = DAY
+) -> list[str]:
+    """The days or weeks whose windows ended by `now`, by their first day; a window begins at the hour at
+    which a known one did."""
     at = begins.astimezone(zone).time() if begins else datetime.min.time()
-    days = []
-    while datetime.combine(first + timedelta(days=1), at, zone) <= now:
-        days.append(first.isoformat())
-        first += timedelta(days=1)
-    return days
+    keys = []
+    while datetime.combine(first + length, at, zone) <= now:
+        keys.append(first.isoformat())
+        first += length
+    return keys
 
 
 def _unreadable(status: Status) -> Iterator[Problem]:
@@ -304,19 +323,20 @@ def _instigator_problems(status: Status) -> Iterator[Problem]:
 def _table_problems(status: Status) -> Iterator[Problem]:
     for table in status.tables:
         if table.held:
+            again = (
+                "materialize the partition again"
+                if table.name in OWN_TABLES
+                else f"`pipeline-assets quarantine replay {table.name}`"
+            )
             yield Problem(
                 "held",
                 f"{table.name}: {_some(table.held)} held back by the contract; nothing of it is loaded.",
                 f"`pipeline-assets quarantine show {table.name}` has the rows. Mend the source or the "
-                f"contract, then `pipeline-assets quarantine replay {table.name}`.",
+                f"contract, then {again}.",
             )
         behind = [key for key in table.behind if key not in table.held]
         if behind:
-            mend = (
-                "`pipeline-assets run` loads it now."
-                if table.name != NEWS_TABLE
-                else "The sensor `missed_mornings` makes up for a week; older ones have no source."
-            )
+            mend = MEND_BEHIND.get(table.name, "`pipeline-assets run` loads it now.")
             yield Problem("behind", f"{table.name}: {_some(behind)} not loaded.", mend)
 
 

@@ -8,16 +8,19 @@ warehouse may be the very thing that is down.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 
 import dagster as dg
 
 from pipeline_assets.operations import alerts, daemon, data, delivery, runs
-from pipeline_assets.operations.alerts import Book, Message
+from pipeline_assets.operations.alerts import BOOK, Book, Message
 from pipeline_assets.operations.checks import ServiceLevel
 from pipeline_assets.operations.failed_runs import failed_runs
 from pipeline_assets.operations.logs import mask, secret_values
-from pipeline_assets.operations.problems import Kind, Problem
-from pipeline_assets.operations.runs import View
+from pipeline_assets.operations.problems import Kind, Problem, moment
+from pipeline_assets.operations.runs import Outside, View
+from pipeline_assets.resources.dagster_history import stored_value
 from pipeline_assets.settings import Settings
 
 TIME_TO_TELL = timedelta(seconds=20)
@@ -27,6 +30,9 @@ ASLEEP = timedelta(minutes=5)
 
 OUTSIDE = "pipeline_assets.alerts.outside"
 """Where the watch keeps its book, as the sensor does its own under `BOOK`."""
+
+LOADED_EVERY = timedelta(minutes=5)
+"""How often the watch loads the code: at most a fiftieth of a core goes into it."""
 
 Look = Callable[[], list[Problem]]
 
@@ -76,29 +82,56 @@ def look_inside(
     return data.without_consequences(problems), unknown
 
 
-def look_outside(view: View) -> tuple[list[Problem], set[Kind]]:
-    """The problems that leave no sensor to see them, and the kinds that nobody could look for."""
-    problems = daemon.silent_daemons(view.instance, view.now)
-    unknown: set[Kind] = set()
+def look_outside(
+    view: Outside, awake_since: datetime, broken: Sequence[Problem]
+) -> tuple[list[Problem], set[Kind]]:
+    """The problems that leave no sensor to see them; `broken` are the code locations that don't load.
+
+    Without a daemon or code nobody looks inside: that is no news then, nor is it mended.
+    """
+    problems = [*daemon.silent_daemons(view.instance, view.now), *broken]
+    unknown: set[Kind] = {"tick_late"} if problems else set()
+    if not problems:
+        problems += missing_looks(view, awake_since)
     if url := view.settings.pipeline_ui_url:
-        found = daemon.broken_code(str(url), view.now)
-        problems += found
-        if any(problem.kind == "ui_unreachable" for problem in found):
-            unknown.add("code_broken")
+        problems += daemon.silent_ui(str(url), view.now)
     return problems, unknown
 
 
+def missing_looks(view: Outside, awake_since: datetime) -> list[Problem]:
+    """The sensor `alerts`, if it should look and doesn't: it sees all the others, and nobody sees it."""
+    states = [
+        state for state in view.instance.all_instigator_state() if state.instigator_name == "alerts"
+    ]
+    on = view.settings.pipeline_automation == "running" or any(each.is_running for each in states)
+    stored = stored_value(view.instance, BOOK)
+    last = Book.model_validate_json(stored).looked_at if stored else None
+    waited = view.now - max(filter(None, [last, awake_since]))
+    if not on or waited < timedelta(minutes=view.settings.alert_late_minutes):
+        return []
+    facts = {
+        "What": "alerts",
+        "Cause": (
+            f"It last looked for problems {moment(last) if last else 'never'}: it is off, or its code "
+            "location doesn't answer the daemon."
+        ),
+        "Effect": "Nobody is told of anything that it looks for.",
+        "Page": view.link("automation?search=alerts"),
+    }
+    return [Problem("tick_late", "alerts", last or awake_since, facts=facts)]
+
+
 def tell(
-    view: View,
+    view: Outside,
     book_key: str,
-    find: Callable[[View, datetime], tuple[list[Problem], set[Kind]]],
+    find: Callable[[datetime], tuple[list[Problem], set[Kind]]],
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     *,
     beats: bool = True,
 ) -> str:
     """One look from beginning to end; what came of it, in a sentence.
 
-    `find` gets the view and since when somebody looks without a pause. The one that `beats` asks for
+    `find` gets since when somebody looks without a pause. The one that `beats` asks for
     HEARTBEAT_URL at its end.
     """
     settings, storage = view.settings, view.instance.daemon_cursor_storage
@@ -113,7 +146,7 @@ def tell(
     book.looked_at = view.now
     addresses = delivery.channels(settings.alert_urls)
     secrets = sorted(secret_values(settings), key=len, reverse=True)
-    problems, unknown = find(view, book.awake_since or view.now)
+    problems, unknown = find(book.awake_since or view.now)
     alerts.update(
         book,
         [*problems, *alerts.channel_problems(book, addresses)],
@@ -160,19 +193,28 @@ def _waiting(book: Book) -> str:
     return ", ".join(sorted({name for message in book.messages for name in message.waiting}))
 
 
-def watch_outside(
-    settings: Settings, repository: dg.RepositoryDefinition
-) -> Iterator[tuple[str, bool]]:
+def watch_outside(settings: Settings, workspace: Path) -> Iterator[tuple[str, bool]]:
     """A look from outside the daemon each time it is asked: what came of it, and whether all is well.
 
-    Dagster's storage may be away, and the book with it: that is told once by each process.
+    The definitions aren't loaded here: they may be what is broken. Those that `workspace` names are, every
+    few minutes, in a process of their own. Dagster's storage may be away, and the book with it: that is
+    told once by each process.
     """
     away = False
+    broken: list[Problem] = []
+    loaded_at = datetime.min.replace(tzinfo=UTC)
+
+    def find(view: Outside, awake_since: datetime) -> tuple[list[Problem], set[Kind]]:
+        nonlocal broken, loaded_at
+        if view.now - loaded_at >= LOADED_EVERY:
+            broken, loaded_at = daemon.broken_code(workspace, view.now), view.now
+        return look_outside(view, awake_since, broken)
+
     while True:
         try:
             with dg.DagsterInstance.get() as instance:
-                view = View(instance, repository, settings, datetime.now(UTC))
-                said = tell(view, OUTSIDE, lambda view, _: look_outside(view), beats=False)
+                view = Outside(instance, settings, datetime.now(UTC))
+                said = tell(view, OUTSIDE, partial(find, view), beats=False)
             away = False
             yield said, said.startswith("0 problems")
         except Exception as error:  # whatever its storage raises is what we report

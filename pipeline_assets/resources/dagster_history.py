@@ -1,16 +1,17 @@
 """What Dagster's storage says of its daemons, runs, schedules, sensors and checks, as plain data.
 
 Every question is bounded, so that it takes the same time beside a million runs: the newest so many of a
-kind, counts that an index answers, one query a check. What is right or wrong with it is judged elsewhere
-(`operations/status.py`); what is removed from it stands in `dagster_instance.py`.
+kind, counts that an index answers, one query for all checks. What is right or wrong with it is judged
+elsewhere (`operations/status.py`); what is removed from it stands in `dagster_instance.py`.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 if TYPE_CHECKING:
     from dagster._core.storage.dagster_run import RunRecord
@@ -18,15 +19,14 @@ if TYPE_CHECKING:
 RECENT_RUNS = 500
 """How many of the newest ended runs are looked at; a page of a hundred takes Dagster 30 ms."""
 
-RECENT_CHECKS = 20_000
-"""How many of the newest results of checks are looked at: those of a backfill of two years."""
-
 
 @dataclass(frozen=True)
 class Watched:
     """What the definitions have that Dagster keeps a history of; what was removed isn't looked at."""
 
     checks: Collection[dg.AssetCheckKey]
+    check_jobs: Collection[str]
+    """Jobs of checks alone."""
     schedules: Collection[str]
     sensors: Collection[str]
 
@@ -87,8 +87,14 @@ TICKS = 10
 def watched(definitions: dg.Definitions) -> Watched:
     """What to look at: the checks, schedules and sensors of the definitions."""
     repository = definitions.get_repository_def()
+    graph = repository.asset_graph
     return Watched(
-        sorted(repository.asset_graph.asset_check_keys),
+        sorted(graph.asset_check_keys),
+        [
+            job.name
+            for job in definitions.jobs or []
+            if isinstance(job, UnresolvedAssetJobDefinition) and not job.selection.resolve(graph)
+        ],
         [schedule.name for schedule in repository.schedule_defs],
         [sensor.name for sensor in repository.sensor_defs],
     )
@@ -122,12 +128,16 @@ def unfinished_runs(instance: dg.DagsterInstance) -> list[Run]:
     return [_run(record) for record in records]
 
 
-def ended_runs(instance: dg.DagsterInstance, since: datetime) -> list[Run]:
-    """Runs that ended, created since a moment, newest first, at most `RECENT_RUNS`."""
+def ended_runs(instance: dg.DagsterInstance, since: datetime, known: Watched) -> list[Run]:
+    """Runs that ended, created since a moment, newest first, at most `RECENT_RUNS`.
+
+    Those of checks alone have no partition: each asks for the newest, and makes none.
+    """
     records = instance.get_run_records(
         dg.RunsFilter(statuses=list(_ENDED), created_after=since), limit=RECENT_RUNS
     )
-    return [_run(record) for record in records]
+    runs = [_run(record) for record in records]
+    return [replace(run, span=None) if run.job in known.check_jobs else run for run in runs]
 
 
 def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator]:
@@ -155,15 +165,16 @@ def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator
     return sorted(found, key=lambda each: each.name)
 
 
-def checks(instance: dg.DagsterInstance, keys: Collection[dg.AssetCheckKey]) -> list[Check]:
-    """Those of the checks that had a result of late."""
-    from pipeline_assets.resources.dagster_instance import recent_check_results
+def checks(
+    instance: dg.DagsterInstance, keys: Collection[dg.AssetCheckKey], since: datetime
+) -> list[Check]:
+    """Those of the checks that had a result since a moment."""
+    from pipeline_assets.resources.dagster_instance import check_results
 
-    stored = {(key.asset_key.to_string(), key.name): key for key in keys}
     outcomes: dict[dg.AssetCheckKey, dict[str | None, bool]] = {}
-    for asset, name, partition, passed in recent_check_results(instance, RECENT_CHECKS):
-        if key := stored.get((asset, name)):
-            outcomes.setdefault(key, {})[partition] = passed
+    for result in check_results(instance, since):
+        if result.check in keys:
+            outcomes.setdefault(result.check, {})[result.partition] = result.passed
     results = []
     for key, by_partition in outcomes.items():
         # A ranged run has a result for the range as a whole beside each partition's own.

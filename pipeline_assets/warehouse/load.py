@@ -137,7 +137,9 @@ def _stage(warehouse: psycopg.Connection, contract: Contract, tables: "Iterable[
             copy.write(encoder.finish())
     for column in texts:
         _alter_staged(warehouse, column.name, column.physical_type)
-    # Nobody else does for a temporary table, and without it small days are joined by full scans.
+    # Nobody else does for a temporary table, and without it small days are joined by full scans. Of
+    # the keys, which are all different, 3,000 say as much as 30,000 (4 ms instead of 40).
+    warehouse.execute("SET LOCAL default_statistics_target = 10")
     warehouse.execute(sql.SQL("ANALYZE staged ({})").format(_list(contract.key)))
 
 

@@ -15,9 +15,8 @@ import pytest
 
 from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.models.assets import weeks
-from pipeline_assets.models.automation import model_automation
-from pipeline_assets.models.checks import evaluation
-from pipeline_assets.settings import Settings
+from pipeline_assets.models.automation import stored_weeks
+from pipeline_assets.running import PERMANENT
 from pipeline_assets_tests.model_world import (
     NEXT,
     SNAPSHOTS,
@@ -26,6 +25,8 @@ from pipeline_assets_tests.model_world import (
     checks,
     failures,
     metadata,
+    tick,
+    with_settings,
 )
 
 pytestmark = [
@@ -35,12 +36,16 @@ pytestmark = [
 GATE = ["training_snapshots", "trained_model", "deployed_model"]
 
 
-def with_settings(world: World, **changes: Any) -> Settings:
-    return Settings.model_validate({**dict(world.settings), **changes})
-
-
 def mlflow_run(world: World, run_id: Any) -> Any:
     return world.client().get_run(run_id)
+
+
+def evaluated(world: World) -> dict[str, Any]:
+    """The newest evaluation, as the graph shows it."""
+    event = world.instance.get_latest_materialization_event(dg.AssetKey("model_evaluation"))
+    assert event
+    assert event.asset_materialization
+    return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
 def test_a_week_is_trained_judged_and_deployed_once(trained_world: World) -> None:
@@ -70,6 +75,7 @@ def test_a_week_is_trained_judged_and_deployed_once(trained_world: World) -> Non
     # Compared with itself: no difference, to the last digit.
     assert found["not_worse_than_champion"].metadata["log_loss_difference"].value == 0
     assert found["champion_answers"].passed
+    assert evaluated(world)["verdict"] == "passed"
 
     deployed = metadata(result, "deployed_model")
     assert deployed["model_version"] == 1
@@ -104,7 +110,7 @@ def test_the_mlflow_run_has_all_that_a_reader_asks_for(trained_world: World) -> 
     plots = ("precision_recall", "roc", "reliability", "lift", "history")
     assert artifacts >= {f"evaluation/{plot}.png" for plot in plots}
     card = mlflow.artifacts.load_text(f"runs:/{version.run_id}/evaluation/model_card.md")
-    assert version.tags["training_hash"] in card
+    assert run.data.params["training_hash"] in card
     model = mlflow.models.get_model_info(f"models:/{name}/1")
     assert model.signature.inputs.input_names()[0] == "repeat_purchases"
     requirements = mlflow.artifacts.load_text(f"models:/{name}/1/requirements.txt")
@@ -137,6 +143,8 @@ def test_a_refused_model_stops_before_deployment_and_the_champion_scores_on(
     assert found["no_leakage"].passed
     materialized = world.instance.get_materialized_partitions
     assert NEXT in materialized(dg.AssetKey("trained_model"))
+    assert evaluated(world)["verdict"] == "refused"
+    assert evaluated(world)["model_auc"] == found["auc_sufficient"].metadata["auc"].value
     assert NEXT not in materialized(dg.AssetKey("deployed_model"))
     assert world.production() == before
 
@@ -243,6 +251,21 @@ def test_predictions_of_a_model_that_knew_the_outcome_arent_counted(trained_worl
     ]
 
 
+def test_predictions_of_a_version_that_was_deleted_since_arent_counted(world: World) -> None:
+    """That came to light after the load, and failed it."""
+    for week in SNAPSHOTS:
+        assert world.run("build_snapshots", week).success
+    assert world.run("train_model", WEEK).success
+    assert world.run("score_customers", "2026-10-12").success
+    world.rows("UPDATE analytics.purchase_predictions SET model_version = 7 RETURNING 1")
+    result = world.run("score_customers", NEXT)
+    assert result.success, failures(result)
+    found = checks(result)["realised_performance"]
+    assert found.metadata["customers"].value == 0
+    assert found.metadata["left_out"].value > 20_000
+    assert "was deleted or changed in MLflow" in found.description
+
+
 def test_what_cant_be_compared_is_a_warning_and_no_failure(world: World) -> None:
     """Nobody bought after October 19: the rows were loaded when that was found out."""
     for week in SNAPSHOTS:
@@ -289,6 +312,12 @@ def test_a_held_day_is_named_and_only_a_share_may_be_allowed(trained_world: Worl
     assert "2026-07-04 held by currency_known" in failures(refused)
     assert "MODELS_MISSING_DAYS" in failures(refused)
     assert week not in world.instance.get_materialized_partitions(dg.AssetKey("training_snapshots"))
+    # The sensor tries it again by itself once the day has come, and sees that it hasn't yet.
+    run = world.instance.get_run_by_id(refused.run_id)
+    assert run
+    assert PERMANENT not in run.tags
+    assert {"2026-06-22", "2026-06-29", week} & incomplete(world) == {"2026-06-29", week}
+    assert incomplete(world, models_missing_days=0.01) == set()
     assert "2026-07-04 held by" in failures(world.run("score_customers", week))
 
     allowed = world.run(
@@ -298,6 +327,13 @@ def test_a_held_day_is_named_and_only_a_share_may_be_allowed(trained_world: Worl
     found = checks(allowed)["days_complete"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert found.metadata["incomplete"].value == 1
+
+
+def incomplete(world: World, **changes: Any) -> set[str]:
+    settings = with_settings(world, **changes)
+    warehouse = build_resources(settings)["warehouse"]
+    now = datetime(2026, 11, 16, tzinfo=UTC)
+    return stored_weeks(world.instance, warehouse, settings, weeks(settings), now).incomplete
 
 
 def test_a_snapshot_that_nobody_built_is_named(world: World) -> None:
@@ -452,132 +488,3 @@ def test_a_re_execution_on_other_data_has_an_mlflow_run_of_its_own(world: World)
     assert about["mlflow_run_id"] != first
     assert set(runs(world).values()) == {"FINISHED"}
     assert len(runs(world)) == 2
-
-
-def test_the_weekly_schedule_asks_for_the_week_that_ended(world: World) -> None:
-    repository = build_definitions(world.settings).get_repository_def()
-    schedule = repository.get_schedule_def("train_model_weekly")
-    tick = schedule.evaluate_tick(
-        dg.build_schedule_context(
-            instance=world.instance,
-            repository_def=repository,
-            scheduled_execution_time=datetime(2026, 11, 16, 3, tzinfo=UTC),
-        )
-    )
-    (request,) = tick.run_requests or []
-    assert request.partition_key == NEXT
-
-
-def tick(world: World, name: str, now: datetime) -> tuple[str, str | None] | str:
-    """What a sensor requests at a moment: job and partition; or why it doesn't."""
-    settings, partitions = world.settings, weeks(world.settings)
-    definitions = build_definitions(settings)
-    automation = model_automation(
-        settings,
-        [definitions.resolve_assets_def(asset) for asset in (*GATE, "purchase_predictions")],
-        evaluation(settings, partitions),
-        partitions,
-        running=True,
-        now=lambda: now,
-    )
-    (sensor,) = (found for found in automation.sensors or [] if found.name == name)
-    assert isinstance(sensor, dg.SensorDefinition)
-    data = sensor.evaluate_tick(
-        dg.build_sensor_context(
-            world.instance,
-            repository_def=definitions.get_repository_def(),
-            resources={"warehouse": build_resources(settings)["warehouse"]},
-        )
-    )
-    if not data.run_requests:
-        return str(data.skip_message)
-    (request,) = data.run_requests
-    return str(request.job_name or sensor.job_name), request.partition_key
-
-
-def test_the_sensor_walks_through_the_weeks_in_order(world: World) -> None:
-    now = datetime(2026, 11, 16, 1, tzinfo=UTC)  # NEXT has just closed
-    built = []
-    while (asked := tick(world, "model_weeks", now))[0] == "build_snapshots":
-        assert isinstance(asked, tuple)
-        assert world.run(asked[0], asked[1] or "").success
-        built.append(asked[1])
-    assert built == ["2026-08-17", "2026-09-14", "2026-10-12"]  # all that its training needs
-    assert asked == "There is no champion yet."  # the schedule trains the newest week
-
-    # Three weeks ago a first model was deployed; nothing ran since.
-    first = "2026-10-26"
-    for week in ("2026-08-03", "2026-08-31", "2026-09-28"):
-        assert world.run("build_snapshots", week).success
-    result = world.run("train_model", first)
-    assert result.success, failures(result)
-    history = []
-    for _ in range(20):
-        asked = tick(world, "model_weeks", now)
-        if isinstance(asked, str):
-            break
-        history.append(asked)
-        assert world.run(asked[0], asked[1] or "").success or asked[0] == "train_model"
-    order = [step for step in history if step[0] != "build_snapshots"]
-    assert [week for job, week in order if job == "train_model"] == [WEEK]
-    scored = [week for job, week in order if job == "score_customers"]
-    assert scored[:2] == [first, WEEK]
-    assert asked == "No week was missed, and every week is scored."
-
-    # The newest is judged by the schedule, and then scored.
-    world.run("train_model", NEXT)
-    assert tick(world, "model_weeks", now) == ("score_customers", NEXT)
-    # The predictions are those of the champion: after a rollback they are made again.
-    assert world.run("score_customers", NEXT).success
-    assert tick(world, "model_weeks", now) == "No week was missed, and every week is scored."
-
-
-def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: World) -> None:
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
-    assert world.run("train_model", WEEK).success
-    lenient = with_settings(world, models_max_score_drift=100)
-    assert world.run("score_customers", WEEK, settings=lenient).success
-    now = datetime.now(UTC)
-    fine = "The scores haven't drifted, and the predictions came true."
-    assert tick(world, "early_retraining", now) == fine
-
-    strict = with_settings(world, models_max_score_drift=1e-9)
-    assert world.run("score_customers", WEEK, settings=strict).success
-    waiting = tick(world, "early_retraining", now)
-    assert isinstance(waiting, str)
-    assert waiting.startswith("score_drift failed; trained too lately")
-
-    world.rows(
-        "UPDATE pipeline.gate_verdicts SET decided_at = decided_at - interval '4 days' RETURNING 1"
-    )
-    asked = tick(world, "early_retraining", now)
-    newest = weeks(world.settings).get_partition_keys(current_time=now)[-1]
-    assert asked == ("train_model", newest)
-
-
-def test_early_retraining_learns_from_what_has_changed_in_the_warehouse(world: World) -> None:
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
-    assert world.run("train_model", WEEK).success
-    job = build_definitions(world.settings).resolve_job_def("train_model")
-
-    def train(tags: dict[str, str]) -> dict[str, Any]:
-        result = job.execute_in_process(
-            instance=world.instance, partition_key=WEEK, tags=tags, raise_on_error=False
-        )
-        return metadata(result, "trained_model")
-
-    early = {"retraining": "score_drift"}
-    unchanged = train(early)
-    assert (unchanged["model_version"], unchanged["replayed"]) == (1, True)
-
-    with world.warehouse() as connection:  # before the oldest cutoff
-        connection.execute(
-            "UPDATE analytics.fct_transactions SET status = 'returned'"
-            " WHERE customer_id % 10 = 0 AND ordered_at < '2026-07-01'"
-        )
-    assert train({})["model_version"] == 1
-    changed = train(early)
-    assert (changed["model_version"], changed["replayed"]) == (2, False)
-    assert changed["content_hash"] != unchanged["content_hash"]

@@ -10,7 +10,7 @@ import pytest
 import requests
 from pytest_httpserver import HTTPServer
 
-from pipeline_assets.failures import PermanentError, is_transient
+from pipeline_assets.failures import NotYetError, PermanentError, is_transient
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.resources.http import FetchError, HttpClient, Limits, PermanentFetchError
 from pipeline_assets.running import PERMANENT, permanent_failures
@@ -155,7 +155,11 @@ def test_the_chain_decides_and_its_permanent_part_wins() -> None:
 
 @pytest.mark.parametrize(
     ("error", "attempts", "tagged"),
-    [(ConnectionResetError("gone"), 3, False), (KeyError("a bug"), 1, True)],
+    [
+        (ConnectionResetError("gone"), 3, False),
+        (KeyError("a bug"), 1, True),
+        (NotYetError("a day is missing"), 1, False),
+    ],
 )
 def test_a_step_is_tried_again_only_if_that_can_help(
     error: Exception, attempts: int, tagged: bool

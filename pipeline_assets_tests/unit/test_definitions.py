@@ -26,11 +26,12 @@ DOMAINS = {"news", "warehouse", "models", "operations"}
 ABOUT_DAGSTER = {
     ("operations", name) for name in ("runs", "failed_runs", "data", "daemon", "watching")
 }
-# Training, deployment and scoring are apart in the graph.
+# Training, evaluation, deployment and scoring are apart in the graph.
 GROUPS = {
     "news",
     "warehouse",
     "models_training",
+    "models_evaluation",
     "models_deployment",
     "models_scoring",
     "operations",

@@ -125,6 +125,36 @@ def test_a_model_that_has_seen_the_holdout(trained_world: World, holdout: pa.Tab
     assert_refused(trained_world, version, judged)
 
 
+def test_where_the_training_ended_says_no_tag_and_no_artifact_of_the_run(
+    trained_world: World, holdout: pa.Table
+) -> None:
+    """Both are anybody's to edit; the model's own files are bound by their hash."""
+    client = trained_world.client()
+    seen = pa.concat_tables([training_table(trained_world), holdout])
+    version = trained_world.register(logistic().fit(feature_frame(seen), labels(seen)), seen)
+    for name in ("training_cutoffs", "training_hash"):
+        client.set_model_version_tag(version.name, str(version.version), name, "2026-08-24")
+        client.set_tag(version.run_id, name, "2026-08-24")
+    record = registry.training_record(version)
+    honest = {"window": {"cutoffs": ["2026-08-24"]}, "validation": {}, "code_version": "1"}
+    client.log_dict(version.run_id, honest, "training.json")
+    judged = judge(trained_world, version, holdout)
+    assert failed(judged) == {"no_leakage"}
+    ((hashed,),) = trained_world.rows(
+        f"SELECT training_hash FROM pipeline.gate_verdicts WHERE model_version = {version.version}"
+    )
+    assert hashed == record.window.content_hash
+
+    file = damaged(trained_world, version).file.with_name("MLmodel")
+    before = file.read_text()
+    newest = f"'{record.window.cutoffs[-1]}'" if "'" in before else str(record.window.cutoffs[-1])
+    assert newest in before
+    file.write_text(before.replace(newest, newest.replace("2026-10", "2026-08")))
+    judged = judge(trained_world, version, holdout)
+    assert "loads_and_scores" in failed(judged)
+    assert_refused(trained_world, version, judged)
+
+
 def test_a_miscalibrated_model(trained_world: World, holdout: pa.Table) -> None:
     training = training_table(trained_world)
     balanced = logistic(class_weight="balanced").fit(feature_frame(training), labels(training))

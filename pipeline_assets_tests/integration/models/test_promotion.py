@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline_assets.failures import is_transient
-from pipeline_assets.models import judgement, promotion, records, registration, registry
+from pipeline_assets.models import judgement, promotion, records, registration, registry, status
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.records import Deployment, RefusedError
@@ -78,6 +78,7 @@ class Production:
             version,
             findings,
             {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
+            training_hash="training",
             holdout_hash="holdout",
             champion_version=champion,
             decided_by="test",
@@ -275,6 +276,7 @@ def test_a_version_that_was_deleted_in_mlflow_blocks_no_move(production: Product
     fourth = production.version("2026-11-23", champion=second.version)
     records.start_deployment(
         production.connection,
+        fourth.name,
         fourth,
         "deploy",
         before=second.version,
@@ -287,6 +289,111 @@ def test_a_version_that_was_deleted_in_mlflow_blocks_no_move(production: Product
     champion = promotion.champion(production.client, production.connection, name)
     assert champion == fourth
     assert production.world.production() == (fourth.version, None, 5)
+
+
+@pytest.mark.slow
+def test_a_champion_that_was_deleted_in_mlflow_stops_everything_but_the_rollback(
+    production: Production,
+) -> None:
+    first, second, third = production.deployed(3)
+    name, client = production.world.name, production.client
+    for version in (second, third):
+        client.delete_model_version(name, str(version.version))
+    with pytest.raises(
+        registry.RegistryError, match=r"version 3 is in production, but .* rollback"
+    ):
+        promotion.champion(client, production.connection, name)
+
+    moved = production.rollback()
+    assert (moved.action, moved.champion_before, moved.champion_after) == ("rollback", 3, 1)
+    assert moved.reason == "it failed; can't be used any more: version 2"
+    assert production.world.production() == (first.version, None, 4)
+
+
+@pytest.mark.slow
+def test_when_no_champion_is_left_the_rollback_withdraws_and_a_new_one_starts_as_the_first(
+    production: Production,
+) -> None:
+    first, second = production.deployed(2)
+    name, client = production.world.name, production.client
+    client.delete_model_version(name, str(first.version))
+    # As long as today's can be used, it stays.
+    with pytest.raises(promotion.NoChampionError, match="no previous champion"):
+        production.rollback()
+    client.delete_model_version(name, str(second.version))
+    waiting = production.version("2026-11-16", champion=None)
+    with pytest.raises(registry.RegistryError, match="was deleted in MLflow"):
+        production.deploy(waiting)
+
+    moved = production.rollback()
+    assert (moved.action, moved.champion_before, moved.champion_after) == ("withdraw", 2, None)
+    assert moved.finished_at
+    assert production.world.production() == (None, None, 3)
+    with pytest.raises(promotion.NoChampionError, match="no champion yet"):
+        promotion.champion(client, production.connection, name)
+    with pytest.raises(promotion.NoChampionError, match="no champion to roll back"):
+        production.rollback()
+    assert status.model_status(production.world.settings).deployment is None
+
+    assert production.deploy(waiting).champion_before is None
+    assert production.world.production() == (waiting.version, None, 4)
+
+
+@pytest.mark.slow
+def test_a_pending_move_to_a_version_that_was_deleted_ends_as_a_rollback(
+    production: Production,
+) -> None:
+    first, second = production.deployed(2)
+    name, client = production.world.name, production.client
+    third = production.version("2026-11-16", champion=second.version)
+    records.start_deployment(
+        production.connection,
+        name,
+        third,
+        "deploy",
+        before=second.version,
+        previous_after=second.version,
+        actor="killed",
+        reason="a test",
+        metrics={},
+    )
+    client.delete_model_version(name, str(third.version))
+    assert promotion.champion(client, production.connection, name) == second
+    assert production.world.production() == (second.version, first.version, 4)
+    pending, ended = records.deployments(production.connection, name)[-2:]
+    assert pending.finished_at
+    assert (ended.action, ended.actor, ended.champion_before) == ("rollback", "killed", 3)
+    assert ended.reason == "version 3 was deleted in MLflow before its deployment was finished"
+
+
+@pytest.mark.slow
+def test_what_the_gate_found_when_it_was_deployed_decides_about_rolling_back(
+    production: Production,
+) -> None:
+    first, second = production.deployed(2)
+    failing = [Finding(name, name != "auc_sufficient") for name in RULES]
+    # Judged again beside its successor, it is refused: that was no reason not to deploy it then.
+    production.judged(first, failing, second.version)
+    assert production.rollback().champion_after == first.version
+    assert promotion.champion(production.client, production.connection, first.name) == first
+
+
+@pytest.mark.slow
+def test_an_audit_of_before_there_were_withdrawals_is_brought_up_to_date(
+    production: Production,
+) -> None:
+    connection = production.connection
+    (version,) = production.deployed(1)
+    connection.execute(
+        """ALTER TABLE pipeline.champion_deployments ALTER champion_after SET NOT NULL,
+               DROP CONSTRAINT champion_deployments_action_check,
+               ADD CONSTRAINT champion_deployments_action_check
+                   CHECK (action IN ('deploy', 'rollback'))"""
+    )
+    records.ensure_schema(connection)
+    records.ensure_schema(connection)
+    production.client.delete_model_version(version.name, str(version.version))
+    assert production.rollback().action == "withdraw"
 
 
 @pytest.mark.slow

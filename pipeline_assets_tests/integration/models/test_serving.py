@@ -6,17 +6,32 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 
+from pipeline_assets.models import promotion
 from pipeline_assets.models.snapshots import feature_frame
+from pipeline_assets_tests.integration.models.test_gate_refuses import damaged
 from pipeline_assets_tests.model_world import NEXT, World, failures
 
 pytestmark = pytest.mark.slow
-BIN = Path(sys.executable).parent
+COMMAND = [str(Path(sys.executable).parent / "pipeline-assets"), "mlflow"]
+
+
+def environment(world: World) -> dict[str, str]:
+    """What a command needs to find the world."""
+    settings = world.settings
+    assert settings.warehouse_database_url
+    assert settings.mlflow_tracking_uri
+    return {
+        **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
+        "PIPELINE_DATA_DIR": str(settings.pipeline_data_dir),
+        "WAREHOUSE_DATABASE_URL": settings.warehouse_database_url.get_secret_value(),
+        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri.get_secret_value(),
+    }
 
 
 @contextmanager
@@ -25,22 +40,13 @@ def mlflow_command(world: World, log: Path, *arguments: str, health: str) -> Ite
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = world.settings
-    assert settings.warehouse_database_url
-    assert settings.mlflow_tracking_uri
-    environment = {
-        **{name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},
-        "PIPELINE_DATA_DIR": str(settings.pipeline_data_dir),
-        "WAREHOUSE_DATABASE_URL": settings.warehouse_database_url.get_secret_value(),
-        "MLFLOW_TRACKING_URI": settings.mlflow_tracking_uri.get_secret_value(),
-    }
-    command = [str(BIN / "pipeline-assets"), "mlflow", *arguments, "--port", str(port)]
+    command = [*COMMAND, *arguments, "--port", str(port)]
     address = f"http://127.0.0.1:{port}"
     with (
         log.open("w") as output,
         subprocess.Popen(
             command,
-            env=environment,
+            env=environment(world),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -77,8 +83,8 @@ def test_the_served_champion_answers_as_the_batch_scores_do(
     cutoff = date(2026, 11, 16)
     url = trained_world.settings.warehouse_database_url.get_secret_value()
     customers = read(url, cutoff, as_of=cutoff, timezone="UTC").slice(0, 500)
-    model = f"models:/{trained_world.name}@champion"
-    serve = ("models", "serve", "-m", model, "--env-manager", "local")
+    # A model on the command line isn't served in the champion's place.
+    serve = ("serve", "-m", "models:/unverified/1")
     with mlflow_command(trained_world, tmp_path / "log", *serve, health="/health") as address:
         body = feature_frame(customers).to_json(orient="split", double_precision=15)
         answer = requests.post(
@@ -91,6 +97,36 @@ def test_the_served_champion_answers_as_the_batch_scores_do(
     served = [row[1] for row in answer.json()["predictions"]]
     expected = [batch[key] for key in customers["customer_id"].to_pylist()]
     assert served == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("how", ["its files", "its verdict"])
+def test_a_champion_that_isnt_what_was_deployed_is_not_served(
+    trained_world: World, how: str
+) -> None:
+    with trained_world.warehouse() as connection, ExitStack() as changed:
+        champion = promotion.champion(trained_world.client(), connection, trained_world.name)
+        if how == "its files":
+            changed.enter_context(damaged(trained_world, champion))
+        else:
+            connection.execute("UPDATE pipeline.gate_verdicts SET artifact_hash = 'another'")
+            changed.callback(
+                lambda: trained_world.rows(
+                    "UPDATE pipeline.gate_verdicts SET artifact_hash ="
+                    f" '{champion.artifact_hash}' RETURNING 1"
+                )
+            )
+        ended = subprocess.run(
+            [*COMMAND, "serve", "--port", "0"],
+            env=environment(trained_world),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert ended.returncode == 2
+    said = " ".join((ended.stdout + ended.stderr).split())
+    assert ("changed or damaged" if how == "its files" else "was judged, but") in said
+    assert "Serving" not in said
 
 
 def test_mlflows_ui_opens_on_the_projects_runs(trained_world: World, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_ticks_are_counted_while_they_fail_and_only_of_what_is_on_and_known(
     sensor(instance, "never_ticked")
     sensor(instance, "off", InstigatorStatus.STOPPED)
     sensor(instance, "removed")
-    known = Watched((), (), ("failing", "never_ticked", "off"))
+    known = Watched((), (), (), ("failing", "never_ticked", "off"))
 
     assert instigators(instance, known) == [
         Instigator("failing", "sensor", NOW, 2, "ConnectionError: no route to host"),

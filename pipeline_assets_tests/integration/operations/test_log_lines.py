@@ -100,7 +100,9 @@ mutation { launchRun(executionParams: {
 
 
 @pytest.mark.slow
-def test_a_run_of_dagster_dev_writes_json_too(environment: dict[str, str], tmp_path: Path) -> None:
+def test_each_process_of_dagster_dev_writes_json_with_the_environment(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     log = tmp_path / "dev.log"
     environment |= {"PIPELINE_ENV": "staging", "PIPELINE_AUTOMATION": "stopped"}
     with dagster_dev(environment, log) as address:
@@ -115,7 +117,12 @@ def test_a_run_of_dagster_dev_writes_json_too(environment: dict[str, str], tmp_p
                 break
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-    of_run = [line for line in lines(log.read_text()) if line.get("run_id") == run_id]
+    found = lines(log.read_text())
+    loggers = {line["logger"] for line in found if line.get("environment") == "staging"}
+    assert "dagster-webserver" in loggers
+    assert any(name.startswith("dagster.daemon") for name in loggers)
+    assert {line.get("environment") for line in found} == {"staging"}
+    of_run = [line for line in found if line.get("run_id") == run_id and line["event"]]
     assert {"PIPELINE_START", "ASSET_MATERIALIZATION"} <= {line["event"] for line in of_run}
     assert {line["environment"] for line in of_run} == {"staging"}
     assert {"status_report"} == {line["asset"] for line in of_run if line["step"]}

@@ -10,15 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import psycopg
 import pytest
 import requests
 from pydantic import SecretStr
 
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations import metrics
-from pipeline_assets.operations.status import Status, deployment_status
+from pipeline_assets.operations.status import Status, TableState, deployment_status, table_states
+from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.dagster_history import watched
 from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.ledger import ensure_schema
 from pipeline_assets_tests.conftest import Shop
 from pipeline_assets_tests.integration.operations.test_retention import DAYS, run
 
@@ -92,6 +95,34 @@ def test_the_metrics_say_what_happened(
     assert found["pipeline_check_failed", "validated_transactions", "amount_positive"] == 0
     assert found["pipeline_problems", "held"] == 1
     assert found["pipeline_problems", "any"] >= 3
+
+
+def test_weekly_tables_and_those_that_only_have_held_partitions_have_their_rows(
+    settings: Settings, warehouse: psycopg.Connection
+) -> None:
+    for contract in map(load_contract, ("purchase_predictions", "news_articles")):
+        ensure_schema(warehouse, contract)
+    warehouse.execute(
+        """INSERT INTO pipeline.batches (table_name, partition_key, window_start, window_end, verdict,
+               rows_extracted, rows_valid, rows_quarantined, violations, broken_rules, content_hash,
+               contract_version, code_version, validated_by, loaded_hash)
+           SELECT name, key, key::timestamptz, key::timestamptz + length::interval, verdict,
+               9, 9, 0, '{}', '{}', 'h', '1', '1', 'run', loaded
+           FROM (VALUES ('purchase_predictions', '2026-06-01', '7 days', 'passed', 'h'),
+                        ('purchase_predictions', '2026-06-15', '7 days', 'passed', 'h'),
+                        ('news_articles', '2026-06-27', '1 day', 'failed', NULL)
+                ) AS found (name, key, length, verdict, loaded)"""
+    )
+
+    def states(now: datetime) -> dict[str, TableState]:
+        return {state.name: state for state in table_states(settings, now)}
+
+    monday = states(datetime(2026, 6, 29, 23, 59, tzinfo=UTC))
+    weeks, mornings = monday["purchase_predictions"], monday["news_articles"]
+    assert (weeks.loaded, weeks.rows_loaded, weeks.behind) == (2, 18, ["2026-06-08"])
+    assert (mornings.loaded, mornings.held) == (0, ["2026-06-27"])
+    tuesday = states(datetime(2026, 6, 30, tzinfo=UTC))
+    assert tuesday["purchase_predictions"].behind == ["2026-06-08", "2026-06-22"]
 
 
 def test_a_database_that_is_down_is_a_sample_not_a_crash(

@@ -1,94 +1,153 @@
 """The watch from outside: what leaves no sensor to tell of it."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
-import requests
 from pydantic import HttpUrl, SecretStr
+from pytest_httpserver import HTTPServer
 
-from pipeline_assets.definitions import build_definitions
-from pipeline_assets.operations.daemon import broken_code
-from pipeline_assets.operations.watching import watch_outside
+from pipeline_assets.operations.daemon import broken_code, silent_ui
+from pipeline_assets.operations.runs import Outside
+from pipeline_assets.operations.watching import missing_looks, watch_outside
 from pipeline_assets.settings import Settings
-from pipeline_assets_tests.integration.operations.watch import mail_server
+from pipeline_assets_tests.integration.operations.watch import look, mail_server
 
 NOW = datetime.now(UTC)
-BIN = Path(sys.executable).parent
 
 
-@contextmanager
-def webserver(folder: Path) -> Iterator[str]:
-    """Dagster's webserver on the module `shop_code` of a folder; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    (folder / "home").mkdir(exist_ok=True)
-    (folder / "home" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    server = subprocess.Popen(
-        [BIN / "dagster-webserver", "-m", "shop_code", "-h", "127.0.0.1", "-p", str(port)],
-        cwd=folder,
-        env={**os.environ, "DAGSTER_HOME": str(folder / "home"), "PYTHONPATH": str(folder)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+FINE = "import dagster as dg\ndefs = dg.Definitions()\n"
+BROKEN = """
+try:
+    {}["WAREHOUSE_DATABASE_URL"]
+except KeyError as error:
+    raise RuntimeError("the settings are wrong") from error
+"""
+
+
+def workspace(folder: Path, **modules: str) -> Path:
+    """A `workspace.yaml` of modules with such code."""
+    for name, code in modules.items():
+        (folder / f"{name}.py").write_text(code)
+    file = folder / "workspace.yaml"
+    files = "".join(
+        f"  - python_file: {{relative_path: {name}.py, location_name: {name}}}\n" for name in modules
     )
-    try:
-        for _ in range(600):
-            try:
-                requests.get(f"{url}/server_info", timeout=1)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        yield url
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+    file.write_text(f"load_from:\n{files}")
+    return file
+
+
+def alive(instance: dg.DagsterInstance) -> None:
+    """The daemon's sign of life."""
+    from dagster._daemon.types import DaemonHeartbeat
+
+    now = datetime.now(UTC).timestamp()
+    for kind in instance.get_required_daemon_types():
+        instance.add_daemon_heartbeat(DaemonHeartbeat(now, kind, "id", []))
+
+
+@pytest.fixture
+def outside(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings of a deployment that the watch finds; no UI to look for."""
+    monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
+    return settings.model_copy(update={"pipeline_ui_url": None, "pipeline_automation": "stopped"})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("code", "told"),
-    [
-        ("import dagster as dg\ndefs = dg.Definitions()\n", None),
-        ("raise RuntimeError('WAREHOUSE_DATABASE_URL must be set')\n", "WAREHOUSE_DATABASE_URL"),
-    ],
-    ids=["loads", "broken"],
-)
-def test_code_that_does_not_load(tmp_path: Path, code: str, told: str | None) -> None:
-    (tmp_path / "shop_code.py").write_text(code)
-    with webserver(tmp_path) as url:
-        problems = broken_code(url, NOW)
-    assert [problem.kind for problem in problems] == (["code_broken"] if told else [])
-    assert not told or told in problems[0].facts["Cause"]
-    assert [problem.kind for problem in broken_code(url, NOW)] == ["ui_unreachable"], "it is gone"
+def test_code_that_does_not_load_is_told_without_a_ui(
+    outside: Settings,
+    instance: dg.DagsterInstance,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline_assets.operations.watching.LOADED_EVERY", timedelta(0))
+    alive(instance)
+    with mail_server() as (mailbox, url):
+        looks = watch_outside(
+            outside.model_copy(update={"alert_urls": (SecretStr(url),)}),
+            workspace(tmp_path, shop_code=FINE),
+        )
+        said, well = next(looks)
+        assert well, said
+        (tmp_path / "shop_code.py").write_text(BROKEN)
+        assert not next(looks)[1]
+        assert not next(looks)[1]
+        (tmp_path / "shop_code.py").write_text(FINE)
+        assert next(looks)[1]
+    assert mailbox.subjects == [
+        "[dev] Code location broken: shop_code",
+        "[dev] Code location loads again: shop_code",
+    ]
+    text = mailbox.mails[0][1]
+    assert (
+        "RuntimeError: the settings are wrong; at its root KeyError: 'WAREHOUSE_DATABASE_URL'"
+        in text
+    )
+
+
+@pytest.mark.slow
+def test_a_code_server_that_is_away_and_an_interpreter_that_is_killed(
+    outside: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "workspace.yaml"
+    file.write_text(
+        "load_from:\n  - grpc_server: {host: 127.0.0.1, port: 1, location_name: shop}\n"
+    )
+    (problem,) = broken_code(file, NOW)
+    assert (problem.kind, problem.subject) == ("code_broken", "shop")
+    assert "Could not reach user code server" in problem.facts["Cause"]
+
+    (problem,) = broken_code(
+        workspace(tmp_path, killed="import os\nos.kill(os.getpid(), 9)\n"), NOW
+    )
+    assert (problem.kind, problem.subject) == ("code_broken", "workspace.yaml")
+    assert "ended with -9" in problem.facts["Cause"]
+
+
+def test_a_ui_that_answers_is_there_also_behind_a_login(httpserver: HTTPServer) -> None:
+    for status in (200, 401, 502):
+        httpserver.expect_request("/server_info").respond_with_data("", status=status)
+        found = silent_ui(httpserver.url_for("/"), NOW)
+        assert [problem.kind for problem in found] == (["ui_unreachable"] if status == 502 else [])
+        httpserver.clear()
+    assert [problem.kind for problem in silent_ui("http://127.0.0.1:1", NOW)] == ["ui_unreachable"]
+
+
+def test_the_sensor_that_looks_at_all_others_is_looked_at_itself(
+    outside: Settings, instance: dg.DagsterInstance
+) -> None:
+    began = NOW - timedelta(days=1)
+
+    def seen(minutes: int, automation: str, awake: datetime = began) -> list[str]:
+        found = outside.model_copy(update={"pipeline_automation": automation})
+        view = Outside(instance, found, NOW + timedelta(minutes=minutes))
+        return [problem.title for problem in missing_looks(view, awake)]
+
+    assert seen(0, "stopped") == [], "a laptop"
+    assert seen(0, "running") == ["Tick late: alerts"], "it never looked"
+    assert seen(0, "running", NOW - timedelta(minutes=9)) == [], "nobody knows for how long"
+    look(outside, instance, NOW)
+    assert seen(9, "running") == []
+    assert seen(11, "running") == ["Tick late: alerts"]
+    assert seen(11, "stopped") == []
 
 
 def test_the_watch_tells_of_a_silent_daemon_once_and_of_its_return(
-    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    outside: Settings, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
-    from dagster._daemon.types import DaemonHeartbeat
-
-    monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
-    repository = build_definitions(settings).get_repository_def()
     with mail_server() as (mailbox, url):
-        # No UI to look for: the test is about the daemon alone.
-        watched = {"alert_urls": (SecretStr(url),), "pipeline_ui_url": None}
-        looks = watch_outside(settings.model_copy(update=watched), repository)
+        looks = watch_outside(
+            outside.model_copy(update={"alert_urls": (SecretStr(url),)}),
+            workspace(tmp_path, shop_code=FINE),
+        )
         assert not next(looks)[1]
         assert not next(looks)[1]
         (subject,) = mailbox.subjects
         assert "Daemon silent" in subject
-        now = datetime.now(UTC).timestamp()
-        for kind in instance.get_required_daemon_types():
-            instance.add_daemon_heartbeat(DaemonHeartbeat(now, kind, "id", []))
+        alive(instance)
         assert next(looks)[1]
     assert "Daemon back" in mailbox.subjects[1]
 
@@ -99,7 +158,6 @@ def test_the_watch_tells_that_dagsters_own_storage_is_away(
     monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
     monkeypatch.setenv("PIPELINE_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("DAGSTER_DATABASE_URL", "postgresql://dagster:s3cret@127.0.0.1:1/none")
-    repository = build_definitions(settings).get_repository_def()
     with mail_server() as (mailbox, url):
         chosen = settings.model_copy(
             update={
@@ -108,7 +166,7 @@ def test_the_watch_tells_that_dagsters_own_storage_is_away(
                 "dagster_database_url": SecretStr("postgresql://dagster:s3cret@127.0.0.1:1/none"),
             }
         )
-        looks = watch_outside(chosen, repository)
+        looks = watch_outside(chosen, tmp_path / "workspace.yaml")
         said = [next(looks) for _ in range(2)]
     assert all("storage doesn't answer" in text and not fine for text, fine in said)
     (subject,) = mailbox.subjects

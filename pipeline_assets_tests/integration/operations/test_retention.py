@@ -69,7 +69,7 @@ def statuses(settings: Settings, instance: dg.DagsterInstance) -> dict[str, Any]
         },
         "checks": {
             (check.asset, check.name): (check.partition, check.passed, check.failed_partitions)
-            for check in checks(instance, watched(definitions).checks)
+            for check in checks(instance, watched(definitions).checks, LONG_AGO)
             if check.asset != "retention_report"
         },
         "runs": {

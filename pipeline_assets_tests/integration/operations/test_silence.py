@@ -2,6 +2,7 @@
 test_alerts.py and test_catch_up.py don't have already."""
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,13 +24,16 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._utils.error import serializable_error_info_from_exc_info
+from pydantic import SecretStr
 
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations import daemon, runs
 from pipeline_assets.operations.data import failed_checks, failing_checks, missed_freshness
 from pipeline_assets.operations.failed_runs import failed_runs
-from pipeline_assets.operations.problems import WORDS, Problem, anchor
+from pipeline_assets.operations.problems import WORDS, Problem, anchor, moment
 from pipeline_assets.operations.runs import View
+from pipeline_assets.operations.status import deployment_status
+from pipeline_assets.resources.dagster_history import Run, watched
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import Shop
 from pipeline_assets_tests.integration.operations.watch import QUIET, load
@@ -42,7 +46,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def view(settings: Settings, instance: dg.DagsterInstance) -> View:
-    return View(instance, build_definitions(settings).get_repository_def(), settings, NOW)
+    return View(instance, settings, NOW, build_definitions(settings).get_repository_def())
 
 
 def add_run(
@@ -94,14 +98,15 @@ def test_a_run_that_never_starts(view: View) -> None:
     problem = only(runs.waiting_runs(view))
     assert (problem.kind, problem.subject) == ("run_waiting", "load_transactions")
     assert DAY in problem.title
+    assert problem.facts["Owner"] == "data-engineering"
 
 
 def test_a_queue_that_grows(view: View) -> None:
     limited = View(
         view.instance,
-        view.repository,
         view.settings.model_copy(update={"alert_queue_length": 2}),
         NOW,
+        view.repository,
     )
     for number in range(3):
         add_run(view.instance, dg.DagsterRunStatus.QUEUED, day=f"2026-01-1{number}")
@@ -127,6 +132,24 @@ def test_a_run_that_is_stuck_or_slow(view: View) -> None:
     problem = only(runs.slow_runs(view))
     assert problem.subject == stuck.run_id
     assert "240 s are usual" in problem.text
+
+
+def test_a_run_that_writes_nothing_any_more(view: View) -> None:
+    """Of its job no run ever ended, so that nothing is usual; its process was killed with its code server."""
+    orphan = add_run(
+        view.instance,
+        dg.DagsterRunStatus.STARTED,
+        job="never_ended",
+        started=NOW - timedelta(minutes=29),
+    )
+    assert runs.slow_runs(view) == []
+    later = replace(view, now=NOW + timedelta(minutes=1))
+    problem = only(runs.slow_runs(later))
+    assert problem.subject == orphan.run_id
+    assert f"never_ended {DAY}" in problem.title
+    assert f"has written nothing since {moment(NOW - timedelta(minutes=29))}" in problem.text
+    view.instance.report_engine_event("still here", orphan)
+    assert runs.slow_runs(later) == []
 
 
 @pytest.mark.parametrize(
@@ -169,6 +192,41 @@ def test_a_retry_that_is_on_its_way_is_said(view: View) -> None:
         run.run_id, {"dagster/will_retry": "true", "dagster/retry_number": "1"}
     )
     assert only(failed_runs(view)).facts["Attempt"] == "run 2 of 3; is retried"
+
+
+def test_a_failed_run_of_a_check_alone_is_mended_by_the_next_days(
+    settings: Settings, view: View
+) -> None:
+    """Its schedule asks for another partition each day: none is ever asked for again."""
+    server, _, _ = settings.warehouse_database_url.get_secret_value().rpartition("/")  # type: ignore[union-attr]  # the fixture's
+    nowhere = settings.model_copy(update={"warehouse_database_url": SecretStr(f"{server}/nowhere")})
+
+    def check(settings: Settings, day: str) -> bool:
+        definitions = build_definitions(settings)
+        return (
+            definitions.resolve_job_def("check_transactions_on_time")
+            .execute_in_process(
+                instance=view.instance,
+                tags={"dagster/partition": day},
+                run_config=QUIET,
+                raise_on_error=False,
+            )
+            .success
+        )
+
+    def failed() -> list[Run]:
+        known = watched(build_definitions(settings))
+        return deployment_status(lambda: view.instance, settings, known).failed
+
+    assert not check(nowhere, "2026-01-07")
+    assert not check(nowhere, "2026-01-08")
+    problem = only(failed_runs(view))
+    assert problem.members == ("2026-01-07", "2026-01-08")
+    assert "nowhere" in problem.facts["Cause"]
+    assert [run.job for run in failed()] == ["check_transactions_on_time"]
+    assert check(settings, "2026-01-09")  # it ran, and found that the day isn't there
+    assert failed_runs(view) == []
+    assert failed() == []
 
 
 def test_what_another_run_made_since_mends_a_failure(
@@ -283,7 +341,7 @@ def test_a_schedule_that_does_not_start_its_run(settings: Settings, view: View) 
     tick(view.instance, schedule, day_before, TickStatus.SUCCESS)
 
     def seen(minute: int) -> list[Problem]:
-        at = View(view.instance, view.repository, settings, five + timedelta(minutes=minute))
+        at = View(view.instance, settings, five + timedelta(minutes=minute), view.repository)
         return daemon.late_ticks(at, five - timedelta(days=2))
 
     assert seen(9) == []
@@ -296,7 +354,7 @@ def test_what_somebody_switched_off_and_forgot(settings: Settings, view: View) -
     state(view.instance, "missed_mornings", status=InstigatorStatus.STOPPED)
     assert daemon.switched_off(view) == [], "where automation is off by default that is normal"
     on = build_definitions(settings.model_copy(update={"pipeline_automation": "running"}))
-    running = View(view.instance, on.get_repository_def(), settings, NOW)
+    running = View(view.instance, settings, NOW, on.get_repository_def())
     assert only(daemon.switched_off(running)).subject == "missed_mornings"
 
 
@@ -410,6 +468,35 @@ def test_a_refused_model_is_one_problem_until_a_later_one_is_accepted(view: View
     assert report("2026-05-12", "calibrated", "WARN", passed=False) == []
 
 
+@pytest.mark.parametrize("check", ["score_drift", "realised_performance"])
+def test_of_the_predictions_state_only_the_newest_week_tells(view: View, check: str) -> None:
+    def report(week: str, name: str, *, passed: bool) -> list[tuple[str, tuple[str, ...]]]:
+        view.instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey("purchase_predictions"),
+                check_name=name,
+                passed=passed,
+                metadata={},
+                partition=week,
+                severity=dg.AssetCheckSeverity.WARN,
+            )
+        )
+        found = failed_checks(view, failing_checks(view.instance, view.ago(runs.HORIZON)))
+        return [(problem.subject, problem.members) for problem in found]
+
+    subject = f"purchase_predictions {check}"
+    assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-04",))]
+    # A newer week's takes its place, failed or passed; an older one, scored later, doesn't.
+    assert report("2026-05-11", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-04-27", check, passed=False) == [(subject, ("2026-05-11",))]
+    assert report("2026-05-18", check, passed=True) == []
+    assert report("2026-04-20", check, passed=False) == []
+    # Of the other checks each week tells for itself.
+    distribution = "purchase_predictions distribution"
+    report("2026-05-04", "distribution", passed=False)
+    assert report("2026-05-11", "distribution", passed=True) == [(distribution, ("2026-05-04",))]
+
+
 def test_the_runbook_has_an_entry_for_each_alert() -> None:
     headings = {
         line.removeprefix("## ").lower().replace(" ", "-").replace("'", "")
@@ -451,3 +538,28 @@ def test_a_service_level_is_a_check_that_runs_when_the_newest_day_is_due(
     assert not passed()
     assert load(settings, view.instance, DAY).success
     assert passed()
+
+
+def test_a_weekly_service_level_is_checked_when_the_newest_week_is_due(
+    settings: Settings, view: View
+) -> None:
+    repository = build_definitions(settings).get_repository_def()
+    schedule = repository.get_schedule_def("check_purchase_predictions_on_time_weekly")
+    assert schedule.cron_schedule == "00 00 * * 2", "Tuesday, 8 days after a week began"
+
+    def requested(day: int) -> str:
+        tick = schedule.evaluate_tick(
+            dg.build_schedule_context(
+                instance=view.instance,
+                repository_def=repository,
+                scheduled_execution_time=datetime(2026, 6, day, tzinfo=UTC),
+            )
+        )
+        (request,) = tick.run_requests or []
+        return request.tags["dagster/partition"]
+
+    assert (requested(9), requested(16)) == ("2026-06-01", "2026-06-08")
+    steps = {node.name for node in repository.get_job("score_customers").nodes}
+    assert steps == {"purchase_predictions"}, (
+        "whether a week is there isn't for the run that makes it"
+    )

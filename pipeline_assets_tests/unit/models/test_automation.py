@@ -1,11 +1,13 @@
 """Which week the model's sensor asks for next, from what is stored; a failed run mustn't end a week."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import pytest
 
+from pipeline_assets.models import automation
 from pipeline_assets.models.automation import BUILD, SCORE, TRAIN, Weeks, next_step
 from pipeline_assets.running import PERMANENT
 from pipeline_assets.settings import Settings
@@ -21,12 +23,25 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield found
 
 
-def weeks(*, decided: int = 6, scored: int = 6, lacking: str = "", champion: int = 1) -> Weeks:
-    """Six closed weeks, of which the first ones were decided and scored."""
+def weeks(
+    *,
+    decided: int = 6,
+    scored: int = 6,
+    lacking: str = "",
+    champion: int = 1,
+    incomplete: int = 6,
+) -> Weeks:
+    """Six closed weeks, of which the first ones were decided and scored, and have all their days.
+
+    The first was deployed; the newest is the schedule's for as long as the tests look.
+    """
     return Weeks(
         closed=CLOSED,
+        due=datetime.now(UTC) + timedelta(days=365),
         snapshots=ALL - {lacking},
+        deployed=set(CLOSED[:1]),
         decided=set(CLOSED[:decided]),
+        incomplete=set(CLOSED[incomplete:]),
         scored=dict.fromkeys(CLOSED[:scored], 1),
         champion=champion,
         last_decision=None,
@@ -126,7 +141,7 @@ def test_a_week_that_failed_for_good_is_left_to_a_person_and_hides_no_later_one(
         assert asked(instance, stored, hours=hours)[:2] == (SCORE, CLOSED[5])
     fails(instance, *asked(instance, stored), permanent=how == "permanent", held=how == "held")
     assert asked(instance, stored, hours=24)[2] == (
-        f"Not scored: {CLOSED[4]}, {CLOSED[5]}. Their runs failed for good, or lately."
+        f"Not scored: {CLOSED[4]}, {CLOSED[5]}. Their runs failed for good, or lately, or wait for days."
     )
     # Another champion's scores are another matter.
     assert asked(instance, weeks(scored=4, champion=2))[:2] == (SCORE, CLOSED[4])
@@ -135,7 +150,7 @@ def test_a_week_that_failed_for_good_is_left_to_a_person_and_hides_no_later_one(
 def test_a_training_or_snapshot_that_failed_for_good_hides_no_later_week(
     instance: dg.DagsterInstance,
 ) -> None:
-    stored = weeks(decided=3, scored=3)
+    stored = weeks(decided=3)
     fails(instance, *asked(instance, stored), permanent=True)
     for hours in (0, 24 * 40):
         assert asked(instance, stored, hours=hours)[:2] == (TRAIN, CLOSED[4])
@@ -153,3 +168,55 @@ def test_a_training_that_failed_delays_no_scores(instance: dg.DagsterInstance) -
     stored = weeks(decided=5, scored=5)
     fails(instance, TRAIN, CLOSED[5])
     assert asked(instance, stored)[:2] == (SCORE, CLOSED[5])
+
+
+def test_a_week_is_trained_and_scored_before_the_next_is_trained(
+    instance: dg.DagsterInstance,
+) -> None:
+    assert asked(instance, weeks(decided=3, scored=2))[:2] == (SCORE, CLOSED[2])
+    assert asked(instance, weeks(decided=3, scored=3))[:2] == (TRAIN, CLOSED[3])
+    assert asked(instance, weeks(decided=4, scored=3))[:2] == (SCORE, CLOSED[3])
+
+
+def test_later_trainings_wait_some_tries_for_a_week_that_failed_for_a_while(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deployed first, the newer model would keep the older one out."""
+    monkeypatch.setattr(automation, "TRIES", 3)
+    stored = weeks(decided=3, scored=3)
+    for hours in range(2):
+        found = asked(instance, stored, hours=1.1 * hours)
+        assert found[:2] == (TRAIN, CLOSED[3])
+        fails(instance, *found)
+        # Its customers needn't wait, and with their scores nothing is left but to wait.
+        assert asked(instance, stored)[:2] == (SCORE, CLOSED[3])
+        assert asked(instance, replace(stored, scored=dict.fromkeys(CLOSED, 1)))[0] is None
+    fails(instance, *asked(instance, stored, hours=1.1))
+    assert asked(instance, replace(stored, scored=dict.fromkeys(CLOSED, 1)))[:2] == (
+        TRAIN,
+        CLOSED[4],
+    )
+
+
+def test_a_week_whose_days_are_missing_is_trained_once_they_have_come(
+    instance: dg.DagsterInstance,
+) -> None:
+    without = weeks(decided=5, incomplete=5)
+    fails(instance, TRAIN, CLOSED[5])  # the schedule's run named the days
+    fails(instance, *asked(instance, without))  # and so did that for its scores
+    for hours in (0, 1.1, 24 * 40):
+        assert asked(instance, without, hours=hours)[0] is None
+    assert asked(instance, weeks(decided=5), hours=1.1)[:2] == (TRAIN, CLOSED[5])
+
+
+def test_the_newest_week_is_the_sensors_when_the_schedule_did_not_start_it(
+    instance: dg.DagsterInstance,
+) -> None:
+    stored = replace(weeks(decided=5), due=datetime.now(UTC))
+    assert asked(instance, stored)[0] is None
+    assert asked(instance, stored, hours=1.1) == (TRAIN, CLOSED[5], f"missed {CLOSED[5]}")
+
+
+def test_a_week_before_one_that_was_deployed_was_not_missed(instance: dg.DagsterInstance) -> None:
+    stored = replace(weeks(decided=2, scored=6), deployed={CLOSED[0], CLOSED[4]})
+    assert asked(instance, stored)[0] is None

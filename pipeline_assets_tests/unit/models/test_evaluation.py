@@ -106,6 +106,31 @@ def test_the_same_scores_give_the_same_figures_to_the_last_digit() -> None:
     assert evaluate(labels, scores, resamples=120) == evaluate(labels, scores, resamples=120)
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_little_bootstraps_give_the_intervals_of_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, paired: bool
+) -> None:
+    labels, scores = scored(20_000)
+    # The same model with a tenth of its customers at random: better or worse from customer to customer.
+    other = np.where(np.arange(20_000) % 10 == 0, np.roll(scores, 1), scores)
+    monkeypatch.setattr(evaluation, "SUBSET", 20_000)
+
+    def found() -> dict[str, Estimate]:
+        if paired:
+            return compare(labels, other, scores)
+        return dict(evaluate(labels, scores).metrics)
+
+    plain = found()
+    monkeypatch.setattr(evaluation, "SUBSET", 5_000)
+    little = found()
+    assert little == found()  # to the last digit
+    for metric in METRICS:
+        assert little[metric].value == plain[metric].value
+        width = plain[metric].upper - plain[metric].lower
+        assert little[metric].upper - little[metric].lower == pytest.approx(width, rel=0.25)
+        assert little[metric].lower == pytest.approx(plain[metric].lower, abs=width / 5)
+
+
 def test_how_many_resamples_are_computed_at_once_changes_no_figure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

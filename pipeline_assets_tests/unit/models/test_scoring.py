@@ -1,6 +1,6 @@
 """What scoring does with streams of rows, and which weeks can be trained: no database needed."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pytest
@@ -50,7 +50,8 @@ def test_a_week_can_be_trained_once_two_snapshots_lie_four_weeks_after_the_first
 
 def test_the_snapshots_that_a_training_lacks_are_every_fourth_week_back() -> None:
     three = Settings(models_training_snapshots=3)
-    stored = Weeks(["2026-11-02", "2026-11-09"], {"2026-09-14"}, set(), {}, None, None)
+    closed = ["2026-11-02", "2026-11-09"]
+    stored = Weeks(closed, datetime.now(UTC), {"2026-09-14"}, set(), set(), set(), {}, None, None)
     assert missing_snapshots("2026-11-09", three, stored) == ["2026-08-17", "2026-10-12"]
 
 

@@ -163,6 +163,24 @@ def test_days_close_at_the_hour_of_their_windows_across_summer_time() -> None:
     assert _closed(first, None, zone, datetime(2026, 3, 28, tzinfo=zone)) == ["2026-03-27"]
 
 
+def test_weeks_close_seven_days_after_they_began() -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    first = date(2026, 3, 16)  # with the change of the clocks in its second week
+    for now, expected in (
+        (datetime(2026, 3, 29, 23, 59, tzinfo=zone), ["2026-03-16"]),
+        (datetime(2026, 3, 30, tzinfo=zone), ["2026-03-16", "2026-03-23"]),
+    ):
+        assert _closed(first, None, zone, now, timedelta(weeks=1)) == expected
+
+
+def test_what_an_asset_of_its_own_loads_is_mended_by_that() -> None:
+    table = replace(TABLE, name="purchase_predictions", held=["2026-11-09"], behind=["2026-11-16"])
+    held, behind = replace(fine(), tables=[table]).problems
+    assert "materialize the partition again" in held.remedy
+    assert "quarantine replay" not in held.remedy
+    assert "model_weeks" in behind.remedy
+
+
 def test_the_ui_shows_the_answer_at_once_however_much_is_wrong() -> None:
     tables = [replace(TABLE, name=f"table_{number}", held=["2026-11-20"]) for number in range(9)]
     status = replace(fine(), tables=tables)
