@@ -80,8 +80,10 @@ def dagster_dev(folder: Path, data: Path) -> Iterator[tuple[str, float]]:
                 if process.poll() is not None:
                     raise SystemExit(f"dagster dev in {folder} ended by itself") from None
                 time.sleep(0.02)
-        yield address, time.perf_counter() - begun
-        process.send_signal(signal.SIGINT)
+        try:
+            yield address, time.perf_counter() - begun
+        finally:
+            process.send_signal(signal.SIGINT)
 
 
 def start_seconds(folder: Path, data: Path) -> float:

@@ -1,4 +1,7 @@
-"""The results: kept as JSON, shown as a table in the terminal, and as a page of the documentation."""
+"""The results: kept as JSON, shown as a table in the terminal, and as a page of the documentation.
+
+`python -m benchmarks.report` writes the page anew.
+"""
 
 import json
 import os
@@ -15,6 +18,7 @@ from benchmarks.data import FULL_ROWS, Wrong, cases
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 SCALE_RESULTS = RESULTS.with_name("scale.json")
+GROWTH_RESULTS = RESULTS.with_name("growth.json")
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "benchmarks.svg"
 COMMAND = "make bench ARGS=--full"
@@ -93,7 +97,61 @@ def merge_scale(result: ScaleResult) -> None:
     _write(SCALE_RESULTS, list(entries.values()))
 
 
-def _write(file: Path, results: "list[Result] | list[ScaleResult]") -> None:
+Spread = Seconds
+"""What the runs of any measure came to."""
+
+
+class GrowthResult(TypedDict):
+    """What `benchmarks.growth` measured with so many tables, by the measure's name and unit."""
+
+    tables: int
+    histories: int
+    """Tables that had a run a day on record; the others had one run."""
+    figures: dict[str, Spread]
+
+
+def load_growth() -> list[GrowthResult]:
+    """All results of `benchmarks.growth` on file, the fewest tables first."""
+    found: list[GrowthResult] = (
+        json.loads(GROWTH_RESULTS.read_text()) if GROWTH_RESULTS.exists() else []
+    )
+    return sorted(found, key=lambda result: result["tables"])
+
+
+def merge_growth(result: GrowthResult) -> None:
+    """Put a result into the file, in the place of an earlier one of as many tables."""
+    entries = {each["tables"]: each for each in [*load_growth(), result]}
+    _write(GROWTH_RESULTS, list(entries.values()))
+
+
+def growth_table() -> Table:
+    """The results of `benchmarks.growth`."""
+    heading, *rows = _growth(load_growth())
+    shown = Table(*heading)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _growth(results: list[GrowthResult]) -> Iterator[list[str]]:
+    """A row a measure, a column a number of tables; first the heading."""
+    yield ["", *(f"{result['tables']:,} tables" for result in results)]
+    for name in results[-1]["figures"]:
+        yield [name, *(_spread(result["figures"].get(name)) for result in results)]
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return ""
+    figures = [f"{found[key]:,.3g}" if found[key] < 100 else f"{found[key]:,.0f}" for key in found]  # type: ignore[literal-required]  # its own keys
+    return (
+        figures[0]
+        if found["min"] == found["max"]
+        else f"{figures[0]} ({figures[1]} to {figures[2]})"
+    )
+
+
+def _write(file: Path, results: "list[Result] | list[ScaleResult] | list[GrowthResult]") -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
 
@@ -124,6 +182,11 @@ def write_page() -> None:
     if scale := load_scale():
         parts.append(SCALE)
         parts.append(_markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
+    if growth := load_growth():
+        heading, *rows = _growth(growth)
+        most = max(result["histories"] for result in growth)
+        parts.append(GROWTH.format(histories=most))
+        parts.append(_markdown(heading, ["---"] * len(heading), *rows))
     PAGE.write_text("".join(parts))
 
 
@@ -144,6 +207,22 @@ measures, through the assets and on transactions spread evenly over days: `tick`
 tick when all is in step, and comparing every day with the source; `ranged`, a range of days in one run,
 one of which breaks its contract and is held alone; `day`, one day of many rows. Peak memory is the
 run's own process.
+
+"""
+
+
+GROWTH = """
+## Growth
+
+```
+python -m benchmarks.growth
+```
+
+measures what many tables cost, each with a contract of 16 columns, 3,650 daily partitions and as many
+rows in the ledger. {histories} of them have a run a day in Dagster's history, the others one. A table's
+tick is that of its change sensor when all is in step; the last four rows are of `dagster dev` with every
+sensor switched on, where each table's wants one tick a minute and `alerts` two. Medians, with minimum
+and maximum.
 
 """
 
@@ -227,3 +306,7 @@ def _plot(results: list[Result]) -> None:
     axes[-1].set_xlabel("seconds (median, minimum and maximum)")
     with rc_context({"svg.fonttype": "none"}):  # letters stay letters: a tenth of the size
         figure.savefig(PLOT)
+
+
+if __name__ == "__main__":
+    write_page()

@@ -18,6 +18,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from pipeline_assets.ci import ci
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.in_process import materialize, publish_digest, score, train_and_score
 from pipeline_assets.settings import load_settings, project_root
@@ -27,6 +28,7 @@ from pipeline_assets.terminal import (
     mark,
     print_deployment,
     print_model,
+    print_settings,
     print_status,
 )
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="News, a warehouse load and a model as Dagster assets.", no_args_is_help=True
 )
+app.add_typer(ci, name="ci")
 
 
 @app.callback()
@@ -103,6 +106,24 @@ def status() -> None:
             print_model(model_status(settings))
     print_deployment(found)
     raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def config(
+    env: Annotated[
+        str, typer.Option(help="dev, staging or production; default: PIPELINE_ENV.")
+    ] = "",
+) -> None:
+    """Show every setting, its value and where that comes from; secrets are masked.
+
+    The exit code is 1 if the pipelines wouldn't start with them.
+    """
+    from pipeline_assets.effective_settings import effective_settings
+
+    with clear_errors():
+        settings, problems = effective_settings(env or None)
+    print_settings(settings, problems)
+    raise typer.Exit(1 if problems else 0)
 
 
 @app.command()

@@ -33,7 +33,10 @@ pytestmark = [
 
 def podman(*arguments: str, check: bool = True) -> str:
     """What Podman prints; its configuration stands beside this file."""
-    environment = {**os.environ, "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf"))}
+    environment = {
+        **os.environ,
+        "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf")),
+    }
     found = subprocess.run(
         [PODMAN, "--log-level", "fatal", *arguments],
         env=environment,
@@ -56,7 +59,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
         packages = "--include=ca-certificates,python3-minimal,libpython3-stdlib,python3-venv"
         for command in (
             ["debootstrap", "--variant=minbase", packages, "bookworm", str(folder / "root")],
-            ["tar", "--create", "--file", str(folder / "base.tar"), "-C", str(folder / "root"), "."],
+            [
+                "tar",
+                "--create",
+                "--file",
+                str(folder / "base.tar"),
+                "-C",
+                str(folder / "root"),
+                ".",
+            ],
         ):
             subprocess.run(command, check=True, capture_output=True)
         podman("import", str(folder / "base.tar"), BASE)

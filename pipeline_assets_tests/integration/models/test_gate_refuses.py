@@ -254,6 +254,7 @@ def test_promotion_copies_the_tested_version_and_judges_it_on_its_own_data(
     production = {
         **dict(settings),
         "pipeline_env": "production",
+        "news_provider": "rss",
         "dagster_database_url": settings.source_database_url,
     }
 

@@ -43,6 +43,8 @@ def test_each_setting_reaches_the_part_of_dagster_that_it_is_for(
     assert (pools.default_pool_limit, pools.pool_granularity.value) == (3, "run")  # type: ignore[union-attr]  # set in the file
     assert instance.run_monitoring_enabled
     assert instance.run_monitoring_start_timeout_seconds == 300
+    assert instance.run_monitoring_poll_interval_seconds == 10
+    assert instance.run_launcher.supports_check_run_worker_health
     assert instance.run_monitoring_max_runtime_seconds == 14400
     assert instance.get_settings("run_monitoring")["free_slots_after_run_end_seconds"] == 300
     assert instance.run_retries_enabled

@@ -32,7 +32,8 @@ def workspace(folder: Path, **modules: str) -> Path:
         (folder / f"{name}.py").write_text(code)
     file = folder / "workspace.yaml"
     files = "".join(
-        f"  - python_file: {{relative_path: {name}.py, location_name: {name}}}\n" for name in modules
+        f"  - python_file: {{relative_path: {name}.py, location_name: {name}}}\n"
+        for name in modules
     )
     file.write_text(f"load_from:\n{files}")
     return file

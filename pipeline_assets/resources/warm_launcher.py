@@ -1,0 +1,273 @@
+"""The run launcher of `dagster.yaml`: runs start warm, in processes forked from a preloaded one.
+
+This module decides whether a run may start warm, and knows which runs live; `warm_process` is what it
+starts, and explains the files in the data folder that both use. Where a run can't start warm, its log
+says why, and it starts cold, as Dagster's own launcher does it: its code server starts an interpreter.
+
+A run never executes older code than a new interpreter would. The warm process is replaced before the
+next run when
+
+- a file that loading the definitions read has changed: a module's, a contract's, the settings', `.env`;
+- the code server has another identity: it was reloaded in the UI, or restarted. Asked for at each launch;
+  not of code servers that the daemon itself replaces each minute, for no reason: there the files decide.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+from urllib.parse import quote, unquote
+
+from dagster import Array, DagsterRun, Field
+from dagster._config.config_schema import UserConfigSchema
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+from dagster._core.remote_origin import (
+    GrpcServerCodeLocationOrigin,
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+)
+from dagster._serdes import ConfigurableClassData, serialize_value
+
+from pipeline_assets.resources.warm_process import process_of
+from pipeline_assets.settings import load_settings
+
+FOLDER = "run_processes"
+FORK_TIMEOUT = 30.0  # seconds; a fork takes hundredths, and one that takes longer is hung
+
+
+class ColdStart(Exception):  # noqa: N818  # what happens then, which is no error
+    """A run can't start warm; the message says why."""
+
+
+class WarmProcessEnded(ColdStart):
+    """The warm process ended before it answered."""
+
+
+class RunsAlready(Exception):  # noqa: N818  # likewise
+    """The run has a process: two daemons took it from the queue."""
+
+
+class WarmProcess:
+    """One warm process, from its launcher's side. It ends when this is closed, or its launcher dies.
+
+    Raises:
+        ColdStart: it can't load the definitions in time.
+    """
+
+    def __init__(self, setup: Mapping[str, str | list[str]], executable: str, timeout: float):
+        self.setup = setup
+        self.connection, its = socket.socketpair()
+        with its:
+            # It has the environment and working folder of this process, as code servers have.
+            self.process = subprocess.Popen(
+                [executable, "-m", "pipeline_assets.resources.warm_process", str(its.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+            )
+        threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie of it stays
+        self.reader = self.connection.makefile("r")
+        try:
+            self.ask(setup, timeout)
+        except ColdStart:
+            self.close()
+            raise
+
+    def ask(self, message: Mapping[str, str | list[str]], timeout: float) -> str | None:
+        """Have it do something; why what it has loaded is stale, in which case it does nothing.
+
+        Raises:
+            WarmProcessEnded: it has ended, or was killed as it didn't answer in time.
+            RunsAlready: the run has a process, of whichever launcher.
+            ColdStart: it couldn't do it.
+        """
+        line = ""
+        try:
+            self.connection.settimeout(timeout)
+            self.connection.sendall(json.dumps(message).encode() + b"\n")
+            line = self.reader.readline()
+        except TimeoutError:
+            self.process.kill()
+        except OSError:
+            pass  # it is gone
+        if not line:
+            self.close()
+            raise WarmProcessEnded(f"the warm process (pid {self.process.pid}) has ended")
+        answer = json.loads(line)
+        if "runs" in answer:
+            raise RunsAlready
+        if "error" in answer:
+            raise ColdStart(f"the warm process can't do it: {answer['error']}")
+        return cast("str | None", answer.get("stale"))
+
+    def close(self) -> None:
+        """Let it go: it ends once its runs are over."""
+        self.reader.close()
+        self.connection.close()
+
+
+class WarmRunLauncher(DefaultRunLauncher):
+    """Launches runs in forked processes where it can, else as its parent class does."""
+
+    def __init__(
+        self, preload: Sequence[str], folder: Path, inst_data: ConfigurableClassData | None = None
+    ) -> None:
+        super().__init__(inst_data)
+        self._preload = list(preload)
+        self._folder = folder
+        self._warm: dict[str, WarmProcess] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """`preload`: modules that runs import, beside what the definitions do."""
+        return {"preload": Field(Array(str), is_required=False, default_value=[])}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> Self:
+        """Build it from the project's settings."""
+        return cls(config_value["preload"], load_settings().pipeline_data_dir / FOLDER, inst_data)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Start the run warm if it can be; else cold, and say in its log why.
+
+        Raises as Dagster's launcher does if the code server is away or its code doesn't load.
+        """
+        run = context.dagster_run
+        try:
+            if self._process(run.run_id) is not None:
+                raise RunsAlready
+            with self._lock:
+                self._launch_warm(run, self._setup(context))
+        except ColdStart as reason:
+            self._say(f"Starting cold: {reason}.", run)
+            super().launch_run(context)
+        except RunsAlready:
+            self._say("Not started again: the run has a process already.", run)
+        else:
+            self._run_ids.add(run.run_id)
+
+    def _setup(self, context: LaunchRunContext) -> dict[str, str | list[str]]:
+        """What the run's warm process has to load; another setup means another process."""
+        run = context.dagster_run
+        if sys.platform != "linux":
+            raise ColdStart("only on Linux can a process be forked that has imported so much")
+        if run.job_code_origin is None or run.remote_job_origin is None or not context.workspace:
+            raise ColdStart("the run doesn't say where its code is")
+        location = context.workspace.get_code_location(run.remote_job_origin.location_name)
+        origin = run.job_code_origin.repository_origin
+        reloads = ""
+        if isinstance(location.origin, GrpcServerCodeLocationOrigin):
+            if origin.container_image or not location.origin.socket:
+                raise ColdStart("its code server may be on another host or in a container")
+            reloads = location.origin.create_client().get_server_id()
+        elif not isinstance(location.origin, ManagedGrpcPythonEnvCodeLocationOrigin):
+            raise ColdStart("its code location has no code server")
+        return {
+            "origin": serialize_value(origin),
+            "executable": origin.executable_path,
+            "preload": self._preload,
+            "instance": serialize_value(self._instance.get_ref()),
+            "location": location.name,
+            "reloads": reloads,
+        }
+
+    def _launch_warm(self, run: DagsterRun, setup: dict[str, str | list[str]]) -> None:
+        key = str(setup["origin"])
+        try:
+            needed = self._start(self._warm.get(key), setup, run)
+            if needed:
+                if old := self._warm.pop(key, None):
+                    old.close()
+                self._remove_leftovers()
+                timeout = self._instance.code_server_process_startup_timeout
+                new = self._warm[key] = WarmProcess(setup, str(setup["executable"]), timeout)
+                self._say(f"Started a warm process (pid {new.process.pid}): {needed}.", run)
+                if needed := self._start(new, setup, run):
+                    raise ColdStart(f"while the warm process was started {needed}")
+        except WarmProcessEnded:
+            self._warm.pop(key, None)
+            raise
+
+    def _start(
+        self, warm: WarmProcess | None, setup: dict[str, str | list[str]], run: DagsterRun
+    ) -> str | None:
+        """Start the run in a warm process, or say why another one is needed for it."""
+        if warm is None:
+            return "there was none"
+        if warm.setup != setup:
+            return "the code server was reloaded"
+        file = self._file(run.run_id)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            return warm.ask({"run_id": run.run_id, "file": str(file)}, FORK_TIMEOUT)
+        except WarmProcessEnded:
+            # It may have forked the run's process by then, and no run is started twice.
+            now = self._instance.get_run_by_id(run.run_id)
+            if self._process(run.run_id) is not None or (now and now.status != run.status):
+                return None
+            raise
+
+    def _remove_leftovers(self) -> None:
+        """Remove the files of runs that ended otherwise than by their processes' end."""
+        for file in self._folder.glob("*"):
+            run_id = unquote(file.name)
+            if self._process(run_id) is None:
+                run = self._instance.get_run_by_id(run_id)
+                if run is None or run.is_finished:
+                    file.unlink(missing_ok=True)
+
+    def _file(self, run_id: str) -> Path:
+        return self._folder / quote(run_id, safe="")
+
+    def _process(self, run_id: str) -> int | None:
+        """The run's living process; 0 while that has no pid."""
+        try:
+            return process_of(self._file(run_id))
+        except FileNotFoundError:
+            return None
+
+    def _say(self, message: str, run: DagsterRun) -> None:
+        self._instance.report_engine_event(message, run, cls=self.__class__)
+
+    def terminate(self, run_id: str) -> bool:
+        """Interrupt the run, whichever process launched it; whether there is anything to interrupt."""
+        run = self._instance.get_run_by_id(run_id)
+        pid = self._process(run_id)
+        if not run or run.is_finished or not pid:
+            return bool(super().terminate(run_id))  # type: ignore[no-untyped-call]  # it has no types
+        self._instance.report_run_canceling(run)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGTERM)
+        return True
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Of runs that started warm; the others are never called dead here."""
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """Whether the run's process lives. Its death is reported at once unless the warm one died too."""
+        try:
+            pid = process_of(self._file(run.run_id))
+        except FileNotFoundError:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "not a run that started warm")
+        if pid is None:
+            return CheckRunHealthResult(
+                WorkerStatus.FAILED, "its process was killed, and the warm process before it"
+            )
+        return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
+
+    def dispose(self) -> None:
+        """Let the warm processes go."""
+        with self._lock:
+            while self._warm:
+                self._warm.popitem()[1].close()

@@ -1,0 +1,100 @@
+"""The pages say what is there: each link leads to a file, each heading and each name that it means."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\[(?P<text>[^][]*)\]\((?P<target>[^()\s]+)\)")
+NAMED = re.compile(r"`(?P<file>[\w/.]+\.py)::(?P<name>\w+)`")
+"""A function, class or setting, written `folder/file.py::name`."""
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Text and target of the links to the project's own files."""
+    found = LINK.findall(CODE.sub("", page.read_text()))
+    return [(text, target) for text, target in found if "://" not in target]
+
+
+@cache
+def names(file: Path) -> set[str]:
+    """All that a Python file defines, inside of functions and classes too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Assign(targets=targets):
+                found |= {
+                    each.id
+                    for target in targets
+                    for each in ast.walk(target)
+                    if isinstance(each, ast.Name)
+                }
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+    return found
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """The page's headings as addresses, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def wrong(page: Path) -> list[str]:
+    """The page's links and names that lead nowhere."""
+    found = []
+    for text, target in links(page):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        named = NAMED.fullmatch(text)
+        if (
+            not file.exists()
+            or (anchor and anchor not in anchors(file))
+            or (text.endswith(".py`") and not str(file).endswith(f"/{text.strip('`')}"))
+            or (named and not str(file).endswith(f"/{named['file']}"))
+            or (named and named["name"] not in names(file))
+        ):
+            found.append(f"[{text}]({target})")
+    for file, name in NAMED.findall(page.read_text()):
+        if not any(
+            (ROOT / top / file).is_file() and name in names(ROOT / top / file) for top in TOPS
+        ):
+            found.append(f"{file}::{name}")
+    return found
+
+
+TOPS = (".", "pipeline_assets", "pipeline_assets_tests")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_and_name_leads_somewhere(page: Path) -> None:
+    assert wrong(page) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "there.py").write_text("def a() -> None:\n    b = 1\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# One heading\n[x](there.py) [x](#one-heading) [`there.py::b`](there.py) [w](https://w.invalid)\n"
+    )
+    assert wrong(page) == ["there.py::b"]  # its own files are the project's
+    page.write_text(
+        "[x](gone.md) [x](#none) [`there.py::c`](there.py) [`other.py::b`](there.py) [`o.py`](there.py)\n"
+    )
+    assert wrong(page) == [
+        "[x](gone.md)",
+        "[x](#none)",
+        "[`there.py::c`](there.py)",
+        "[`other.py::b`](there.py)",
+        "[`o.py`](there.py)",
+        "there.py::c",
+        "other.py::b",
+    ]
