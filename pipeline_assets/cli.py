@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import uuid4
@@ -306,6 +307,8 @@ def worker(
             raise typer.Exit(0 if worker_answers(settings) else 1)
         celery = worker_app(settings)
         clean_results(celery)
+        # Steps run in processes that are forked from this one: none pays 3 s of CPU for it any more.
+        import_module("pipeline_assets.definitions")
     # Its arguments are for everybody to read: the addresses go by the app. Two workers of one name would
     # take each other's orders.
     arguments = ["worker", "--hostname", f"{uuid4().hex[:8]}@%h", "--loglevel", "INFO"]

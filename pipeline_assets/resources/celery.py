@@ -61,15 +61,13 @@ def celery_executor(context: dg.InitExecutorContext) -> dg.Executor:
 
 
 def worker_app(settings: Settings) -> "Celery":
-    """The app of a worker, with all that a step needs loaded: its processes are forked from this one.
+    """The app of a worker. Its processes are forked from this one: what is loaded here, they have too.
 
     Raises:
         SettingsError: the settings choose another executor.
     """
     app = _app(settings)
     from dagster_celery.tasks import create_task
-
-    import pipeline_assets.definitions  # noqa: F401 - 3 s of CPU that no step pays any more
 
     create_task(app, base=_step_task())
     return app

@@ -288,7 +288,7 @@ def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
     host.start(
         "postgres", [*nobody, binaries / "postgres", "-D", data, *settings], environment, folder
     )
-    until(lambda: (sockets / ".s.PGSQL.5432").exists(), "PostgreSQL")
+    until((sockets / ".s.PGSQL.5432").exists, "PostgreSQL")
     until(lambda: _accepts(folder, sockets), "PostgreSQL that answers")
     return str(sockets)
 
