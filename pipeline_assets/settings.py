@@ -169,8 +169,8 @@ class Settings(
     @field_validator("celery_broker_url", "celery_backend_url")
     @classmethod
     def _known_to_celery(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        known = ("amqp", "amqps") if info.field_name == "celery_broker_url" else ("postgresql",)
-        known += ("redis", "rediss")
+        own = ["amqp", "amqps"] if info.field_name == "celery_broker_url" else ["postgresql"]
+        known = [*own, "redis", "rediss"]
         if url is not None and url.get_secret_value().partition("://")[0] not in known:
             raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in known)}")
         return url

@@ -144,7 +144,7 @@ class Cluster:
 
     def start_worker(self, host: Host, concurrency: int = 1) -> None:
         """Start a Celery worker on a host, and wait until it takes steps."""
-        command = [BIN / "pipeline-assets", "worker", "--concurrency", str(concurrency)]
+        command = [str(BIN / "pipeline-assets"), "worker", "--concurrency", str(concurrency)]
         log = host.logs / f"{host.name}.log"
         before = log.read_bytes().count(b" ready.") if log.exists() else 0
         # A data folder of the host's own: nothing can come to another host by it.
@@ -182,7 +182,7 @@ class Cluster:
 
     def start_daemon(self) -> None:
         """Start Dagster's daemon, with its code server, beside the databases."""
-        command = [BIN / "dagster-daemon", "run", "-m", "pipeline_assets.definitions"]
+        command = [str(BIN / "dagster-daemon"), "run", "-m", "pipeline_assets.definitions"]
         self.services.start("daemon", command, self.environment, self.folder)
 
     def at_work(self, host: Host) -> set[str]:
@@ -269,8 +269,9 @@ def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
     nobody = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
     host.run(
         [
-            *(*nobody, binaries / "initdb", "--pgdata", data, "--username", "pipeline"),
-            *("--auth", "scram-sha-256", "--pwfile", folder / "password", "--encoding", "UTF8"),
+            *(*nobody, str(binaries / "initdb"), "--pgdata", str(data), "--username", "pipeline"),
+            *("--auth", "scram-sha-256", "--pwfile", str(folder / "password")),
+            *("--encoding", "UTF8"),
             *("--no-sync", "--locale", "C.UTF-8"),
         ],
         environment,
