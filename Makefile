@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev mlflow test test-cluster image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
+.PHONY: help run dev mlflow test test-cluster test-security image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -56,6 +56,9 @@ image-test: $(VENV)/installed-dev ## build the image with Podman and run it: rea
 
 compose-secrets: ## make the secrets of the Compose deployment: SOURCE=postgresql://user:password@host/database
 	@deploy/compose/new-secrets $(SOURCE)
+
+test-security: $(VENV)/installed-dev ## install, then attack it: every test of docs/security.md
+	$(BIN)/pytest --numprocesses auto --quiet -m security
 
 check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definitions and the CI files
 	$(BIN)/ruff format --check --quiet

@@ -128,6 +128,28 @@ def config(
 
 
 @app.command()
+def migrate(
+    load: Annotated[str, typer.Option(help="The role that the pipelines connect as.")] = "",
+    read: Annotated[str, typer.Option(help="A role for people and reports.")] = "",
+) -> None:
+    """Bring the warehouse's tables to what the contracts say, and grant roles what they need of them.
+
+    Only where the pipelines' own role may not create tables: run it with WAREHOUSE_DATABASE_URL of the
+    role that owns the database, before a new version of the contracts runs.
+    """
+    settings = _settings()
+    from pipeline_assets.operations.migration import migrate
+    from pipeline_assets.quality.odcs import load_contract
+    from pipeline_assets.resources.postgres import Database
+    from pipeline_assets.warehouse.tables import Table, load_tables
+
+    with clear_errors(), Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        for done in migrate(warehouse, tables, load=load, read=read):
+            console.print(escape(done), highlight=False)
+
+
+@app.command()
 def metrics(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 9464,

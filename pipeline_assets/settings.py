@@ -55,6 +55,8 @@ OURS = (
     "HEARTBEAT_",
 )
 """How the names of our variables begin."""
+LARGEST_NUMBER = 100_000
+"""Days, minutes or rows that a setting can say; so many days before today are still a date."""
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
 REQUIRED = (*DATABASE_URLS, "mlflow_tracking_uri")
 """What production must be told."""
@@ -80,7 +82,13 @@ class Settings(
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        # No figure is below or above NaN: a threshold of the gate would hold nothing back.
+        allow_inf_nan=False,
+    )
 
     pipeline_env: Literal["dev", "staging", "production"] = "dev"
     pipeline_data_dir: Path = Field(default_factory=lambda: project_root() / ".data")
@@ -203,6 +211,13 @@ class Settings(
         return self
 
     @model_validator(mode="after")
+    def _sane_numbers(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER:
+                raise ValueError(f"{name.upper()} must be at most {LARGEST_NUMBER:,}")
+        return self
+
+    @model_validator(mode="after")
     def _no_embedded_production(self) -> Self:
         if self.pipeline_env == "production":
             missing = [name.upper() for name in REQUIRED if getattr(self, name) is None]
@@ -270,13 +285,12 @@ class VaultSource(InitSettingsSource):
 
 def _yaml_file() -> Path:
     environment = os.environ.get("PIPELINE_ENV", "dev")
-    file = ENVIRONMENTS / f"{environment}.yaml"
-    if not file.exists():
-        known = ", ".join(sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml")))
+    known = sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml"))
+    if environment not in known:  # not whether the file exists: a name with ../ leads elsewhere
         raise SettingsError(
-            f"PIPELINE_ENV={environment} is not an environment; use one of: {known}"
+            f"PIPELINE_ENV={environment} is not an environment; use one of: {', '.join(known)}"
         )
-    return file
+    return ENVIRONMENTS / f"{environment}.yaml"
 
 
 def _secrets_folder() -> Path | None:

@@ -29,6 +29,7 @@ from dagster._serdes import ConfigurableClassData, deserialize_value
 from dagster_postgres import DagsterPostgresStorage
 
 from pipeline_assets.operations.logs import configure_logging
+from pipeline_assets.resources.local_files import make_private
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import load_settings
 
@@ -137,7 +138,9 @@ class PipelineArtifacts(LocalArtifactStorage):
 
 
 def _in_data_folder(name: str) -> str:
-    return str(load_settings().pipeline_data_dir / name)
+    folder = load_settings().pipeline_data_dir
+    make_private(folder)
+    return str(folder / name)
 
 
 # What may go once a run has ended long ago: an event of a type that isn't named here stays. Runs' and

@@ -5,6 +5,7 @@ file or the new one, never half of one.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,10 @@ from pipeline_assets.failures import PermanentError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+"""Asset names and partition keys: no separator, and nothing that begins with a dot."""
 
 
 class MissingPartitionError(PermanentError):
@@ -37,7 +42,10 @@ class PartitionFiles:
     root: str
 
     def path(self, asset: str, partition: str) -> str:
-        """Where the partition lies."""
+        """Where the partition lies. Raises `PermanentError` for a name that leads elsewhere."""
+        for name in (asset, partition):
+            if not _NAME.fullmatch(name):
+                raise PermanentError(f"{name!r} can't name a file of an asset's partition")
         return f"{self.root.rstrip('/')}/{asset}/{partition}.parquet"
 
     def write(self, asset: str, partition: str, batches: "Iterable[pa.Table]") -> Written:

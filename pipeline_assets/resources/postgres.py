@@ -47,7 +47,9 @@ class Database:
             url: str = getattr(self.settings, f"{self.role}_database_url").get_secret_value()
             return _replaced.get(url, url)
         from pipeline_assets.resources import embedded_postgres
+        from pipeline_assets.resources.local_files import make_private
 
+        make_private(self.settings.pipeline_data_dir)
         server = embedded_postgres.connect_or_start(
             embedded_folder(self.settings), binaries=self.settings.pipeline_postgres_bin
         )

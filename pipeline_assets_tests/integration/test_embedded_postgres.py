@@ -423,6 +423,7 @@ def test_the_log_is_bounded(used_folder: Path) -> None:
 # --- who may read it ---
 
 
+@pytest.mark.security
 def test_everything_is_closed_to_other_users(used_folder: Path) -> None:
     server = embedded.connect_or_start(used_folder)
     password = used_folder / supervisor.PASSWORD

@@ -124,6 +124,7 @@ def test_production_refuses_embedded_defaults(
     assert found == f"{missing} must be set: production has no embedded default"
 
 
+@pytest.mark.security
 def test_no_password_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATABASE_URL", "postgresql://me:hunter2@db/shop")
     settings = load_settings()
