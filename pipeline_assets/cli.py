@@ -220,28 +220,20 @@ def alert(
 
 
 @app.command()
-def migrate() -> None:
-    """Make the tables that Dagster, MLflow and the ledger need, or bring them up to date.
+def upgrade() -> None:
+    """Make the tables that Dagster and MLflow need, or bring them up to date; `migrate` does the warehouse's.
 
     For one process, before a new version starts: the version before goes on with them meanwhile.
     """
     settings = _settings()
     import dagster as dg
 
-    from pipeline_assets.models import records
     from pipeline_assets.resources.mlflow import Mlflow
-    from pipeline_assets.resources.postgres import Database
-    from pipeline_assets.warehouse import ledger
-    from pipeline_assets.warehouse.tables import load_tables
 
     with clear_errors():
         dg.DagsterInstance.get().upgrade()
-        Mlflow(settings).migrate()
-        with Database("warehouse", settings).connect(autocommit=True) as warehouse:
-            for table in load_tables():
-                ledger.ensure_schema(warehouse, table.contract)
-            records.ensure_schema(warehouse)
-    console.print("The tables of Dagster, MLflow and the ledger are up to date.")
+        Mlflow(settings).upgrade()
+    console.print("The tables of Dagster and MLflow are up to date.")
 
 
 @app.command()

@@ -134,7 +134,8 @@ def _step_task() -> Any:
                 run = instance.get_run_by_id(step.run_id)
                 if run is None or run.is_finished:
                     raise Ignore  # cancelled, or ended for its run time: nobody waits for it
-                tries = step.known_state.get_retry_state().get_attempt_count(key)
+                known = step.known_state
+                tries = known.get_retry_state().get_attempt_count(key) if known else 0
                 if _begun(instance, step.run_id, key) - tries >= WORKERS_A_STEP:
                     instance.add_run_tags(step.run_id, {MAX_RETRIES_TAG: "0"})
                     raise PermanentError(

@@ -155,4 +155,6 @@ def _is_well(name: str) -> bool:
     podman("healthcheck", "run", name, check=False)
     (state,) = json.loads(podman("inspect", name))
     assert state["State"]["Running"], podman("logs", name)
-    return state["State"].get("Health", state["State"].get("Healthcheck"))["Status"] == "healthy"
+    return bool(
+        state["State"].get("Health", state["State"].get("Healthcheck"))["Status"] == "healthy"
+    )

@@ -84,12 +84,9 @@ def test_secrets_are_made_once_and_are_what_the_settings_read(
 
     # A part of the deployment takes exactly these, whatever else is in the environment here.
     part = SERVICES["code"]
-    settings = Settings(
-        pipeline_executor=part["environment"]["PIPELINE_EXECUTOR"],
-        pipeline_files_url=part["environment"]["PIPELINE_FILES_URL"],
-        mlflow_tracking_uri=part["environment"]["MLFLOW_TRACKING_URI"],
-        **{name: before[name] for name in part["secrets"]},
-    )
+    stated = ("PIPELINE_EXECUTOR", "PIPELINE_FILES_URL", "MLFLOW_TRACKING_URI")
+    given: dict[str, Any] = {name.lower(): part["environment"][name] for name in stated}
+    settings = Settings(**given | {name: before[name] for name in part["secrets"]})
     assert settings.celery_broker_url
     assert before["rabbitmq_user"].splitlines()[1].split(" = ")[1] in (
         settings.celery_broker_url.get_secret_value()
