@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev mlflow test test-security check contracts graph sbom ci publish deploy smoke lock bench clean
+.PHONY: help run dev mlflow test test-cluster test-security image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -43,7 +43,19 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"
-	$(BIN)/pytest --numprocesses auto --quiet -m slow
+	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not cluster and not image"
+
+test-cluster: $(VENV)/installed-dev ## two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (root)
+	$(BIN)/pytest --quiet -rA pipeline_assets_tests/cluster
+
+image: ## build the container image with Docker, or DOCKER=podman
+	$(DOCKER) build --file deploy/Dockerfile --tag pipeline-assets .
+
+image-test: $(VENV)/installed-dev ## build the image with Podman and run it: read-only, healthy, a partition (root)
+	$(BIN)/pytest --quiet -rA pipeline_assets_tests/image
+
+compose-secrets: ## make the secrets of the Compose deployment: SOURCE=postgresql://user:password@host/database
+	@deploy/compose/new-secrets $(SOURCE)
 
 test-security: $(VENV)/installed-dev ## install, then attack it: every test of docs/security.md
 	$(BIN)/pytest --numprocesses auto --quiet -m security

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from uuid import uuid4
 
 import typer
 from rich.markup import escape
@@ -218,6 +220,23 @@ def alert(
 
 
 @app.command()
+def upgrade() -> None:
+    """Make the tables that Dagster and MLflow need, or bring them up to date; `migrate` does the warehouse's.
+
+    For one process, before a new version starts: the version before goes on with them meanwhile.
+    """
+    settings = _settings()
+    import dagster as dg
+
+    from pipeline_assets.resources.mlflow import Mlflow
+
+    with clear_errors():
+        dg.DagsterInstance.get().upgrade()
+        Mlflow(settings).upgrade()
+    console.print("The tables of Dagster and MLflow are up to date.")
+
+
+@app.command()
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "",
 ) -> None:
@@ -281,6 +300,34 @@ def promote() -> None:
         console.print("[red]Refused: production stays as it was.[/red]")
         raise typer.Exit(1)
     console.print(f"Version {deployment.champion_after} is the champion.")
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int, typer.Option(help="Steps at once; 0: one a core.")] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether a worker of this host answers.")
+    ] = False,
+) -> None:
+    """Execute steps that runs hand out through Celery (PIPELINE_EXECUTOR=celery), until stopped.
+
+    At SIGTERM it takes no new step and ends those at work; what is killed then goes to another worker.
+    """
+    settings = _settings()
+    from pipeline_assets.resources.celery import clean_results, worker_answers, worker_app
+
+    with clear_errors():
+        if check:
+            raise typer.Exit(0 if worker_answers(settings) else 1)
+        celery = worker_app(settings)
+        clean_results(celery)
+        # Steps run in processes that are forked from this one: none pays 3 s of CPU for it any more.
+        import_module("pipeline_assets.definitions")
+    # Its arguments are for everybody to read: the addresses go by the app. Two workers of one name would
+    # take each other's orders.
+    arguments = ["worker", "--hostname", f"{uuid4().hex[:8]}@%h", "--loglevel", "INFO"]
+    arguments += ["--without-gossip", "--without-mingle"]
+    celery.worker_main([*arguments, *(["--concurrency", str(concurrency)] if concurrency else [])])
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

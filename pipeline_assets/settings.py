@@ -18,7 +18,14 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -102,6 +109,12 @@ class Settings(
     dagster_database_url: SecretStr | None = None
     mlflow_tracking_uri: SecretStr | None = None
 
+    pipeline_executor: Literal["in_process", "celery"] = "in_process"
+    """Where the steps of a run execute: in the run's own process, or in Celery's workers."""
+    celery_broker_url: SecretStr | None = None
+    celery_backend_url: SecretStr | None = None
+    """Where workers leave their results; default: tables of Celery's own in Dagster's database."""
+
     warehouse_start_date: date = date(2026, 1, 7)
     """The first partition of the warehouse tables; the sample shop opened on this day."""
     warehouse_lateness_days: int = Field(default=3, ge=1)
@@ -160,6 +173,42 @@ class Settings(
         if uri is not None and not uri.get_secret_value().startswith(schemes):
             raise ValueError(f"must begin with {', '.join(schemes[:-1])}: a store that all share")
         return uri
+
+    @field_validator("celery_broker_url", "celery_backend_url")
+    @classmethod
+    def _known_to_celery(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        own = ["amqp", "amqps"] if info.field_name == "celery_broker_url" else ["postgresql"]
+        known = [*own, "redis", "rediss"]
+        if url is not None and url.get_secret_value().partition("://")[0] not in known:
+            raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in known)}")
+        return url
+
+    @model_validator(mode="after")
+    def _workers_share(self) -> Self:
+        if self.pipeline_executor == "in_process":
+            return self
+        # What another host can't see would be another, empty one there, and nobody told.
+        shared = (*DATABASE_URLS, "mlflow_tracking_uri", "celery_broker_url", "pipeline_files_url")
+        missing = [name.upper() for name in shared if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"{', '.join(missing)} must be set with PIPELINE_EXECUTOR=celery: workers on other "
+                "hosts use the same databases, and the same files in a bucket (s3://...) or in a "
+                "folder that all of them mount (file:///...)"
+            )
+        if not str(self.pipeline_files_url).partition("://")[1]:
+            raise ValueError(
+                "PIPELINE_FILES_URL is a folder of one host: with PIPELINE_EXECUTOR=celery it must be a "
+                "bucket (s3://...), or file:///... to say that all workers mount the folder"
+            )
+        if self.mlflow_tracking_uri and not self.mlflow_tracking_uri.get_secret_value().startswith(
+            "http"
+        ):
+            raise ValueError(
+                "MLFLOW_TRACKING_URI must be an MLflow server, http(s)://..., with "
+                "PIPELINE_EXECUTOR=celery: beside a database models lie on one host's disk"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sane_numbers(self) -> Self:

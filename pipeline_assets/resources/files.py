@@ -109,7 +109,7 @@ class PartitionFiles:
         """
         from fsspec.core import url_to_fs
 
-        filesystem, root = url_to_fs(self.root)
+        filesystem, root = url_to_fs(self.root, use_listings_cache=False)
         removed = 0
         for path in filesystem.find(root) if filesystem.exists(root) else []:
             asset = path.rsplit("/", 2)[-2]
@@ -130,7 +130,8 @@ class PartitionFiles:
     def _open(self, asset: str, partition: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        filesystem, path = url_to_fs(self.path(asset, partition))
+        # A listing that a worker remembers lacks what another one wrote since: "never materialized".
+        filesystem, path = url_to_fs(self.path(asset, partition), use_listings_cache=False)
         return filesystem, path
 
 

@@ -89,12 +89,21 @@ class Database:
         """A psycopg connection in UTC; close it, or use it as a context manager."""
         import psycopg
 
+        # Texts of times are compared between databases: their form must not depend on either.
+        session = {"TimeZone": "UTC", "DateStyle": "ISO", "client_min_messages": "warning"}
+        # The server asks a silent client three times and ends its session: a host that is cut off keeps
+        # its locks for half a minute instead of two hours. The other way round likewise, and 30 s
+        # (in milliseconds) for what was being sent.
+        lost = {"idle": 15, "interval": 5, "count": 3}
+        session |= {f"tcp_keepalives_{name}": str(value) for name, value in lost.items()}
+        keepalives: dict[str, Any] = {f"keepalives_{name}": value for name, value in lost.items()}
         return self.open(
             lambda url: psycopg.connect(
                 url,
-                # Texts of times are compared between databases: their form must not depend on either.
-                options="-c TimeZone=UTC -c DateStyle=ISO -c client_min_messages=warning",
+                options=" ".join(f"-c {name}={value}" for name, value in session.items()),
                 application_name="pipeline_assets",
+                tcp_user_timeout=30_000,
+                **keepalives,
                 **options,
             )
         )
