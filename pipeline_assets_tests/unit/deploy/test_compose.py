@@ -19,9 +19,9 @@ PUBLISHED = {"proxy"}
 
 @pytest.mark.slow  # it reads every schema that it carries
 def test_the_file_keeps_the_compose_specification() -> None:
-    command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema"]
+    command = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema"]
     found = subprocess.run(
-        [*command, "vendor.compose-spec", COMPOSE / "compose.yaml"],
+        [*command, "vendor.compose-spec", str(COMPOSE / "compose.yaml")],
         capture_output=True,
         text=True,
         check=False,
@@ -70,9 +70,9 @@ def test_secrets_are_made_once_and_are_what_the_settings_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make = [
-        COMPOSE / "new-secrets",
+        str(COMPOSE / "new-secrets"),
         "postgresql://reader:s3cret@shop.example.com:5432/shop",
-        tmp_path,
+        str(tmp_path),
     ]
     subprocess.run(make, check=True)
     before = {file.name: file.read_text() for file in tmp_path.iterdir()}
