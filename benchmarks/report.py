@@ -235,7 +235,8 @@ PREAMBLE = """# Benchmarks of the load
 {command}
 ```
 
-writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on, beside other work at a lower priority.
+writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on,
+beside other work at a lower priority.
 
 A day of changes goes from one PostgreSQL database into a table of another. The data are TPC-H's order
 lines; a mixed day is half changed rows from all over the table and half new ones. One row in a
