@@ -1,7 +1,7 @@
 """A worker host that is lost mid-run: what it had to do is done by the other, once, by itself.
 
 Nothing is simulated: two hosts with a network of their own, PostgreSQL, RabbitMQ and S3 on a third, and
-Dagster's daemon, queue and run processes there. `make test-cluster` loads sixty days, `make test` fewer.
+Dagster's daemon, queue and run processes there. `make test-cluster` runs all of it, `make test` nothing.
 """
 
 import os
@@ -20,6 +20,7 @@ from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
 ]
 ORDERS = 200
@@ -125,7 +126,6 @@ def test_a_host_that_dies_and_one_that_is_cut_off_lose_nothing(
         assert max(dict(dagster.execute(query).fetchall()).values()) < 40
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("cut", [False, True], ids=["killed", "cut off"])
 def test_sixty_days_survive_the_loss_of_a_host(
     cluster: Cluster, tell: Callable[[str], None], *, cut: bool
