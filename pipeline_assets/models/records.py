@@ -123,18 +123,23 @@ class Deployment:
 
 
 def ensure_schema(connection: psycopg.Connection) -> None:
-    """Create both tables where they are missing."""
-    if exist(connection, ["pipeline.gate_verdicts", "pipeline.champion_deployments"]):
+    """Create both tables where they are missing, and let those of before withdrawals take these."""
+    tables = ["pipeline.gate_verdicts", "pipeline.champion_deployments"]
+    if exist(connection, tables) and not _is_before_withdrawals(connection):
         return
     with changing_tables(), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
         connection.execute(SCHEMA)
-        (before_withdrawals,) = connection.execute(
-            "SELECT attnotnull FROM pg_attribute WHERE attname = 'champion_after'"
-            " AND attrelid = 'pipeline.champion_deployments'::regclass"
-        ).fetchone() or (False,)
-        if before_withdrawals:
+        if _is_before_withdrawals(connection):
             connection.execute(WITHDRAWALS)
+
+
+def _is_before_withdrawals(connection: psycopg.Connection) -> bool:
+    (is_required,) = connection.execute(
+        "SELECT attnotnull FROM pg_attribute WHERE attname = 'champion_after'"
+        " AND attrelid = 'pipeline.champion_deployments'::regclass"
+    ).fetchone() or (False,)
+    return bool(is_required)
 
 
 def record_verdict(

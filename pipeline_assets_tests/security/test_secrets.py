@@ -205,6 +205,8 @@ def deployment(
                 ]
             ),
             "heartbeat_url": web.url_for(f"/beat/{canaries['heartbeat_url']}"),
+            "celery_broker_url": f"amqp://me:{canaries['celery_broker_url']}@127.0.0.1:{closed}//",
+            "celery_backend_url": url("dagster", "celery_backend_url"),
         }
         environment = {
             **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
