@@ -42,8 +42,8 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 	@$(BIN)/pipeline-assets mlflow ui
 
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
-	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"
-	$(BIN)/pytest --numprocesses auto --quiet -m slow
+	$(BIN)/pytest --numprocesses auto --quiet -m "not slow and not reliability"
+	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not reliability"
 
 check: $(VENV)/installed-dev ## format, lint, types, layers and the Dagster definitions
 	$(BIN)/ruff format --check --quiet
