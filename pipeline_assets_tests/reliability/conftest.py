@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 
 from pipeline_assets.resources import embedded_postgres
@@ -14,7 +15,13 @@ from pipeline_assets.resources import embedded_postgres
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded_postgres.Server]:
     """In place of the session's server: other tests' connections must outlive this one's death."""
     folder = tmp_path_factory.mktemp("killed")
-    yield embedded_postgres.connect_or_start(folder)
+    found = embedded_postgres.connect_or_start(folder)
+    with psycopg.connect(found.url(), autocommit=True) as connection:
+        # A killed process loses nothing that it wrote, only a power cut would; and a server that was
+        # killed starts in a fifth of the time if it needn't sync each of its files first.
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    yield found
     embedded_postgres.release(folder)
     embedded_postgres.stop(folder)
 
