@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev mlflow test check lock bench clean
+.PHONY: help run dev mlflow test test-reliability check lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -44,6 +44,9 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow and not reliability"
 	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not reliability"
+
+test-reliability: $(VENV)/installed-dev ## install, then attack for an hour: kills, bad data, faults between
+	$(BIN)/pytest --quiet -m reliability pipeline_assets_tests/reliability $(ARGS)
 
 check: $(VENV)/installed-dev ## format, lint, types, layers and the Dagster definitions
 	$(BIN)/ruff format --check --quiet

@@ -1,4 +1,4 @@
-"""The load's steps without Dagster, on a test's databases: three days, and what is out of step is caught up."""
+"""The load's steps without Dagster, on a test's databases, for three days of changes."""
 
 import dataclasses
 from datetime import timedelta

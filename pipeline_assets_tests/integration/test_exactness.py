@@ -22,6 +22,7 @@ from pipeline_assets_tests.conftest import Shop
 from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline
 from pipeline_assets_tests.reliability.oracle import mart_differences
 
+
 class CrashError(Exception):
     """Stands for whatever ends a load halfway."""
 

@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.reliability.site import Site
 
 
 @pytest.fixture(scope="package")
@@ -44,3 +46,9 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
             sys.stdout.write(f"  {line}\n")
 
     return tell
+
+
+@pytest.fixture
+def site(settings: Settings, server: embedded_postgres.Server, seed: int) -> Site:
+    """Empty databases, and the seed's changes to come."""
+    return Site(settings, server, random.Random(seed))

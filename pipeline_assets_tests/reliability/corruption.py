@@ -182,7 +182,9 @@ def verdicts() -> str:
     masks = ", ".join(f'coalesce({sql}, false) AS "{name}"' for name, sql in VIOLATIONS.items())
     counts = ", ".join(f'count(*) FILTER (WHERE "{name}") AS "{name}"' for name in VIOLATIONS)
     any_broken = " OR ".join(f'"{name}"' for name in VIOLATIONS)
-    bounds = " AND ".join(f"({BOUNDS.get(n, '{} = 0').format(f'{chr(34)}{n}{chr(34)}')})" for n in VIOLATIONS)
+    bounds = " AND ".join(
+        f"({BOUNDS.get(n, '{} = 0').format(f'{chr(34)}{n}{chr(34)}')})" for n in VIOLATIONS
+    )
     return f"""
         WITH days AS (SELECT *, (changed_at AT TIME ZONE 'UTC')::date::text AS day FROM public.source),
         judged AS (SELECT day, {masks} FROM days),

@@ -60,7 +60,9 @@ class Trap:
         """Kill."""
         if self.victim == "process":
             os.kill(os.getpid(), signal.SIGKILL)
-        os.kill(self.backend if self.victim == "backend" else postmaster(self.backend), signal.SIGKILL)
+        os.kill(
+            self.backend if self.victim == "backend" else postmaster(self.backend), signal.SIGKILL
+        )
 
     def set(self) -> None:
         """Lay the trap in this process, which is a child made for it."""
@@ -130,8 +132,7 @@ def _forks() -> Any:
         [
             "pipeline_assets.definitions",
             "pipeline_assets.news.digest",
-            "pipeline_assets_tests.load_steps",
-            "pipeline_assets_tests.reliability.kills",
+            "pipeline_assets_tests.reliability.site",
             "adbc_driver_postgresql.dbapi",
             "adbc_driver_manager",
             "pandas",

@@ -5,12 +5,9 @@ valid order is stands here once more, in SQL, as the contract `transactions` say
 function returns what is wrong, one sentence a thing; an empty list says that all is well.
 """
 
-import csv
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pyarrow.parquet as pq
@@ -31,7 +28,8 @@ FROM ({}) AS orders GROUP BY 1, 2 ORDER BY 1, 2"""
 
 SOURCE_ORDERS = f"""
 SELECT order_id, customer_id, ordered_at, amount::numeric(14,2), upper(trim(currency)) AS currency,
-    quantity, lower(trim(status)) AS status, updated_at, (ordered_at AT TIME ZONE 'UTC')::date AS business_day,
+    quantity, lower(trim(status)) AS status, updated_at,
+    (ordered_at AT TIME ZONE 'UTC')::date AS business_day,
     CASE lower(trim(status)) WHEN 'completed' THEN amount ELSE 0 END::numeric(14,2) AS net_amount
 FROM (SELECT *, {VALID} AS valid FROM shop.transactions) AS judged WHERE valid"""
 
@@ -140,54 +138,3 @@ def left_behind(connection: psycopg.Connection, databases: list[str]) -> list[st
         "SELECT gid FROM pg_prepared_xacts WHERE database = ANY (%s)", [databases]
     ).fetchall()
     return [f"left behind: {row}" for row in (*sessions, *locks, *prepared)]
-
-
-def broken_editions(folder: Path) -> list[str]:
-    """Editions that aren't whole, files that are half written, links that lead nowhere."""
-    found = []
-    index = (folder / "index.html").read_text() if (folder / "index.html").exists() else ""
-    for file in folder.glob("????-??-??.json"):
-        try:
-            stories = json.loads(file.read_text())["stories"]
-            rows = list(csv.DictReader(file.with_suffix(".csv").read_text().splitlines()))
-            page = file.with_suffix(".html").read_text()
-        except (OSError, ValueError) as error:
-            found.append(f"{file.name}: {error}")
-            continue
-        if len(rows) != len(stories) or not page.rstrip().endswith("</html>"):
-            found.append(f"{file.stem}: the edition isn't whole")
-        if f"{file.stem}.html" not in index:
-            found.append(f"{file.stem}: the index lacks it")
-    return found
-
-
-def registry_differences(
-    mlflow: psycopg.Connection, warehouse: psycopg.Connection, name: str
-) -> list[str]:
-    """Where the registry's tables and the audit of deployments say different things."""
-    aliases: dict[str, int] = dict(
-        mlflow.execute(
-            "SELECT alias, version FROM registered_model_aliases WHERE name = %s", [name]
-        ).fetchall()
-    )
-    moves: list[Any] = warehouse.execute(
-        "SELECT champion_after, previous_after, finished_at FROM pipeline.champion_deployments"
-        " WHERE model_name = %s ORDER BY deployment_id",
-        [name],
-    ).fetchall()
-    champion, previous, _ = moves[-1] if moves else (None, None, None)
-    found = [f"a move to {after} isn't finished" for after, _, finished in moves if not finished]
-    for alias, wanted in (("champion", champion), ("previous_champion", previous)):
-        if aliases.get(alias) != wanted:
-            found.append(f"{alias} is {aliases.get(alias)}, by the audit {wanted}")
-    versions = mlflow.execute(
-        "SELECT v.version, v.status, r.status, (SELECT count(*) FROM model_version_tags AS t"
-        "  WHERE t.name = v.name AND t.version = v.version AND t.key = 'artifact_hash')"
-        " FROM model_versions AS v LEFT JOIN runs AS r ON r.run_uuid = v.run_id WHERE v.name = %s",
-        [name],
-    ).fetchall()
-    found += [f"version {row} isn't whole" for row in versions if row[1:] != ("READY", "FINISHED", 1)]
-    newest = max((row[0] for row in versions), default=None)
-    if aliases.get("challenger") != newest:
-        found.append(f"challenger is {aliases.get('challenger')}, the newest version {newest}")
-    return found

@@ -42,9 +42,7 @@ def test_the_gate_finds_what_sql_finds_and_rejected_plus_loaded_is_extracted(
     assert settings.warehouse_database_url
     random, site = Random(seed), None
     with (
-        psycopg.connect(
-            settings.source_database_url.get_secret_value(), autocommit=True
-        ) as source,
+        psycopg.connect(settings.source_database_url.get_secret_value(), autocommit=True) as source,
         psycopg.connect(
             settings.warehouse_database_url.get_secret_value(),
             autocommit=True,
@@ -86,9 +84,7 @@ class Site:
         with self.source.cursor().copy("COPY public.source FROM STDIN") as copy:
             for day in range(DAYS):
                 for row in batch(random, day):
-                    copy.write(
-                        "\t".join("\\N" if value is None else value for value in row) + "\n"
-                    )
+                    copy.write("\t".join("\\N" if value is None else value for value in row) + "\n")
         self.warehouse.execute("TRUNCATE public.things, quarantine.things, pipeline.batches")
 
     def compare(self) -> None:
