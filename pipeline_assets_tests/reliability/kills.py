@@ -114,8 +114,8 @@ class Trap:
                 self.comes("before")
             return copy(cursor, query, *arguments, **named)
 
-        psycopg.Cursor.execute = trapped_execute  # type: ignore[method-assign]  # that is the trap
-        psycopg.Cursor.copy = trapped_copy  # type: ignore[method-assign]  # the same
+        psycopg.Cursor.execute = trapped_execute  # type: ignore[method-assign, assignment]  # that is the trap
+        psycopg.Cursor.copy = trapped_copy  # type: ignore[method-assign, assignment]  # the same
 
 
 def postmaster(backend: int) -> int:
