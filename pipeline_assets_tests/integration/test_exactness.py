@@ -131,6 +131,18 @@ def test_a_change_time_that_goes_back_ends_in_step(
     assert loaded(warehouse) == truth(shop)
 
 
+def test_a_change_time_that_goes_back_within_its_day_ends_in_step(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """It never did: the file has the order, so that it wasn't gone, and older, so that it wasn't loaded."""
+    pipeline = Pipeline(settings)
+    shop.put("a", 0, 2)
+    pipeline.run(KEYS[0])
+    shop.put("a", 0, 1, amount=5)
+    assert pipeline.catch_up() == []
+    assert loaded(warehouse) == truth(shop)
+
+
 def test_a_row_whose_change_time_becomes_infinite_leaves_the_warehouse(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
