@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev mlflow test test-reliability check lock bench clean
+.PHONY: help run dev mlflow test test-reliability test-cluster test-security image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -43,17 +43,67 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow and not reliability"
-	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not reliability"
+	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not cluster and not image and not reliability"
 
 test-reliability: $(VENV)/installed-dev ## install, then attack for an hour: kills, bad data, faults between
 	$(BIN)/pytest --quiet -m reliability pipeline_assets_tests/reliability $(ARGS)
 
-check: $(VENV)/installed-dev ## format, lint, types, layers and the Dagster definitions
+test-cluster: $(VENV)/installed-dev ## two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (root)
+	$(BIN)/pytest --quiet -rA pipeline_assets_tests/cluster
+
+image: ## build the container image with Docker, or DOCKER=podman
+	$(DOCKER) build --file deploy/Dockerfile --tag pipeline-assets .
+
+image-test: $(VENV)/installed-dev ## build the image with Podman and run it: read-only, healthy, a partition (root)
+	$(BIN)/pytest --quiet -rA pipeline_assets_tests/image
+
+compose-secrets: ## make the secrets of the Compose deployment: SOURCE=postgresql://user:password@host/database
+	@deploy/compose/new-secrets $(SOURCE)
+
+test-security: $(VENV)/installed-dev ## install, then attack it: every test of docs/security.md
+	$(BIN)/pytest --numprocesses auto --quiet -m security
+
+check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definitions and the CI files
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/dagster definitions validate
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci .gitlab-ci.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
+# The commit that a change is compared with.
+BASE ?= origin/main
+contracts: $(VENV)/installed ## say which contracts break what they were at BASE without a new major version
+	@$(BIN)/pipeline-assets ci contracts --since $(BASE)
+
+graph: $(VENV)/installed ## print how the asset graph differs from that at BASE, as Markdown
+	@$(BIN)/pipeline-assets ci graph --since $(BASE)
+
+sbom: $(VENV)/installed-dev ## write sbom.json, the bill of materials of requirements.lock (CycloneDX)
+	@$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file $(or $(SBOM),sbom.json)
+
+ci: ## all that the workflows run on a change
+	.ci/run
+	$(MAKE) contracts graph sbom
+
+# A deployment is a Helm release of this name in the namespace <name>-<environment>.
+RELEASE := pipeline-assets
+NAMESPACE = $(RELEASE)-$(ENV)
+DOCKER ?= docker
+publish: ## build and push IMAGE=registry/name:tag; its name by digest goes to build/image
+	@mkdir -p build
+	$(DOCKER) build --file deploy/Dockerfile --tag $(IMAGE) .
+	$(DOCKER) push $(IMAGE)
+	$(DOCKER) inspect --format '{{index .RepoDigests 0}}' $(IMAGE) > build/image
+
+deploy: ## bring IMAGE=registry/name@sha256:... to ENV=staging or production; undone if it doesn't come up
+	helm upgrade $(RELEASE) deploy/helm --install --atomic --timeout 15m --namespace $(NAMESPACE) \
+		--values deploy/helm/values-$(ENV).yaml --set-string image.reference=$(IMAGE)
+
+smoke: ## materialize a partition of each pipeline in ENV's cluster, by the API of its webserver
+	kubectl --namespace $(NAMESPACE) exec deployment/$(RELEASE)-webserver -- pipeline-assets ci smoke
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml
 lock: $(VENV)/installed ## resolve requirements.lock and requirements-dev.lock again from pyproject.toml

@@ -53,7 +53,7 @@ def main(
     chosen = [each for each in TOOLS if not tool or each.key in tool]
     server = connect_or_start(folder / "postgres")
     with console.status("Installing the tools"):
-        homes = {each.key: install(each, folder / "environments") for each in chosen}
+        homes = {each.key: install(each.packages, folder / "environments") for each in chosen}
     with console.status(f"Making databases for {data.words(rows)} rows"):
         data.prepare(server, rows)
     cases = data.cases(rows)

@@ -35,7 +35,7 @@ def run(command: Sequence[str], env: Mapping[str, str], postmaster: int) -> Meas
         ToolError: it ended with another exit code than 0.
     """
     with tempfile.TemporaryFile() as output:
-        server_before = _server_cpu(postmaster)
+        server_before = server_cpu(postmaster)
         begun = time.perf_counter()
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -43,7 +43,7 @@ def run(command: Sequence[str], env: Mapping[str, str], postmaster: int) -> Meas
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
-        server = _server_cpu(postmaster) - server_before
+        server = server_cpu(postmaster) - server_before
         output.seek(0)
         text = output.read().decode(errors="replace")
     if process.returncode:
@@ -60,16 +60,18 @@ def run(command: Sequence[str], env: Mapping[str, str], postmaster: int) -> Meas
     return Measured(**figures)
 
 
-def _server_cpu(postmaster: int) -> float:
+def server_cpu(postmaster: int) -> float:
     """CPU seconds of all its processes; the postmaster counts those that have ended."""
     server = psutil.Process(postmaster)
-    total = 0.0
-    for process in (server, *server.children()):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-        if process == server:
-            total += times.children_user + times.children_system
-    return total
+    backends = sum(cpu_seconds(process) for process in server.children())
+    return cpu_seconds(server, ended_children=True) + backends
+
+
+def cpu_seconds(process: psutil.Process, *, ended_children: bool = False) -> float:
+    """CPU seconds of a process so far; 0 if it has gone."""
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    own = times.user + times.system
+    return own + (times.children_user + times.children_system if ended_children else 0.0)

@@ -168,6 +168,8 @@ def table(results: list[Result]) -> Table:
 
 def write_page() -> None:
     """Write the documentation's page and plot from the results of the full table's size."""
+    from benchmarks.systems_report import section  # it needs this module
+
     order = [case.name for case in cases(FULL_ROWS).values()]
     results = [result for result in load() if result["case"] in order]
     results.sort(key=lambda result: order.index(result["case"]))
@@ -177,17 +179,17 @@ def write_page() -> None:
     for case in dict.fromkeys(result["case"] for result in results):
         of_case = [result for result in results if result["case"] == case]
         parts.append(
-            f"\n## {case}\n\n" + _markdown(HEADINGS, ["---"] * len(HEADINGS), *_rows(of_case))
+            f"\n## {case}\n\n" + markdown(HEADINGS, ["---"] * len(HEADINGS), *_rows(of_case))
         )
     if scale := load_scale():
         parts.append(SCALE)
-        parts.append(_markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
+        parts.append(markdown(("part", "rows", "days", "figures"), ["---"] * 4, *_sizes(scale)))
     if growth := load_growth():
         heading, *rows = _growth(growth)
         most = max(result["histories"] for result in growth)
         parts.append(GROWTH.format(histories=most))
-        parts.append(_markdown(heading, ["---"] * len(heading), *rows))
-    PAGE.write_text("".join(parts))
+        parts.append(markdown(heading, ["---"] * len(heading), *rows))
+    PAGE.write_text("".join([*parts, section()]))
 
 
 def _sizes(results: list[ScaleResult]) -> Iterator[list[str]]:
@@ -233,7 +235,8 @@ PREAMBLE = """# Benchmarks of the load
 {command}
 ```
 
-writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on.
+writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on,
+beside other work at a lower priority.
 
 A day of changes goes from one PostgreSQL database into a table of another. The data are TPC-H's order
 lines; a mixed day is half changed rows from all over the table and half new ones. One row in a
@@ -272,7 +275,8 @@ def _rows(results: list[Result]) -> Iterator[list[str]]:
         ]
 
 
-def _markdown(*rows: Iterable[str]) -> str:
+def markdown(*rows: Iterable[str]) -> str:
+    """Rows of a table."""
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
@@ -304,8 +308,9 @@ def _plot(results: list[Result]) -> None:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("seconds (median, minimum and maximum)")
-    with rc_context({"svg.fonttype": "none"}):  # letters stay letters: a tenth of the size
-        figure.savefig(PLOT)
+    # Letters stay letters: a tenth of the size. The same figures give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": PLOT.stem}):
+        figure.savefig(PLOT, metadata={"Date": None})
 
 
 if __name__ == "__main__":

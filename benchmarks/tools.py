@@ -94,11 +94,11 @@ def dagster_storage(server: Server, database: str) -> str:
     return f"{ensure_database(server, database)}?options=-c%20synchronous_commit%3Doff"
 
 
-def install(tool: Tool, folder: Path) -> Path:
-    """Make the tool's environment with uv, unless it is there, and return its folder."""
-    if not tool.packages:
+def install(packages: tuple[str, ...], folder: Path) -> Path:
+    """Make an environment of pinned packages with uv, unless it is there, and return its folder."""
+    if not packages:
         return Path(sys.prefix)
-    home = folder / tool.packages[0].partition("[")[0].replace("==", "-")
+    home = folder / packages[0].partition("[")[0].replace("==", "-")
     if not (home / "installed").exists():
         uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         if uv is None:
@@ -108,7 +108,7 @@ def install(tool: Tool, folder: Path) -> Path:
         pip = ["pip", "install", "--quiet", "--compile-bytecode", "--python", python]
         for command in (
             ["venv", "--quiet", "--python", sys.executable, str(home)],
-            [*pip, *tool.packages],
+            [*pip, *packages],
         ):
             subprocess.run([uv, *command], check=True)
         (home / "installed").touch()

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from uuid import uuid4
 
 import typer
 from rich.markup import escape
 from rich.table import Table as Grid
 
+from pipeline_assets.ci import ci
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.in_process import materialize, publish_digest, score, train_and_score
 from pipeline_assets.settings import load_settings, project_root
@@ -26,6 +29,7 @@ from pipeline_assets.terminal import (
     mark,
     print_deployment,
     print_model,
+    print_settings,
     print_status,
 )
 
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="News, a warehouse load and a model as Dagster assets.", no_args_is_help=True
 )
+app.add_typer(ci, name="ci")
 
 
 @app.callback()
@@ -102,6 +107,46 @@ def status() -> None:
             print_model(model_status(settings))
     print_deployment(found)
     raise typer.Exit(1 if found.problems else 0)
+
+
+@app.command()
+def config(
+    env: Annotated[
+        str, typer.Option(help="dev, staging or production; default: PIPELINE_ENV.")
+    ] = "",
+) -> None:
+    """Show every setting, its value and where that comes from; secrets are masked.
+
+    The exit code is 1 if the pipelines wouldn't start with them.
+    """
+    from pipeline_assets.effective_settings import effective_settings
+
+    with clear_errors():
+        settings, problems = effective_settings(env or None)
+    print_settings(settings, problems)
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def migrate(
+    load: Annotated[str, typer.Option(help="The role that the pipelines connect as.")] = "",
+    read: Annotated[str, typer.Option(help="A role for people and reports.")] = "",
+) -> None:
+    """Bring the warehouse's tables to what the contracts say, and grant roles what they need of them.
+
+    Only where the pipelines' own role may not create tables: run it with WAREHOUSE_DATABASE_URL of the
+    role that owns the database, before a new version of the contracts runs.
+    """
+    settings = _settings()
+    from pipeline_assets.operations.migration import migrate
+    from pipeline_assets.quality.odcs import load_contract
+    from pipeline_assets.resources.postgres import Database
+    from pipeline_assets.warehouse.tables import Table, load_tables
+
+    with clear_errors(), Database("warehouse", settings).connect(autocommit=True) as warehouse:
+        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        for done in migrate(warehouse, tables, load=load, read=read):
+            console.print(escape(done), highlight=False)
 
 
 @app.command()
@@ -175,6 +220,23 @@ def alert(
 
 
 @app.command()
+def upgrade() -> None:
+    """Make the tables that Dagster and MLflow need, or bring them up to date; `migrate` does the warehouse's.
+
+    For one process, before a new version starts: the version before goes on with them meanwhile.
+    """
+    settings = _settings()
+    import dagster as dg
+
+    from pipeline_assets.resources.mlflow import Mlflow
+
+    with clear_errors():
+        dg.DagsterInstance.get().upgrade()
+        Mlflow(settings).upgrade()
+    console.print("The tables of Dagster and MLflow are up to date.")
+
+
+@app.command()
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "",
 ) -> None:
@@ -238,6 +300,34 @@ def promote() -> None:
         console.print("[red]Refused: production stays as it was.[/red]")
         raise typer.Exit(1)
     console.print(f"Version {deployment.champion_after} is the champion.")
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int, typer.Option(help="Steps at once; 0: one a core.")] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether a worker of this host answers.")
+    ] = False,
+) -> None:
+    """Execute steps that runs hand out through Celery (PIPELINE_EXECUTOR=celery), until stopped.
+
+    At SIGTERM it takes no new step and ends those at work; what is killed then goes to another worker.
+    """
+    settings = _settings()
+    from pipeline_assets.resources.celery import clean_results, worker_answers, worker_app
+
+    with clear_errors():
+        if check:
+            raise typer.Exit(0 if worker_answers(settings) else 1)
+        celery = worker_app(settings)
+        clean_results(celery)
+        # Steps run in processes that are forked from this one: none pays 3 s of CPU for it any more.
+        import_module("pipeline_assets.definitions")
+    # Its arguments are for everybody to read: the addresses go by the app. Two workers of one name would
+    # take each other's orders.
+    arguments = ["worker", "--hostname", f"{uuid4().hex[:8]}@%h", "--loglevel", "INFO"]
+    arguments += ["--without-gossip", "--without-mingle"]
+    celery.worker_main([*arguments, *(["--concurrency", str(concurrency)] if concurrency else [])])
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

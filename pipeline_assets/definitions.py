@@ -23,6 +23,7 @@ from pipeline_assets.operations.automation import alerting, housekeeping
 from pipeline_assets.operations.checks import ServiceLevel
 from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.quality.odcs import load_contract
+from pipeline_assets.resources.celery import celery_executor
 from pipeline_assets.resources.dagster_history import watched
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.mlflow import Mlflow
@@ -103,8 +104,10 @@ def build_definitions(
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
-        # comes from several runs.
-        executor=dg.in_process_executor,
+        # comes from several runs. On several hosts Celery's workers, which are warm, take the steps.
+        executor=celery_executor
+        if settings.pipeline_executor == "celery"
+        else dg.in_process_executor,
     )
     parts.append(
         housekeeping(

@@ -1,12 +1,15 @@
 """Every setting of the project, typed and checked once, before anything starts.
 
 A setting has one name: `warehouse_start_date` in `environments/<environment>.yaml` is
-`WAREHOUSE_START_DATE` in the environment and in `.env`. The environment wins over `.env`, `.env` over
-the YAML file, the YAML file over the defaults here. What belongs here is what differs between
-deployments; what describes data belongs in its contract.
+`WAREHOUSE_START_DATE` in the environment and in `.env`, a file of that name in the secrets folder, a key of
+the secret in Vault. The environment wins over `.env`, that over files, files over Vault, Vault over the YAML
+file, the YAML file over the defaults here. What belongs here is what differs between deployments; what
+describes data belongs in its contract.
 """
 
 import os
+from collections import ChainMap
+from collections.abc import Iterable, Sequence
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,10 +18,20 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
@@ -28,6 +41,7 @@ from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.news.settings import NewsSettings
 from pipeline_assets.operations.retention_settings import RetentionSettings
 from pipeline_assets.operations.settings import OperationsSettings
+from pipeline_assets.vault import VaultError, VaultSettings, forget, read_secret
 
 ENVIRONMENTS = Path(__file__).parent / "environments"
 OURS = (
@@ -41,7 +55,11 @@ OURS = (
     "HEARTBEAT_",
 )
 """How the names of our variables begin."""
+LARGEST_NUMBER = 100_000
+"""Days, minutes or rows that a setting can say; so many days before today are still a date."""
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
+REQUIRED = (*DATABASE_URLS, "mlflow_tracking_uri")
+"""What production must be told."""
 
 
 class SettingsError(ValueError):
@@ -56,16 +74,26 @@ def project_root() -> Path:
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
-class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettings, BaseSettings):
+class Settings(
+    NewsSettings, ModelsSettings, RetentionSettings, OperationsSettings, VaultSettings, BaseSettings
+):
     """The settings of one deployment. Build it with `load_settings`, which words errors clearly.
 
     Unset database URLs mean the embedded PostgreSQL in the data folder; production refuses that.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        # No figure is below or above NaN: a threshold of the gate would hold nothing back.
+        allow_inf_nan=False,
+    )
 
     pipeline_env: Literal["dev", "staging", "production"] = "dev"
     pipeline_data_dir: Path = Field(default_factory=lambda: project_root() / ".data")
+    pipeline_secrets_dir: Path = Path("/run/secrets")
+    """A folder with a file a setting, as Compose and Kubernetes mount secrets; it needn't be there."""
     pipeline_timezone: str = "UTC"
     """Where a day begins: partitions are days of this time zone (an IANA name)."""
     pipeline_automation: Literal["running", "stopped"] = "stopped"
@@ -80,6 +108,12 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
     warehouse_database_url: SecretStr | None = None
     dagster_database_url: SecretStr | None = None
     mlflow_tracking_uri: SecretStr | None = None
+
+    pipeline_executor: Literal["in_process", "celery"] = "in_process"
+    """Where the steps of a run execute: in the run's own process, or in Celery's workers."""
+    celery_broker_url: SecretStr | None = None
+    celery_backend_url: SecretStr | None = None
+    """Where workers leave their results; default: tables of Celery's own in Dagster's database."""
 
     warehouse_start_date: date = date(2026, 1, 7)
     """The first partition of the warehouse tables; the sample shop opened on this day."""
@@ -140,15 +174,59 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
             raise ValueError(f"must begin with {', '.join(schemes[:-1])}: a store that all share")
         return uri
 
+    @field_validator("celery_broker_url", "celery_backend_url")
+    @classmethod
+    def _known_to_celery(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        own = ["amqp", "amqps"] if info.field_name == "celery_broker_url" else ["postgresql"]
+        known = [*own, "redis", "rediss"]
+        if url is not None and url.get_secret_value().partition("://")[0] not in known:
+            raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in known)}")
+        return url
+
+    @model_validator(mode="after")
+    def _workers_share(self) -> Self:
+        if self.pipeline_executor == "in_process":
+            return self
+        # What another host can't see would be another, empty one there, and nobody told.
+        shared = (*DATABASE_URLS, "mlflow_tracking_uri", "celery_broker_url", "pipeline_files_url")
+        missing = [name.upper() for name in shared if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"{', '.join(missing)} must be set with PIPELINE_EXECUTOR=celery: workers on other "
+                "hosts use the same databases, and the same files in a bucket (s3://...) or in a "
+                "folder that all of them mount (file:///...)"
+            )
+        if not str(self.pipeline_files_url).partition("://")[1]:
+            raise ValueError(
+                "PIPELINE_FILES_URL is a folder of one host: with PIPELINE_EXECUTOR=celery it must be a "
+                "bucket (s3://...), or file:///... to say that all workers mount the folder"
+            )
+        if self.mlflow_tracking_uri and not self.mlflow_tracking_uri.get_secret_value().startswith(
+            "http"
+        ):
+            raise ValueError(
+                "MLFLOW_TRACKING_URI must be an MLflow server, http(s)://..., with "
+                "PIPELINE_EXECUTOR=celery: beside a database models lie on one host's disk"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sane_numbers(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER:
+                raise ValueError(f"{name.upper()} must be at most {LARGEST_NUMBER:,}")
+        return self
+
     @model_validator(mode="after")
     def _no_embedded_production(self) -> Self:
         if self.pipeline_env == "production":
-            required = (*DATABASE_URLS, "mlflow_tracking_uri")
-            missing = [name.upper() for name in required if getattr(self, name) is None]
+            missing = [name.upper() for name in REQUIRED if getattr(self, name) is None]
             if missing:
                 raise ValueError(
                     f"{', '.join(missing)} must be set: production has no embedded default"
                 )
+            if self.news_provider == "sample":
+                raise ValueError("NEWS_PROVIDER must be rss or newsapi: production has no sample")
         return self
 
     @classmethod
@@ -160,20 +238,84 @@ class Settings(NewsSettings, ModelsSettings, RetentionSettings, OperationsSettin
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the YAML file of the environment as the last source."""
-        del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, _yaml_file())
+        """Overrides, and the project's own sources."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, *setting_sources(settings_cls).values()
+
+
+def setting_sources(settings_cls: type[BaseSettings]) -> dict[str, PydanticBaseSettingsSource]:
+    """Where settings come from, by what people call it, the strongest first."""
+    environment = EnvSettingsSource(settings_cls)
+    files = SecretsSettingsSource(settings_cls, _secrets_folder())
+    yaml_file = YamlConfigSettingsSource(settings_cls, _yaml_file())
+    return {
+        "environment variable": environment,
+        "secret file": files,
+        "Vault": VaultSource(settings_cls, (environment, files, yaml_file)),
+        "environment file": yaml_file,
+    }
+
+
+class VaultSource(InitSettingsSource):
+    """What Vault's secret holds; `others`, the strongest first, say where Vault is."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], others: Sequence[PydanticBaseSettingsSource]
+    ) -> None:
+        super().__init__(settings_cls, {})
+        self.others = others
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings that the secret holds, by field name; those of many values may be JSON text."""
+        access = VaultSettings.model_validate(ChainMap(*(source() for source in self.others)))
+        if access.vault_addr is None:
+            return {}
+        secret = read_secret(access)
+        _refuse_near_misses(secret, "a key of Vault's secret")
+        found = {name.lower(): value for name, value in secret.items()}
+        for name, value in found.items():
+            field = self.settings_cls.model_fields.get(name)
+            if field and isinstance(value, str) and self.field_is_complex(field):
+                try:
+                    found[name] = self.decode_complex_value(name, field, value)
+                except ValueError:
+                    raise UnreadableSettingError(f"{name.upper()} of Vault is malformed") from None
+        return found
 
 
 def _yaml_file() -> Path:
     environment = os.environ.get("PIPELINE_ENV", "dev")
-    file = ENVIRONMENTS / f"{environment}.yaml"
-    if not file.exists():
-        known = ", ".join(sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml")))
+    known = sorted(path.stem for path in ENVIRONMENTS.glob("*.yaml"))
+    if environment not in known:  # not whether the file exists: a name with ../ leads elsewhere
         raise SettingsError(
-            f"PIPELINE_ENV={environment} is not an environment; use one of: {known}"
+            f"PIPELINE_ENV={environment} is not an environment; use one of: {', '.join(known)}"
         )
-    return file
+    return ENVIRONMENTS / f"{environment}.yaml"
+
+
+def _secrets_folder() -> Path | None:
+    stated = os.environ.get("PIPELINE_SECRETS_DIR")
+    folder = Path(stated or Settings.model_fields["pipeline_secrets_dir"].default)
+    if folder.is_dir():
+        return folder
+    if stated:
+        raise SettingsError(f"PIPELINE_SECRETS_DIR={stated} is not a folder")
+    return None
+
+
+def _near_miss(name: str) -> str | None:
+    """The setting that is meant by a name that isn't one, if they are nearly the same."""
+    settings = {field.upper() for field in Settings.model_fields}
+    if name.upper() in settings:
+        return None
+    return next(iter(get_close_matches(name.upper(), sorted(settings), n=1, cutoff=0.9)), None)
+
+
+def _refuse_near_misses(names: Iterable[str], what: str) -> None:
+    # No more than these: what only newer code knows must be there before it is deployed.
+    for name in sorted(names):
+        if meant := _near_miss(name):
+            raise SettingsError(f"{name}, {what}, is not a setting; {meant} is")
 
 
 def _unknown_names() -> list[str]:
@@ -186,38 +328,55 @@ def _unknown_names() -> list[str]:
         if name.lower() in known:
             continue
         # Others' variables begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
-        near = get_close_matches(name, settings, n=1, cutoff=0.9) if name.endswith("_URL") else []
-        if name.startswith(OURS) or near:
+        if name.startswith(OURS) or (name.endswith("_URL") and _near_miss(name)):
             meant = get_close_matches(name, settings, n=1)
             errors.append(f"{name} is not a setting" + (f"; {meant[0]} is" if meant else ""))
     return errors
 
 
+def add_dotenv() -> set[str]:
+    """Add to the environment what it lacks of `.env` beside `dagster.yaml`; returns these names.
+
+    `dagster dev` does so too, so that child processes see the same.
+    """
+    found = dotenv_values(project_root() / ".env")
+    lacking = {name: value for name, value in found.items() if value is not None}
+    lacking = {name: value for name, value in lacking.items() if name not in os.environ}
+    os.environ.update(lacking)
+    return set(lacking)
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` (by field name) win over every source.
 
-    Variables of `.env` beside `dagster.yaml` that the environment lacks are added to it first, as
-    `dagster dev` does, so that child processes see the same.
-
     Raises:
         SettingsError: one line for each setting that is unknown, malformed or missing, naming its
-            variable. Values are left out, as they may be secrets.
+            variable. Values are left out, as they may be secrets. Or Vault, where there is one, can't be
+            read.
     """
-    for name, value in dotenv_values(project_root() / ".env").items():
-        if value is not None:
-            os.environ.setdefault(name, value)
+    add_dotenv()
     if errors := _unknown_names():
         raise SettingsError("; ".join(errors))
+    if folder := _secrets_folder():
+        _refuse_near_misses((file.name for file in folder.iterdir()), f"a file in {folder}")
     try:
         return Settings(**overrides)
     except UnreadableSettingError as error:
         raise SettingsError(f"{error}: lists are written as JSON") from None
+    except (VaultError, OSError) as error:
+        raise SettingsError(str(error)) from error
     except ValidationError as error:
         lines = [
             " ".join([*(str(part).upper() for part in problem["loc"]), _message(problem["msg"])])
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise SettingsError("\n".join(lines)) from None
+
+
+def reload_settings() -> Settings:
+    """Read the settings again, Vault's secret too, which is asked for once a process otherwise."""
+    forget()
+    return load_settings()
 
 
 def _message(pydantic_message: str) -> str:

@@ -17,6 +17,7 @@ from pipeline_assets.failures import PermanentError
 from pipeline_assets.settings import SettingsError
 
 if TYPE_CHECKING:
+    from pipeline_assets.effective_settings import EffectiveSetting
     from pipeline_assets.models.status import ModelStatus
     from pipeline_assets.operations.status import Status
     from pipeline_assets.warehouse.status import TableStatus
@@ -110,6 +111,17 @@ def print_model(status: "ModelStatus") -> None:
         week, version = status.scored
         grid.add_row("scored", "", f"the week of {week}, by version {version}")
     console.print(grid)
+
+
+def print_settings(settings: "list[EffectiveSetting]", problems: list[str]) -> None:
+    """Every setting with its source, and what is wrong with them."""
+    grid = Grid("setting", "value", "source", title="settings", title_justify="left")
+    for setting in settings:
+        value = "[dim]unset[/dim]" if setting.value is None else escape(setting.value)
+        grid.add_row(setting.name, value, setting.source)
+    console.print(grid)
+    for problem in problems:
+        console.print(f"[red]{escape(problem)}[/red]", highlight=False)
 
 
 def mark(passed: bool, severity: str) -> str:

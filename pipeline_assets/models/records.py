@@ -20,6 +20,7 @@ from pipeline_assets.models import gate
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.rules import RULES
+from pipeline_assets.quality.ddl import changing_tables, exist
 
 SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS pipeline;
@@ -123,7 +124,9 @@ class Deployment:
 
 def ensure_schema(connection: psycopg.Connection) -> None:
     """Create both tables where they are missing."""
-    with connection.transaction():
+    if exist(connection, ["pipeline.gate_verdicts", "pipeline.champion_deployments"]):
+        return
+    with changing_tables(), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
         connection.execute(SCHEMA)
         (before_withdrawals,) = connection.execute(

@@ -86,7 +86,7 @@ def news_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
-        from pipeline_assets.news.intake import from_tables, take_in, to_table
+        from pipeline_assets.news.intake import from_tables, save_intake, take_in, to_table
         from pipeline_assets.warehouse.gate import judge
         from pipeline_assets.warehouse.load import load, prepare
 
@@ -94,6 +94,7 @@ def news_assets(
         run = Run(window, settings, http(), datetime.now(UTC))
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             taken, found = take_in(run, archive)
+            save_intake(files, key, taken)
             files.write(f"raw_{ARTICLES}", key, [to_table(found, taken.provider)])
             prepare(connection, table)
             judgement = judge(table, key, window, files, connection, context.run.run_id)
@@ -162,7 +163,7 @@ def news_assets(
             edition = compose(
                 window,
                 settings,
-                load_intake(archive, key),
+                load_intake(files, key),
                 from_tables(files.read(validated, key)),
                 from_tables(files.read(validated, before))
                 if known and known.verdict == "passed"

@@ -1,7 +1,8 @@
 """A window's intake: from the providers to articles in a table, and the figures that go with them.
 
 Belongs here: the steps between `feeds` and the gate, and the form that articles have outside of
-Python. The figures are saved beside the archive, as the edition tells readers of them.
+Python. The figures are saved among the files between assets, as the edition tells readers of them: it
+may be made on another host.
 """
 
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 from pipeline_assets.news.articles import Article, clean
 from pipeline_assets.news.feeds import collect
 from pipeline_assets.news.items import Run
-from pipeline_assets.resources.local_files import write_atomically
+from pipeline_assets.resources.files import PartitionFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,10 +38,11 @@ class Intake:
 
 
 _INTAKE = TypeAdapter(Intake)
+_FIGURES = "intake_news_articles"
 
 
 def take_in(run: Run, archive: Path) -> tuple[Intake, list[Article]]:
-    """Collect and clean the window's articles, and save the figures. Raises as `collect` does."""
+    """Collect and clean the window's articles. Raises as `collect` does."""
     collected = collect(run, archive)
     cleaned = clean(collected.items, run.window, run.settings.news_language)
     intake = Intake(
@@ -51,17 +53,20 @@ def take_in(run: Run, archive: Path) -> tuple[Intake, list[Article]]:
         duplicates=cleaned.duplicates,
         missing=collected.missing,
     )
-    write_atomically(_file(archive, run.window.key), _INTAKE.dump_json(intake, indent=1) + b"\n")
     return intake, cleaned.articles
 
 
-def load_intake(archive: Path, key: str) -> Intake:
-    """The figures of a partition that was taken in."""
-    return _INTAKE.validate_json(_file(archive, key).read_bytes())
+def save_intake(files: PartitionFiles, key: str, intake: Intake) -> None:
+    """Save the figures of a partition."""
+    import pyarrow as pa
+
+    files.write(_FIGURES, key, [pa.table({"figures": [_INTAKE.dump_json(intake).decode()]})])
 
 
-def _file(archive: Path, key: str) -> Path:
-    return archive / f"{key}.json"
+def load_intake(files: PartitionFiles, key: str) -> Intake:
+    """The figures of a partition that was taken in. Raises `MissingPartitionError` if it wasn't."""
+    (table,) = files.read(_FIGURES, key)
+    return _INTAKE.validate_json(table["figures"][0].as_py())
 
 
 def to_table(articles: Iterable[Article], provider: str) -> "pa.Table":

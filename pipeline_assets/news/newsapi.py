@@ -4,6 +4,7 @@ The key travels in a header, never in the URL, so that no log, archive or error 
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -77,7 +78,7 @@ def parse(source: Source, answer: Answer) -> list[Item]:
     try:
         articles = json.loads(answer.body)["articles"]
         return [_item(article, source, answer) for article in articles]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise FetchError("answered with JSON that isn't NewsAPI's") from error
 
 
@@ -109,13 +110,15 @@ def _transient(response: Response) -> bool:
 def _json(response: Response) -> dict[str, Any]:
     try:
         answer = json.loads(response.body)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for 100,000 brackets
         return {}
     return answer if isinstance(answer, dict) else {}
 
 
 def _failure(status: int, answer: Mapping[str, Any]) -> Exception:
-    code = str(answer.get("code") or "no code")[:60]
+    code = str(answer.get("code") or "no code")
+    if not re.fullmatch(r"[A-Za-z ]{1,60}", code):  # whoever answers knows the key, and may echo it
+        code = "no code of NewsAPI's"
     if status == 401:
         return PermanentError(
             f"NewsAPI refused the key ({code}): set NEWSAPI_KEY to a valid one from newsapi.org"

@@ -12,13 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_val
 
 
 class Feed(BaseModel):
-    """One RSS or Atom feed. `section` is the heading that its stories go under."""
+    """One RSS or Atom feed. `section` is the heading that its stories go under.
+
+    `private` says that its server is in the own network; another feed's name must not lead there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     outlet: str = Field(min_length=1, max_length=60)
     section: str = Field(default="Top stories", min_length=1, max_length=40)
     url: HttpUrl
+    private: bool = False
 
 
 def _feed(outlet: str, section: str, url: str) -> Feed:

@@ -31,8 +31,7 @@ def cutoff(now: datetime, days: int) -> datetime:
 def remove_archive(archive: Path, before: datetime) -> int:
     """Remove the raw answers of days before a moment; returns how many days.
 
-    The archive has a folder a provider and in it one a day. The figures beside them are kept: they are
-    small, and the edition's page quotes them.
+    The archive has a folder a provider and in it one a day.
     """
     removed = 0
     for shelf in archive.glob("*/*/"):

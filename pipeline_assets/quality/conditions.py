@@ -48,6 +48,11 @@ _UNITS = ("second", "minute", "hour", "day", "week")
 _INCOMPARABLE = ("json", "numeric")
 _RESERVED = {"and", "or", "not", "is", "in", "between", "like", "null", "interval", "true", "false"}
 
+MOST_TOKENS = 300
+"""Words and signs of a condition; each may nest its evaluation by two calls, of Python's 1,000."""
+MOST_DIGITS = 18
+"""Digits of a number in a condition: what a 64-bit integer holds."""
+
 Evaluate = Callable[["pa.Table"], Any]
 
 
@@ -80,7 +85,10 @@ def parse_condition(text: str, columns: Mapping[str, str]) -> Condition:
             what can't be compared; the message says what.
     """
     parser = _Parser(text, columns)
-    term = parser.disjunction()
+    try:
+        term = parser.disjunction()
+    except (RecursionError, OverflowError):
+        raise ValueError("it is nested too deep, or has too large a number") from None
     parser.end()
     if term.kind != "boolean":
         raise ValueError(f"it is a {term.kind}, not a condition")
@@ -104,6 +112,8 @@ class _Parser:
                 raise ValueError(f"can't read {text[place:].strip()[:20]!r}")
             kind = match.lastgroup or ""
             self.tokens.append((kind, match[kind]))
+            if len(self.tokens) > MOST_TOKENS:
+                raise ValueError(f"it has more than {MOST_TOKENS} words and signs")
             place = match.end()
 
     def take(self, *wanted: str) -> str | None:
@@ -213,6 +223,8 @@ class _Parser:
         kind, value = self.tokens[self.position]
         self.position += 1
         if kind == "number":
+            if len(value) > MOST_DIGITS:
+                raise ValueError(f"{value[:MOST_DIGITS]}... has more than {MOST_DIGITS} digits")
             return _constant("number", Decimal(value) if "." in value else int(value))
         if kind == "string":
             return _string(value.replace("''", "'"))

@@ -5,7 +5,8 @@ would have to invent it (a column dropped, a type narrowed, another key), is ref
 decide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
@@ -31,6 +32,29 @@ class _Present:
 def relation(name: str) -> sql.Identifier:
     """A relation's quoted name; `schema.table` has two parts."""
     return sql.Identifier(*name.split(".", 1))
+
+
+def exist(connection: psycopg.Connection, relations: Sequence[str]) -> bool:
+    """Whether all these relations are there. Unlike CREATE IF NOT EXISTS it needs no right to create."""
+    names = [relation(name).as_string(connection) for name in relations]
+    query = "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS names (name)"
+    return connection.execute(query, [names]).fetchone() == (True,)
+
+
+@contextmanager
+def changing_tables() -> Iterator[None]:
+    """Say what to do where the role may load tables but not change them.
+
+    Raises:
+        TableMismatchError: the role lacks a right that creating or altering a table needs.
+    """
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TableMismatchError(
+            f"the warehouse's tables aren't as the contracts say, and this role may not change them "
+            f"({error.diag.message_primary}); run `pipeline-assets migrate` as the role that owns them"
+        ) from error
 
 
 def column_definition(column: Column) -> sql.Composed:

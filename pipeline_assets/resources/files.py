@@ -5,6 +5,7 @@ file or the new one, never half of one.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,10 @@ from pipeline_assets.failures import PermanentError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+"""Asset names and partition keys: no separator, and nothing that begins with a dot."""
 
 
 class MissingPartitionError(PermanentError):
@@ -37,7 +42,10 @@ class PartitionFiles:
     root: str
 
     def path(self, asset: str, partition: str) -> str:
-        """Where the partition lies."""
+        """Where the partition lies. Raises `PermanentError` for a name that leads elsewhere."""
+        for name in (asset, partition):
+            if not _NAME.fullmatch(name):
+                raise PermanentError(f"{name!r} can't name a file of an asset's partition")
         return f"{self.root.rstrip('/')}/{asset}/{partition}.parquet"
 
     def write(self, asset: str, partition: str, batches: "Iterable[pa.Table]") -> Written:
@@ -101,7 +109,7 @@ class PartitionFiles:
         """
         from fsspec.core import url_to_fs
 
-        filesystem, root = url_to_fs(self.root)
+        filesystem, root = url_to_fs(self.root, use_listings_cache=False)
         removed = 0
         for path in filesystem.find(root) if filesystem.exists(root) else []:
             asset = path.rsplit("/", 2)[-2]
@@ -122,7 +130,8 @@ class PartitionFiles:
     def _open(self, asset: str, partition: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        filesystem, path = url_to_fs(self.path(asset, partition))
+        # A listing that a worker remembers lacks what another one wrote since: "never materialized".
+        filesystem, path = url_to_fs(self.path(asset, partition), use_listings_cache=False)
         return filesystem, path
 
 

@@ -95,11 +95,13 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         transient: Callable[[Response], bool] = is_transient,
+        public_only: bool = False,
     ) -> Response:
         """Ask until there is an answer that isn't `transient`, or the attempts are used up.
 
         Returns the last answer whatever its status; raises FetchError when there was none.
         `headers` go to the address given only: a redirect to another host doesn't see them.
+        `public_only` says that not even the address given may lead into the private network.
         """
         target = requests.Request("GET", url, params=params).prepare().url or url
         host = urlsplit(target).hostname or ""
@@ -109,7 +111,7 @@ class HttpClient:
             pause = self.limits.backoff * 2 ** (attempt - 1) * (1 + random.random())  # noqa: S311 - no secret
             try:
                 with self._hosts[host]:
-                    response = self._attempt(target, headers or {})
+                    response = self._attempt(target, headers or {}, public_only=public_only)
             except PermanentFetchError:
                 raise
             except FetchError:
@@ -123,12 +125,12 @@ class HttpClient:
             self._sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    def _attempt(self, url: str, headers: Mapping[str, str]) -> Response:
+    def _attempt(self, url: str, headers: Mapping[str, str], *, public_only: bool) -> Response:
         start = _origin(url)
         with _Attempt(self.limits.total) as attempt:
             for _ in range(self.limits.redirects + 1):
                 at_home = _origin(url) == start
-                attempt.public_only = not at_home
+                attempt.public_only = public_only or not at_home
                 answer = self._exchange(url, headers if at_home else {}, attempt)
                 location = answer.headers.get("location")
                 if answer.status not in REDIRECT_STATUSES or not location:
@@ -194,8 +196,27 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.lower()
 
 
+_EMBEDDING = [
+    ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")
+]
+"""NAT64 (RFC 6052, RFC 8215) and what came before mapped addresses: an IPv4 address is the end."""
+
+
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an address is out in the Internet, whichever way IPv6 wraps it."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if any(address in network for network in _EMBEDDING):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            return is_public(inner)
+        if address.is_site_local:
+            return False
+    return address.is_global and not address.is_multicast
+
+
 class _Attempt:
-    """Cuts its connections off at the deadline, and keeps redirects out of the private network.
+    """Cuts its connections off at the deadline, and keeps others' names out of the private network.
 
     The timeouts of requests are for each single read: a server that sends a byte every nine
     seconds never meets them, and in the headers or in a chunk's length no loop of ours runs. So a
@@ -228,16 +249,16 @@ class _Attempt:
         self._release()
 
     def own(self, connected: socket.socket, *, by_proxy: bool) -> None:
-        """Take charge of a new connection; refuse it when a redirect led inside.
+        """Take charge of a new connection; refuse it when another's name or redirect led inside.
 
         The address checked is the one connected to, so a name that resolves differently the
         second time gains nothing. Behind a proxy only the proxy knows the address.
         """
         if self.public_only and not by_proxy:
             address = ipaddress.ip_address(connected.getpeername()[0].partition("%")[0])
-            if not (getattr(address, "ipv4_mapped", None) or address).is_global:
+            if not is_public(address):
                 connected.close()
-                raise PermanentFetchError("redirects to a private address")
+                raise PermanentFetchError("leads to a private address")
         self._release()
         self._socket = connected.dup()
         if self.expired:

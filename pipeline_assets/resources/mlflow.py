@@ -100,6 +100,21 @@ class Mlflow:
                 )
         return client
 
+    def upgrade(self) -> None:
+        """Make the tables of its database, or bring them up to date; a server has its own."""
+        uri = self.tracking_uri()
+        if not uri.startswith("postgresql"):
+            return
+        from mlflow.store.db import utils
+
+        with _alone(uri):
+            engine = utils.create_sqlalchemy_engine_with_retry(uri)
+            # What `mlflow db upgrade` does; that one wants the password on the command line.
+            if utils._is_empty_database(engine):
+                utils._initialize_tables(engine)
+            else:
+                utils._upgrade_db(engine)
+
     def command(self, arguments: Sequence[str]) -> int:
         """Run an `mlflow` command, such as `ui`, on this MLflow, until it ends; returns its exit code.
 

@@ -1,16 +1,18 @@
 """The PostgreSQL databases of the project: where each one is and how to connect to it.
 
 A role (source, warehouse, ...) has a URL from the settings, or else a database of that name in the
-embedded server, which starts on first use. What is in the databases belongs elsewhere, but for the
-sample shop, which the embedded source is filled with.
+embedded server, which starts on first use. A password that is changed while the process lives is read
+again when a connection is refused. What is in the databases belongs elsewhere, but for the sample shop,
+which the embedded source is filled with.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pipeline_assets.settings import Settings
+from pipeline_assets.settings import Settings, SettingsError, reload_settings
 
 if TYPE_CHECKING:
     import psycopg
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from pipeline_assets.resources.embedded_postgres import Server
 
 Role = Literal["source", "warehouse", "dagster", "mlflow"]
+Opened = TypeVar("Opened")
+_replaced: dict[str, str] = {}
+"""URLs of the settings that this process was started with, and what has taken their place since."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +45,79 @@ class Database:
         """
         if not self.is_embedded:
             url: str = getattr(self.settings, f"{self.role}_database_url").get_secret_value()
-            return url
+            return _replaced.get(url, url)
         from pipeline_assets.resources import embedded_postgres
+        from pipeline_assets.resources.local_files import make_private
 
+        make_private(self.settings.pipeline_data_dir)
         server = embedded_postgres.connect_or_start(
             embedded_folder(self.settings), binaries=self.settings.pipeline_postgres_bin
         )
         return _embedded_database(server, self.role)
 
+    def open(self, connect: Callable[[str], Opened]) -> Opened:
+        """What `connect` makes of the URL; if it fails and the login was changed, of the new one.
+
+        Asked only then, Vault needn't answer for a run to go on. The database stays the same: a process
+        that was started on one doesn't go on on another.
+        """
+        tried = self.url()
+        try:
+            return connect(tried)
+        except Exception as error:
+            newest = None if self.is_embedded else self._read_again(error)
+            if newest is None or newest == tried:
+                raise
+        return connect(newest)
+
+    def _read_again(self, error: Exception) -> str | None:
+        """The URL that the settings have by now, if it leads to the same database."""
+        name = f"{self.role}_database_url"
+        try:
+            stated = getattr(reload_settings(), name)
+        except SettingsError as problem:
+            error.add_note(f"The settings couldn't be read again: {problem}")
+            return None
+        before: str = getattr(self.settings, name).get_secret_value()
+        now: str = stated.get_secret_value() if stated else ""
+        if _place(now) != _place(before):
+            return None
+        _replaced[before] = now
+        return now
+
     def connect(self, **options: Any) -> "psycopg.Connection":
         """A psycopg connection in UTC; close it, or use it as a context manager."""
         import psycopg
 
-        return psycopg.connect(
-            self.url(),
-            # Texts of times are compared between databases: their form must not depend on either.
-            options="-c TimeZone=UTC -c DateStyle=ISO -c client_min_messages=warning",
-            application_name="pipeline_assets",
-            **options,
+        # Texts of times are compared between databases: their form must not depend on either.
+        session = {"TimeZone": "UTC", "DateStyle": "ISO", "client_min_messages": "warning"}
+        # The server asks a silent client three times and ends its session: a host that is cut off keeps
+        # its locks for half a minute instead of two hours. The other way round likewise, and 30 s
+        # (in milliseconds) for what was being sent.
+        lost = {"idle": 15, "interval": 5, "count": 3}
+        session |= {f"tcp_keepalives_{name}": str(value) for name, value in lost.items()}
+        keepalives: dict[str, Any] = {f"keepalives_{name}": value for name, value in lost.items()}
+        return self.open(
+            lambda url: psycopg.connect(
+                url,
+                options=" ".join(f"-c {name}={value}" for name, value in session.items()),
+                application_name="pipeline_assets",
+                tcp_user_timeout=30_000,
+                **keepalives,
+                **options,
+            )
         )
+
+
+def _place(url: str) -> dict[str, Any]:
+    """All that a URL says but who logs in."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    return {
+        name: value
+        for name, value in conninfo_to_dict(url).items()
+        if name not in ("user", "password")
+    }
 
 
 @cache

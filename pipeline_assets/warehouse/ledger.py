@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.ddl import changing_tables, exist
 from pipeline_assets.quality.validation import Verdict
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def quarantine_relation(contract: Contract) -> str:
 def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
     """Create the ledger and the contract's quarantine table where they are missing."""
     relation = sql.Identifier("quarantine", contract.name)
-    with connection.transaction():
+    if exist(connection, ["pipeline.batches", quarantine_relation(contract)]):
+        return
+    with changing_tables(), connection.transaction():
         # CREATE ... IF NOT EXISTS fails when two sessions create at the same moment.
         connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
         connection.execute(SCHEMA)

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.ddl import ensure_index, ensure_table, relation
+from pipeline_assets.quality.ddl import changing_tables, ensure_index, ensure_table, relation
 from pipeline_assets.quality.types import travels_as_text
 from pipeline_assets.quality.validation import apply
 from pipeline_assets.resources.files import PartitionFiles
@@ -54,7 +54,7 @@ def prepare(warehouse: psycopg.Connection, table: Table) -> None:
     """
     contract = table.contract
     ledger.ensure_schema(warehouse, contract)
-    with warehouse.transaction():
+    with changing_tables(), warehouse.transaction():
         ensure_table(warehouse, contract)
         # Partitions are compared and deleted from by it.
         ensure_index(warehouse, contract.target_relation, [contract.change_column])

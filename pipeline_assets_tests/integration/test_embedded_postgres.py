@@ -350,7 +350,7 @@ sys.platform = "darwin"  # where no signal follows the death of a parent
 postgres_supervisor.start(Path(sys.argv[1]), Path(sys.argv[2]))
 os._exit(0)
 """
-    wheel = embedded._wheel_binaries()
+    wheel = embedded.wheel_binaries()
     command = [sys.executable, "-c", script, str(used_folder), str(wheel)]
     subprocess.run(
         [*embedded._as_acceptable_user(used_folder, wheel), *command], check=True, cwd=PROJECT
@@ -423,6 +423,7 @@ def test_the_log_is_bounded(used_folder: Path) -> None:
 # --- who may read it ---
 
 
+@pytest.mark.security
 def test_everything_is_closed_to_other_users(used_folder: Path) -> None:
     server = embedded.connect_or_start(used_folder)
     password = used_folder / supervisor.PASSWORD
@@ -447,7 +448,7 @@ def test_everything_is_closed_to_other_users(used_folder: Path) -> None:
 @pytest.mark.parametrize("user", ["daemon", NAMELESS])
 def test_as_a_normal_user(user: str | int) -> None:
     uid = pwd.getpwnam(user).pw_uid if isinstance(user, str) else user
-    binaries = embedded._wheel_binaries()
+    binaries = embedded.wheel_binaries()
     with tempfile.TemporaryDirectory() as path:  # pytest's folders are closed to other users
         os.chown(path, uid, -1)
         folder = Path(path) / "server"

@@ -124,6 +124,7 @@ def test_production_refuses_embedded_defaults(
     assert found == f"{missing} must be set: production has no embedded default"
 
 
+@pytest.mark.security
 def test_no_password_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATABASE_URL", "postgresql://me:hunter2@db/shop")
     settings = load_settings()
@@ -137,3 +138,39 @@ def test_the_project_root_is_the_checkout_without_dagster_home(
     monkeypatch.delenv("DAGSTER_HOME")
     monkeypatch.chdir("/")
     assert (project_root() / "dagster.yaml").exists()
+
+
+@pytest.fixture
+def secrets(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of secret files."""
+    folder = home / "secrets"
+    folder.mkdir()
+    monkeypatch.setenv("PIPELINE_SECRETS_DIR", str(folder))
+    return folder
+
+
+def test_a_secret_may_come_as_a_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (secrets / "source_database_url").write_text("postgresql://u:file@db/shop\n")
+    (secrets / "ALERT_URLS").write_text('["slack://a/b/c"]')
+    (secrets / "rabbitmq_password").write_text("somebody else's")
+    settings = load_settings()
+    assert settings.source_database_url
+    assert settings.source_database_url.get_secret_value() == "postgresql://u:file@db/shop"
+    assert [url.get_secret_value() for url in settings.alert_urls] == ["slack://a/b/c"]
+    monkeypatch.setenv("SOURCE_DATABASE_URL", "postgresql://u:variable@db/shop")
+    settings = load_settings()
+    assert settings.source_database_url
+    assert "variable" in settings.source_database_url.get_secret_value()
+
+
+def test_a_secret_file_that_is_nearly_a_setting_is_named(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "source_databse_url").write_text("postgresql://u:file@db/shop")
+    found = error(monkeypatch)
+    assert found.startswith(f"source_databse_url, a file in {secrets}, is not a setting; SOURCE_DA")
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = error(monkeypatch, PIPELINE_SECRETS_DIR="/nowhere")
+    assert found == "PIPELINE_SECRETS_DIR=/nowhere is not a folder"

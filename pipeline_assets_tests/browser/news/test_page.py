@@ -144,11 +144,13 @@ def opened(browser: "Browser", path: Path, **context: Any) -> Watched:
     return watched
 
 
+@pytest.mark.security
 class TestHostileFeeds:
+    @pytest.mark.parametrize("name", ["2026-11-22.html", "index.html", "feed.xml"])
     def test_nothing_executes_and_no_request_leaves_the_page(
-        self, browser: "Browser", hostile_page: Path
+        self, browser: "Browser", hostile_page: Path, name: str
     ) -> None:
-        watched = opened(browser, hostile_page)
+        watched = opened(browser, hostile_page.with_name(name))
         page = watched.page
         for link in page.locator("main a").all():
             link.hover(force=True)
@@ -157,7 +159,7 @@ class TestHostileFeeds:
         assert page.evaluate("window.pwned") is None
         # No message either: the policy had nothing to stop, because nothing was left to be stopped.
         assert watched.messages == []
-        assert watched.requests == [hostile_page.as_uri()]
+        assert watched.requests == [hostile_page.with_name(name).as_uri()]
 
     def test_strangers_text_makes_no_elements(self, browser: "Browser", hostile_page: Path) -> None:
         page = opened(browser, hostile_page).page

@@ -180,6 +180,7 @@ def test_a_model_that_is_a_little_worse_than_the_champion(
     assert_refused(trained_world, version, judged)
 
 
+@pytest.mark.security
 def test_a_model_whose_files_are_damaged_before_it_is_judged(
     trained_world: World, holdout: pa.Table
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_model_whose_files_are_damaged_before_it_is_judged(
     assert_refused(trained_world, version, judged)
 
 
+@pytest.mark.security
 def test_a_model_whose_files_are_changed_after_it_passed(
     trained_world: World, holdout: pa.Table
 ) -> None:
@@ -233,6 +235,7 @@ class damaged:  # noqa: N801 - reads as what it does
         self.kept.replace(self.file)
 
 
+@pytest.mark.security
 def test_a_model_of_types_that_are_not_trusted_is_not_even_loaded(tmp_path: Path) -> None:
     import skops.io
     from sklearn.preprocessing import FunctionTransformer
@@ -254,6 +257,7 @@ def test_promotion_copies_the_tested_version_and_judges_it_on_its_own_data(
     production = {
         **dict(settings),
         "pipeline_env": "production",
+        "news_provider": "rss",
         "dagster_database_url": settings.source_database_url,
     }
 

@@ -169,6 +169,7 @@ class TestEveryProvider:
         assert files == {entry["file"] for entry in entries} | {"index.json"}
         assert KEY not in "".join(file.read_text() for file in folder.iterdir())
 
+    @pytest.mark.security
     def test_an_archive_that_was_changed_is_refused(self, case: Case) -> None:
         case.collect()
         file = next((case.archive / case.settings.news_provider / "2026-11-21").glob("*.body"))
@@ -384,6 +385,7 @@ class TestHostileFeeds:
         (item,) = collect(feeds.settings("one"), tmp_path).items
         assert item.title == "Café “Zürich”"
 
+    @pytest.mark.security
     def test_entities_neither_multiply_nor_read_files(
         self, feeds: FeedServer, tmp_path: Path
     ) -> None:
@@ -414,6 +416,7 @@ class TestNewsApi:
         settings = newsapi_settings(server).model_copy(update=changes)
         return collect(settings, folder, now)
 
+    @pytest.mark.security
     def test_the_key_is_in_the_header_and_nowhere_else(
         self, newsapi: NewsApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -209,6 +209,7 @@ def test_a_failing_channel_is_retried_and_reported_by_the_others(
     assert subjects(mailbox[0], about="Alerts delivered again")
 
 
+@pytest.mark.security
 def test_secrets_stay_out_of_messages(
     settings: Settings, instance: dg.DagsterInstance, shop: Shop, mailbox: tuple[Mailbox, str]
 ) -> None:

@@ -60,6 +60,7 @@ def leaky_run(environment: dict[str, str], pipeline_env: str) -> str:
     ).stderr
 
 
+@pytest.mark.security
 def test_every_line_of_a_run_says_where_it_belongs_and_no_secret(
     environment: dict[str, str],
 ) -> None:
@@ -83,6 +84,7 @@ def test_every_line_of_a_run_says_where_it_belongs_and_no_secret(
     assert "*** was refused" in failure["error"]
 
 
+@pytest.mark.security
 def test_in_dev_lines_are_for_people_and_have_no_secret_either(environment: dict[str, str]) -> None:
     text = leaky_run(environment, "dev")
     assert "k3y-of-news" not in text

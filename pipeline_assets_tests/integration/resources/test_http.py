@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from email.utils import format_datetime
-from types import SimpleNamespace
 
 import pytest
 from pytest_httpserver import HTTPServer
@@ -201,6 +200,7 @@ class TestHostileServers:
         with pytest.raises(FetchError, match="broke off"):
             client().get(raw_server(lambda connection: connection.sendall(cut)))
 
+    @pytest.mark.security
     def test_a_gzip_bomb_is_cut_at_the_size_limit(self, httpserver: HTTPServer) -> None:
         bomb = gzip.compress(bytes(80_000_000))
         assert len(bomb) < 100_000, "small on the wire"
@@ -217,6 +217,7 @@ class TestHostileServers:
         with pytest.raises(FetchError, match="broke off"):
             client().get(httpserver.url_for("/feed"))
 
+    @pytest.mark.security
     def test_an_untrusted_certificate_is_refused(self) -> None:
         # A server that speaks no TLS at all, which fails at the same place.
         with closing(socket.create_server(("127.0.0.1", 0))) as listener:
@@ -233,6 +234,7 @@ class TestHostileServers:
                 client().get(f"https://127.0.0.1:{port}/feed")
 
 
+@pytest.mark.security
 class TestRedirects:
     def test_a_redirect_on_the_same_host_is_followed(self, httpserver: HTTPServer) -> None:
         answers(httpserver, Response(status=301, headers={"Location": "/new"}))
@@ -274,8 +276,7 @@ class TestRedirects:
         self, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Loopback has to pass for public here: no other server can be reached from a test.
-        public = SimpleNamespace(is_global=True, ipv4_mapped=None)
-        monkeypatch.setattr("ipaddress.ip_address", lambda _: public)
+        monkeypatch.setattr("pipeline_assets.resources.http.is_public", lambda _: True)
         with HTTPServer() as other:
             asked = answers(other, Response("ok"))
             answers(httpserver, Response(status=302, headers={"Location": other.url_for("/feed")}))

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
@@ -45,6 +46,7 @@ def test_a_line_without_a_run_has_the_same_keys() -> None:
     }
 
 
+@pytest.mark.security
 def test_every_secret_of_the_settings_is_masked_with_its_password_in_every_form() -> None:
     settings = Settings(
         newsapi_key=SecretStr("k3y-of-news"),

@@ -1,0 +1,156 @@
+"""The results of `benchmarks.orchestrators`: kept as JSON, shown as tables, and a part of `report`'s page."""
+
+import json
+from collections.abc import Iterator
+from statistics import median
+from typing import TypedDict
+
+from rich.table import Table
+
+from benchmarks.report import RESULTS, markdown
+
+SYSTEM_RESULTS = RESULTS.with_name("orchestrators.json")
+FIGURES = {
+    "start": "start until the UI's page is there, s",
+    "scheduled": "scheduled run, from its moment to its end, s",
+    "scheduled_cpu": "CPU of a scheduled run, s",
+    "queued": "requested run, to its end, s",
+    "queued_cpu": "CPU of a requested run, s",
+    "ten": "ten requested at once, to the last end, s",
+    "ten_cpu": "CPU of each of the ten, s",
+    "backfill": "backfill of 30 days, s",
+    "backfill_cpu": "CPU of each day of the backfill, s",
+    "rest_cpu": "CPU at rest, s a minute",
+    "pss_mb": "memory at rest (PSS), MB",
+    "rss_mb": "sum of the processes' RSS, MB",
+    "processes": "processes",
+}
+BOUNDS: dict[str, dict[str, float]] = {
+    "scheduled": {"Airflow": 0.7, "Prefect": 0.5},
+    "scheduled_cpu": {"Airflow": 0.7, "Prefect": 0.5},
+    "queued": {"Airflow": 0.7, "Prefect": 0.5},
+    "queued_cpu": {"Airflow": 0.7, "Prefect": 0.5},
+    "ten": {"Airflow": 1.0},
+    "ten_cpu": {},
+    "backfill": {},
+    "backfill_cpu": {},
+    "start": {},
+    "rest_cpu": {},
+    "pss_mb": {},
+}
+"""What ours may cost of another's, in the order of the table of ratios."""
+
+ORCHESTRATION = """
+## Orchestration
+
+```
+python -m benchmarks.orchestrators
+```
+
+The same daily pipeline in this project, in Airflow and in Prefect: extract a day's 10,000 rows from one
+PostgreSQL database, validate them, and upsert them into another. The three steps are the same plain
+Python functions (`benchmarks/peers/daily_steps.py`). Each system has an environment of its own, and its
+metadata in a database of its own on the same PostgreSQL server, with fsync. They take turns, one at a
+time, from the same state each round; after each round the target is compared with the source by SQL.
+Figures are medians of {rounds} rounds, with minimum and maximum.
+
+CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
+same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
+first run after a start isn't counted.
+
+"""
+RATIOS = """
+Ratios of the first column's figures to the others', round by round, and whether they keep the bounds that
+the project has set itself: a run costs at most 0.7 of Airflow's and half of Prefect's, and ten end before
+Airflow's.
+
+"""
+CONFIGURATION = """
+How they are set up; what isn't said is left as it comes:
+
+"""
+
+
+class SystemResult(TypedDict):
+    """What the rounds of one system in `benchmarks.orchestrators` came to, each by the figure's name."""
+
+    name: str
+    version: str
+    configuration: str
+    rounds: list[dict[str, float]]
+
+
+def load_systems() -> list[SystemResult]:
+    """All results of `benchmarks.orchestrators` on file."""
+    found: list[SystemResult] = (
+        json.loads(SYSTEM_RESULTS.read_text()) if SYSTEM_RESULTS.exists() else []
+    )
+    return found
+
+
+def merge_systems(results: list[SystemResult]) -> None:
+    """Put results into the file, in the place of earlier ones of the same systems; ours stand first."""
+    entries = {result["name"]: result for result in [*load_systems(), *results]}
+    order = sorted(entries, key=lambda name: (not name.startswith("pipeline_assets"), name))
+    SYSTEM_RESULTS.write_text(json.dumps([entries[name] for name in order], indent=1) + "\n")
+
+
+def system_tables() -> Iterator[Table]:
+    """The figures of the orchestrators on file, and the ratios of ours to the others."""
+    results = load_systems()
+    names = [result["name"] for result in results]
+    for headings, rows in (
+        (["figure", *names], _system_rows(results)),
+        (["of ours to", *names[1:]], _ratio_rows(results)),
+    ):
+        shown = Table(*headings)
+        for row in rows:
+            shown.add_row(*row)
+        yield shown
+
+
+def section() -> str:
+    """The page's part about them; empty if nothing is on file."""
+    results = load_systems()
+    if not results:
+        return ""
+    names = [f"{result['name']} {result['version']}" for result in results]
+    line = ["---"] * (len(results) + 1)
+    described = "".join(f"- **{each['name']}**: {each['configuration']}.\n" for each in results)
+    return (
+        ORCHESTRATION.format(rounds=min(len(result["rounds"]) for result in results))
+        + markdown(["figure", *names], line, *_system_rows(results))
+        + RATIOS
+        + markdown(["of ours to", *names[1:]], line[1:], *_ratio_rows(results))
+        + CONFIGURATION
+        + described
+    )
+
+
+def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
+    for figure, words in FIGURES.items():
+        yield [words, *(_spread([each[figure] for each in result["rounds"]]) for result in results)]
+
+
+def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
+    """Ours to each other's, round by round, with the bound where there is one."""
+    ours, *others = results
+    for figure, bounds in BOUNDS.items():
+        row = [FIGURES[figure].removesuffix(", s")]
+        for result in others:
+            pairs = zip(ours["rounds"], result["rounds"], strict=False)
+            found = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
+            bound = bounds.get(result["name"])
+            row.append(_spread(found) + (_verdict(median(found), bound) if bound else ""))
+        yield row
+
+
+def _verdict(ratio: float, bound: float) -> str:
+    return f", {'keeps' if ratio <= bound else 'misses'} {bound:g}"
+
+
+def _spread(values: list[float]) -> str:
+    """The median, and the range in brackets."""
+    digits = 0 if median(values) >= 100 else 1 if median(values) >= 20 else 2
+    low, high = min(values), max(values)
+    return f"{median(values):,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

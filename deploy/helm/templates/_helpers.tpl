@@ -1,0 +1,130 @@
+{{- define "labels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{/* What all pods have in common, runs' too. */}}
+{{- define "podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "secretName" -}}
+{{- .Values.secrets.existingSecret | default (printf "%s-secrets" .Release.Name) }}
+{{- end }}
+
+{{- define "volumes" -}}
+- name: tmp
+  emptyDir: {}
+- name: data
+  persistentVolumeClaim:
+    claimName: {{ .Values.data.existingClaim | default (printf "%s-data" .Release.Name) }}
+{{- if not .Values.secrets.vault.role }}
+- name: secrets
+  secret:
+    secretName: {{ include "secretName" . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{- define "mounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: data, mountPath: /data}
+{{- if not .Values.secrets.vault.role }}
+- {name: secrets, mountPath: /run/secrets, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* Vault's agent writes each secret as a file, where the settings look for it, and keeps it up to date;
+beside a pod that comes to an end it must end too (agent-pre-populate-only). */}}
+{{- define "vaultAnnotations" -}}
+{{- with .Values.secrets }}
+{{- if .vault.role }}
+vault.hashicorp.com/agent-inject: "true"
+vault.hashicorp.com/agent-init-first: "true"
+vault.hashicorp.com/role: {{ .vault.role | quote }}
+vault.hashicorp.com/secret-volume-path: /run/secrets
+{{- $path := .vault.path }}
+{{- range .names }}
+vault.hashicorp.com/agent-inject-secret-{{ . }}: {{ $path | quote }}
+vault.hashicorp.com/agent-inject-template-{{ . }}: {{ printf `{{- with secret %q }}{{ .Data.data.%s }}{{ end -}}` $path . | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The inside of a Deployment of the image; the dict has the chart's root, the part and what is its own. */}}
+{{- define "pod" -}}
+{{- $root := .root }}
+metadata:
+  labels:
+    {{- include "labels" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ .part }}
+  annotations:
+    # A change of the configuration starts the pods anew.
+    checksum/config: {{ include (print $root.Template.BasePath "/config.yaml") $root | sha256sum }}
+    {{- include "vaultAnnotations" $root | nindent 4 }}
+    {{- if and $root.Values.secrets.vault.role (eq .part "migrate") }}
+    vault.hashicorp.com/agent-pre-populate-only: "true"
+    {{- end }}
+spec:
+  serviceAccountName: {{ $root.Release.Name }}{{ if eq .part "daemon" }}-launcher{{ end }}
+  automountServiceAccountToken: {{ eq .part "daemon" }}
+  enableServiceLinks: false
+  securityContext:
+    {{- include "podSecurity" $root | nindent 4 }}
+  {{- with $root.Values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- range . }}
+    - name: {{ . }}
+    {{- end }}
+  {{- end }}
+  {{- with .grace }}
+  terminationGracePeriodSeconds: {{ . }}
+  {{- end }}
+  {{- with .spread }}
+  topologySpreadConstraints:
+    - maxSkew: 1
+      topologyKey: kubernetes.io/hostname
+      whenUnsatisfiable: ScheduleAnyway
+      labelSelector:
+        matchLabels:
+          {{- include "labels" $root | nindent 10 }}
+          app.kubernetes.io/component: {{ . }}
+  {{- end }}
+  containers:
+    - name: {{ .part }}
+      image: {{ $root.Values.image.reference }}
+      imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+      args: {{ .args | toJson }}
+      envFrom:
+        - configMapRef: {name: {{ $root.Release.Name }}-settings}
+      securityContext:
+        {{- include "containerSecurity" $root | nindent 8 }}
+      {{- with .port }}
+      ports:
+        - containerPort: {{ . }}
+      {{- end }}
+      resources:
+        {{- toYaml .resources | nindent 8 }}
+      {{- with .probes }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+      volumeMounts:
+        {{- include "mounts" $root | nindent 8 }}
+        - {name: config, mountPath: /app/dagster.yaml, subPath: dagster.yaml, readOnly: true}
+        - {name: config, mountPath: /app/grpc.yaml, subPath: grpc.yaml, readOnly: true}
+  volumes:
+    {{- include "volumes" $root | nindent 4 }}
+    - name: config
+      configMap: {name: {{ $root.Release.Name }}-config}
+{{- end }}

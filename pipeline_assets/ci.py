@@ -1,0 +1,59 @@
+"""`pipeline-assets ci`: what the workflows ask for beside linters and tests, and a person before a push.
+
+The commands are here; what they find out is in `changes` and `smoke`.
+"""
+
+from typing import Annotated
+
+import typer
+
+from pipeline_assets.terminal import clear_errors, console
+
+ci = typer.Typer(help="Checks of a change and of a deployment.", no_args_is_help=True)
+Since = Annotated[str, typer.Option(help="The commit or branch to compare with.")]
+
+
+@ci.command()
+def contracts(since: Since = "main") -> None:
+    """Read all contracts, and say what they break of those of another commit.
+
+    The exit code is 1 if something is broken by a contract without a new major version.
+    """
+    from pipeline_assets.changes import broken_contracts
+
+    with clear_errors():
+        untold, told = broken_contracts(since)
+    for change in told:
+        console.print(f"told by its version: {change}", highlight=False, markup=False)
+    for change in untold:
+        console.print(change, style="red", highlight=False, markup=False)
+    if untold:
+        console.print(
+            "Undo it, or give the contract a new major version and tell those who read it."
+        )
+    raise typer.Exit(1 if untold else 0)
+
+
+@ci.command()
+def graph(since: Since = "main") -> None:
+    """Print how the asset graph differs from that of another commit, as Markdown."""
+    from pipeline_assets.changes import graph_difference
+
+    with clear_errors():
+        typer.echo(graph_difference(since), nl=False)
+
+
+@ci.command()
+def smoke(
+    url: Annotated[
+        str, typer.Option(help="Where Dagster's webserver is.")
+    ] = "http://127.0.0.1:3000",
+    timeout: Annotated[float, typer.Option(help="Seconds that a run may take.")] = 900,
+) -> None:
+    """Materialize one partition of each pipeline through the API of a deployment."""
+    from pipeline_assets.smoke import smoke_test
+
+    with clear_errors():
+        for done in smoke_test(url.rstrip("/"), timeout):
+            assets = ", ".join(done.assets)
+            console.print(f"{done.job} {done.partition}: {assets}", highlight=False)

@@ -1,0 +1,122 @@
+"""Whether a contract still keeps what an older version of it promised: what a change of it breaks.
+
+A change breaks something if `ddl` would refuse to bring the older table to it, or if rows that were loaded
+until now would be held back. Semantic versioning says who has to be asked: a contract that breaks something
+has a new major version. Nothing here knows where contracts come from.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pipeline_assets.quality.contract import Bound, Contract, Rule, TableContract
+from pipeline_assets.quality.types import is_wider
+
+# Which of two arguments of a kind lets fewer values through; of other kinds nobody can tell, so that
+# another argument counts as tighter.
+_TIGHTER: Mapping[str, Callable[[Any, Any], bool]] = {
+    "minimum": lambda new, old: new > old,
+    "exclusiveMinimum": lambda new, old: new > old,
+    "minLength": lambda new, old: new > old,
+    "maximum": lambda new, old: new < old,
+    "exclusiveMaximum": lambda new, old: new < old,
+    "maxLength": lambda new, old: new < old,
+    "validValues": lambda new, old: not set(old) <= set(new),
+    "missingValues": lambda new, old: not set(new or ()) <= set(old or ()),
+}
+_UPPER = ("mustBeLessThan", "mustBeLessOrEqualTo")
+_LOWER = ("mustBeGreaterThan", "mustBeGreaterOrEqualTo")
+# Those that the columns tell of, by their types and by being required.
+_TOLD_BY_COLUMNS = ("type", "required")
+
+
+def breaking_changes(old: TableContract, new: TableContract) -> list[str]:
+    """What `new` breaks of `old`, a sentence each; none if tables and rows of `old` still fit.
+
+    Breaking are: another target, key or change time; a column that is gone (a renamed one is gone and
+    new); a type that isn't wider; a new column that is required, or one that becomes so; and for loaded
+    tables a rule that is new, or tighter than it was, or blocks from now on.
+    """
+    return [*_of_table(old, new), *_of_columns(old, new), *_of_rules(old, new)]
+
+
+def is_new_major(old: str, new: str) -> bool:
+    """Whether a version such as 2.0.0 has a higher first number than another; words have none."""
+    numbers = [re.match(r"v?(\d+)", version) for version in (new, old)]
+    first, second = (int(number[1]) if number else 0 for number in numbers)
+    return first > second
+
+
+def _of_table(old: TableContract, new: TableContract) -> Iterator[str]:
+    if new.target_relation != old.target_relation:
+        yield f"the table is {new.target_relation}, it was {old.target_relation}"
+    if new.key != old.key:
+        yield f"the key is ({', '.join(new.key)}), it was ({', '.join(old.key)})"
+    if isinstance(old, Contract) != isinstance(new, Contract):
+        yield "a loaded table became a mart, or a mart a loaded table"
+    elif (
+        isinstance(old, Contract)
+        and isinstance(new, Contract)
+        and new.change_column != old.change_column
+    ):
+        yield f"the change time is {new.change_column}, it was {old.change_column}"
+
+
+def _of_columns(old: TableContract, new: TableContract) -> Iterator[str]:
+    columns = {column.name: column for column in new.columns}
+    for before in old.columns:
+        after = columns.pop(before.name, None)
+        if after is None:
+            yield f"column {before.name} is gone"
+            continue
+        types = after.physical_type, before.physical_type
+        if types[0] != types[1] and not is_wider(*types):
+            yield f"column {before.name} is {types[0]}, which can't hold all of {types[1]}"
+        if after.required and not before.required:
+            yield f"column {before.name} became required"
+    for added in columns.values():
+        if added.required:
+            yield f"column {added.name} is new and required: rows that are there have no value"
+
+
+def _of_rules(old: TableContract, new: TableContract) -> Iterator[str]:
+    if not isinstance(old, Contract) or not isinstance(new, Contract):
+        return
+    rules = {rule.name: rule for rule in old.rules}
+    known = {column.name for column in old.columns}
+    for rule in new.rules:
+        if rule.kind in _TOLD_BY_COLUMNS or (rule.columns and not known & {*rule.columns}):
+            continue
+        before = rules.get(rule.name)
+        if before is None:
+            yield f"rule {rule.name} is new: {rule.sentence}"
+        elif rule.kind != before.kind or rule.columns != before.columns:
+            yield f"rule {rule.name} is another: {rule.sentence}"
+        elif _is_tighter(rule, before):
+            yield f"rule {rule.name} is tighter: {rule.sentence} It was: {before.sentence}"
+        elif rule.blocking and not before.blocking:
+            yield f"rule {rule.name} holds a partition from now on, it only warned before"
+
+
+def _is_tighter(new: Rule, old: Rule) -> bool:
+    if new.argument != old.argument:
+        compare = _TIGHTER.get(new.kind)
+        if compare is None or compare(new.argument, old.argument):
+            return True
+    return new.bound != old.bound and not _is_looser(new.bound, old.bound)
+
+
+def _is_looser(new: Bound, old: Bound) -> bool:
+    """Whether the new bound holds whenever the old one does, as far as that can be told."""
+    if old.operator == "mustBe" and old.limits == (0,):
+        # No row at all, in whatever unit: any upper bound is as loose.
+        return new.operator in _UPPER and (new.limits[0] > 0 or new.operator == _UPPER[1])
+    if new.unit != old.unit or new.operator != old.operator:
+        return False
+    if new.operator in _UPPER:
+        return new.limits >= old.limits
+    if new.operator in _LOWER:
+        return new.limits <= old.limits
+    if new.operator == "mustBeBetween":
+        return new.limits[0] <= old.limits[0] and old.limits[1] <= new.limits[1]
+    return False

@@ -1,0 +1,155 @@
+"""A smoke test of a deployment: its API is asked to materialize one partition of each pipeline.
+
+The newest partition of a job, whatever it is: loads are idempotent, so that a deployment in use takes no
+harm. It says that webserver, daemon, code, run workers and databases work together; what the pipelines do is
+for the tests.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline_assets.failures import PermanentError
+
+JOBS = ("load_transactions", "publish_digest", "build_snapshots")
+"""One of each pipeline: warehouse, news, model. A new model is for the weekly gate, not for a deployment."""
+POLL = 1.0
+"""Seconds between two questions."""
+
+_REPOSITORIES = """
+query { repositoriesOrError {
+  __typename
+  ... on PythonError { message }
+  ... on RepositoryConnection { nodes { name location { name } jobs { name } } }
+} }
+"""
+_PARTITIONS = """
+query($job: PipelineSelector!) { pipelineOrError(params: $job) {
+  __typename
+  ... on PipelineNotFoundError { message }
+  ... on PythonError { message }
+  ... on Pipeline { partitionKeysOrError(reverse: true, limit: 1) { partitionKeys } }
+} }
+"""
+_LAUNCH = """
+mutation($parameters: ExecutionParams!) { launchRun(executionParams: $parameters) {
+  __typename
+  ... on Error { message }
+  ... on LaunchRunSuccess { run { runId } }
+} }
+"""
+_RUN = """
+query($run: ID!) { runOrError(runId: $run) {
+  __typename
+  ... on Error { message }
+  ... on Run { status assetMaterializations { partition assetKey { path } } }
+} }
+"""
+
+
+class SmokeTestError(PermanentError):
+    """The deployment didn't do what it was asked for; the message says what it answered."""
+
+
+@dataclass(frozen=True)
+class Materialized:
+    """What a job of the deployment did."""
+
+    job: str
+    partition: str
+    run_id: str
+    assets: tuple[str, ...]
+
+
+def smoke_test(url: str, timeout: float, jobs: tuple[str, ...] = JOBS) -> Iterator[Materialized]:
+    """Run the newest partition of each job on the Dagster at `url`, one after another.
+
+    `timeout` is in seconds, for each job: from its launch, through the queue, to its end.
+
+    Raises:
+        SmokeTestError: it can't be reached, doesn't know a job, a run fails, isn't over in time, or
+            ended without materializing its partition.
+    """
+    for job in jobs:
+        selector = _selector(url, job)
+        partition = _newest_partition(url, selector)
+        run_id = _launch(url, selector, partition)
+        yield Materialized(job, partition, run_id, _outcome(url, job, partition, run_id, timeout))
+
+
+def _selector(url: str, job: str) -> dict[str, str]:
+    found = _ask(url, _REPOSITORIES, "repositoriesOrError")
+    for repository in found["nodes"]:
+        if job in {each["name"] for each in repository["jobs"]}:
+            return {
+                "repositoryLocationName": repository["location"]["name"],
+                "repositoryName": repository["name"],
+                "pipelineName": job,
+            }
+    raise SmokeTestError(f"{url} has no job {job}: did its code load? See {url}/locations")
+
+
+def _newest_partition(url: str, selector: dict[str, str]) -> str:
+    found = _ask(url, _PARTITIONS, "pipelineOrError", job=selector)
+    keys: list[str] = found["partitionKeysOrError"]["partitionKeys"]
+    if not keys:
+        raise SmokeTestError(f"{selector['pipelineName']} has no partition yet: its start is ahead")
+    return keys[0]
+
+
+def _launch(url: str, selector: dict[str, str], partition: str) -> str:
+    job = {name: value for name, value in selector.items() if name != "pipelineName"}
+    tags = {"dagster/partition": partition, "smoke_test": "true"}
+    parameters = {
+        "selector": {**job, "jobName": selector["pipelineName"]},
+        "executionMetadata": {
+            "tags": [{"key": key, "value": value} for key, value in tags.items()]
+        },
+    }
+    found = _ask(url, _LAUNCH, "launchRun", parameters=parameters)
+    run_id: str = found["run"]["runId"]
+    return run_id
+
+
+def _outcome(url: str, job: str, partition: str, run_id: str, timeout: float) -> tuple[str, ...]:
+    deadline = time.monotonic() + timeout
+    while True:
+        run = _ask(url, _RUN, "runOrError", run=run_id)
+        if run["status"] in ("FAILURE", "CANCELED"):
+            raise SmokeTestError(f"{job} {partition}: {run['status']}; see {url}/runs/{run_id}")
+        if run["status"] == "SUCCESS":
+            break
+        if time.monotonic() > deadline:
+            raise SmokeTestError(
+                f"{job} {partition}: still {run['status']} after {timeout:g} s; see {url}/runs/{run_id}"
+            )
+        time.sleep(POLL)
+    assets = tuple(
+        "/".join(each["assetKey"]["path"])
+        for each in run["assetMaterializations"]
+        if each["partition"] == partition
+    )
+    if not assets:
+        raise SmokeTestError(f"{job} {partition}: succeeded and materialized nothing")
+    return assets
+
+
+def _ask(url: str, query: str, field: str, **variables: Any) -> dict[str, Any]:
+    """One answer of the API, which isn't an error."""
+    import requests
+
+    try:
+        response = requests.post(
+            f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60
+        )
+        response.raise_for_status()
+        answer = response.json()
+    except (requests.RequestException, ValueError) as error:
+        raise SmokeTestError(f"{url} doesn't answer as Dagster does: {error}") from error
+    if errors := answer.get("errors"):
+        raise SmokeTestError(f"{url}: {errors[0]['message']}")
+    found: dict[str, Any] = answer["data"][field]
+    if found["__typename"].endswith(("Error", "Invalid", "Conflict")):
+        raise SmokeTestError(f"{url}: {found.get('message', found['__typename'])}")
+    return found
