@@ -97,7 +97,7 @@ class Site:
     def recover(self, what: str) -> None:
         """What isn't done is run again; then the oracle is asked."""
         embedded_postgres.connect_or_start(self.server.folder)
-        until(lambda: not self.connect("warehouse").close(), "reachable")
+        until(self.is_reachable, "reachable")
         with self.connect("source") as source, self.connect("warehouse") as warehouse:
             assert oracle.torn(warehouse, self.root) == [], what
             pipeline = Pipeline(self.settings)
@@ -108,9 +108,13 @@ class Site:
             assert oracle.torn(warehouse, self.root) == [], what
             assert oracle.unloaded(warehouse, self.root) == [], what
 
+    def is_reachable(self) -> bool:
+        self.connect("warehouse").close()
+        return True
+
     def left_behind(self) -> list[str]:
         names = [
-            psycopg.conninfo.conninfo_to_dict(str(url.get_secret_value()))["dbname"]
+            str(psycopg.conninfo.conninfo_to_dict(url.get_secret_value())["dbname"])
             for url in (self.settings.source_database_url, self.settings.warehouse_database_url)
             if url
         ]

@@ -124,12 +124,12 @@ class Site:
 
     def count(self, told: dict[str, tuple[int, ...]]) -> None:
         """Rejected rows and loaded ones are the extracted ones, and each says which rules it breaks."""
-        loaded = dict(
+        loaded: dict[str, int] = dict(
             self.warehouse.execute(
                 "SELECT changed_at::date::text, count(*) FROM public.things GROUP BY 1"
             ).fetchall()
         )
-        held = dict(
+        held: dict[str, int] = dict(
             self.warehouse.execute(
                 "SELECT partition_key, count(*) FROM quarantine.things GROUP BY 1"
             ).fetchall()
