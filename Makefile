@@ -7,7 +7,7 @@ UV     := uv==0.13.9
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev mlflow test test-cluster test-security image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
+.PHONY: help run dev mlflow test test-reliability test-cluster test-security image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -42,8 +42,11 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 	@$(BIN)/pipeline-assets mlflow ui
 
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
-	$(BIN)/pytest --numprocesses auto --quiet -m "not slow"
-	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not cluster and not image"
+	$(BIN)/pytest --numprocesses auto --quiet -m "not slow and not reliability"
+	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not cluster and not image and not reliability"
+
+test-reliability: $(VENV)/installed-dev ## install, then attack for an hour: kills, bad data, faults between
+	$(BIN)/pytest --quiet -m reliability pipeline_assets_tests/reliability $(ARGS)
 
 test-cluster: $(VENV)/installed-dev ## two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (root)
 	$(BIN)/pytest --quiet -rA pipeline_assets_tests/cluster

@@ -196,12 +196,11 @@ def _in_json(value: object) -> object:
 def source_identity(rows: "pa.Table", contract: Contract) -> list[str]:
     """The key of each row as one text, as `identity_sql` writes it in a database."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    parts = [rows[name].cast(pa.string()) for name in contract.key]
-    joined = pc.binary_join_element_wise(*parts, "|", null_handling="skip")
-    texts: list[str] = joined.to_pylist()
-    return texts
+    # Arrow's own join makes no text at all, not even an empty one, of parts that are all null (25.0):
+    # the next row's would have become this one's.
+    parts = [rows[name].cast(pa.string()).to_pylist() for name in contract.key]
+    return ["|".join(part for part in row if part is not None) for row in zip(*parts, strict=True)]
 
 
 def identity_sql(contract: Contract) -> sql.Composed:

@@ -238,7 +238,7 @@ def _delete_gone(
     source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
 ) -> int:
-    """Delete the window's rows that the file lacks, unless the source has them, as new or newer.
+    """Delete the window's rows that the file lacks or has older; not those that the source has, as new.
 
     Then the row moved to another window, whose load overwrites it, or the file is older than the
     source. A version that is in the quarantine won't be loaded, so it spares nothing.
@@ -254,7 +254,11 @@ def _delete_gone(
     missing = sql.SQL(
         "SELECT {version}, {key} FROM {target} WHERE {version} >= %(start)s AND {version} < %(end)s"
         " AND ({key}) IN (SELECT {key} FROM {target} WHERE {version} >= %(start)s"
-        " AND {version} < %(end)s EXCEPT SELECT {key} FROM staged)"
+        " AND {version} < %(end)s EXCEPT SELECT {key} FROM staged"
+        # The file has them older: the source was restored from a backup, or the file is.
+        " UNION ALL SELECT {key} FROM {target} AS t JOIN staged USING ({key})"
+        " WHERE t.{version} >= %(start)s AND t.{version} < %(end)s"
+        " AND t.{version} > staged.{version})"
     ).format(**names)
     held = sql.SQL(
         "SELECT {identity}, {version}, {key} FROM {source}"

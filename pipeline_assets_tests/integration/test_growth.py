@@ -6,7 +6,8 @@ import pytest
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.reconcile import compare
 from pipeline_assets_tests.conftest import Shop
-from pipeline_assets_tests.integration.test_exactness import KEYS, WINDOWS, Pipeline, loaded, truth
+from pipeline_assets_tests.integration.test_exactness import loaded, truth
+from pipeline_assets_tests.load_steps import KEYS, WINDOWS, Pipeline
 
 ORDERS = 200_000
 

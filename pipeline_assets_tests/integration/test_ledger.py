@@ -3,11 +3,16 @@
 from datetime import date, timedelta
 
 import psycopg
+import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
+from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.tables import load_tables
+from pipeline_assets_tests.contracts import contract
 
 FIRST = date(2026, 1, 7)
 CONTRACT = load_tables()[0].contract
@@ -46,3 +51,26 @@ def test_a_day_without_an_outcome_was_never_loaded(
         for number in range(length)
         if days and number >= min(days) and days.get(number) not in ("loaded", "held")
     }
+
+
+@pytest.mark.parametrize("key", [["id"], ["id", "part"]])
+def test_the_identity_of_a_row_is_what_the_database_makes_of_its_key(
+    server: embedded_postgres.Server, key: list[str]
+) -> None:
+    """Arrow's join dropped the texts of rows whose key is all null."""
+    rows = [(1, "a"), (None, None), (2, None), (None, "b"), (3, "c|d")]
+    properties = [
+        {"name": name, "physicalType": kind, "primaryKey": True, "primaryKeyPosition": place}
+        for place, (name, kind) in enumerate([("id", "bigint"), ("part", "text")], start=1)
+        if name in key
+    ]
+    things = contract(properties)
+    ids, parts = zip(*rows, strict=True)
+    table = pa.table({"id": pa.array(ids, pa.int64()), "part": pa.array(parts, pa.string())})
+    with psycopg.connect(server.url()) as connection:
+        query = sql.SQL(
+            "SELECT {} FROM unnest(%s::bigint[], %s::text[]) WITH ORDINALITY AS t (id, part, place)"
+            " ORDER BY place"
+        ).format(ledger.identity_sql(things))
+        told = connection.execute(query, [list(ids), list(parts)]).fetchall()
+    assert ledger.source_identity(table, things) == [identity for (identity,) in told]

@@ -1,0 +1,75 @@
+"""A TCP proxy that does to a connection what networks do: in this process, in front of any server."""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from time import sleep
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to each connection."""
+
+    name: str
+    resets_after: int | None = None
+    """Bytes from the server until the connection is reset, which both ends see."""
+    stalls: float = 0
+    """Seconds of silence before that reset."""
+    delays: float = 0
+    """Seconds that each piece takes longer."""
+    piece: int = 65_536
+    """Bytes that a reader gets at once, at most."""
+
+
+@contextmanager
+def proxy(host: str, port: int, fault: Fault) -> Iterator[int]:
+    """The port of a proxy in front of a server; all its connections end with it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ends: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                server = socket.create_connection((host, port))
+                ends.extend((client, server))
+                for pair in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=_forward, args=(*pair, fault), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield int(listener.getsockname()[1])
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        for end in ends:
+            end.close()
+
+
+def _forward(source: socket.socket, target: socket.socket, answers: bool, fault: Fault) -> None:
+    passed = 0
+    with suppress(OSError):
+        while data := source.recv(fault.piece if answers else 65_536):
+            if answers and fault.resets_after is not None:
+                passed += len(data)
+                if passed > fault.resets_after:
+                    sleep(fault.stalls)
+                    _reset(source, target)
+                    return
+            sleep(fault.delays if answers else 0)
+            target.sendall(data)
+    for end in (source, target):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _reset(*ends: socket.socket) -> None:
+    """RST instead of FIN: closing with a linger of 0 s."""
+    for end in ends:
+        with suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.shutdown(socket.SHUT_RD)
+            end.close()

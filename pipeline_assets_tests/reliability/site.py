@@ -1,0 +1,132 @@
+"""Where loads are attacked: a changing source, a warehouse, and how what isn't done is done again."""
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from time import sleep
+
+import psycopg
+
+from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse import extract
+from pipeline_assets_tests.conftest import Shop
+from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline
+from pipeline_assets_tests.reliability import oracle
+from pipeline_assets_tests.reliability.kills import (
+    TRANSIENT,
+    Moment,
+    Trap,
+    Victim,
+    ended,
+    postmaster,
+    start,
+    until,
+)
+from pipeline_assets_tests.reliability.workload import change
+
+
+def load_all(settings: Settings, keys: Sequence[str] = KEYS) -> None:
+    """What an attacked child does: every day, in small batches, so that there is a second one."""
+    extract.BATCH_BYTES = 500
+    pipeline = Pipeline(settings)
+    for key in keys:
+        pipeline.run(key)
+
+
+@dataclass
+class Site:
+    """Where the kills happen, and how many have."""
+
+    settings: Settings
+    server: embedded_postgres.Server
+    random: Random
+    kills: int = 0
+    step: int = 0
+
+    @property
+    def root(self) -> Path:
+        return self.settings.pipeline_data_dir / "partitions"
+
+    def connect(self, role: str) -> psycopg.Connection:
+        url = getattr(self.settings, f"{role}_database_url").get_secret_value()
+        return psycopg.connect(url, autocommit=True, options="-c TimeZone=UTC")
+
+    def change(self) -> None:
+        self.step += 1
+        shop = Shop(self.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
+        change(shop, self.random, self.step)
+        shop.connection.close()
+
+    def kill_at(self, moment: Moment, victim: Victim) -> None:
+        self.change()
+        trap = Trap(moment, victim, self.random.randint(1, DAYS))
+        with self.connect("warehouse") as witness:
+            code = ended(start(load_all, (self.settings,), trap))
+            if victim == "process":
+                assert code == -signal.SIGKILL, f"{moment}: the run ended with {code}"
+            else:
+                # All it had left to do may have been done already, by a backend that outlived its postmaster.
+                assert code in (TRANSIENT, 0), f"{moment}, {victim}: the run ended with {code}"
+                until(lambda: is_lost(witness), f"hit: {moment}, {victim}")
+        self.killed(f"{moment} ({victim})")
+
+    def kill_at_random(self, victim: Victim, longest: float) -> None:
+        """At a moment of the run's duration; one that was over by then is no kill."""
+        self.change()
+        with self.connect("warehouse") as looker:
+            process = start(load_all, (self.settings,))
+            sleep(self.random.uniform(0, longest))
+            backend = looker.info.backend_pid
+            if victim == "process":
+                process.kill()
+            else:
+                os.kill(backend if victim == "backend" else postmaster(backend), signal.SIGKILL)
+        if ended(process) == 0:
+            self.recover(f"over before {victim} was killed")
+            return
+        self.killed(f"random ({victim})")
+
+    def killed(self, what: str) -> None:
+        self.kills += 1
+        self.recover(what)
+
+    def recover(self, what: str) -> None:
+        """What isn't done is run again; then the oracle is asked."""
+        embedded_postgres.connect_or_start(self.server.folder)
+        until(self.is_reachable, "reachable")
+        with self.connect("source") as source, self.connect("warehouse") as warehouse:
+            assert oracle.torn(warehouse, self.root) == [], what
+            pipeline = Pipeline(self.settings)
+            assert pipeline.catch_up() == [], what
+            pipeline.at_source.close()
+            pipeline.at_warehouse.close()
+            assert oracle.source_differences(source, warehouse) == [], what
+            assert oracle.torn(warehouse, self.root) == [], what
+            assert oracle.unloaded(warehouse, self.root) == [], what
+
+    def is_reachable(self) -> bool:
+        self.connect("warehouse").close()
+        return True
+
+    def left_behind(self) -> list[str]:
+        names = [
+            str(psycopg.conninfo.conninfo_to_dict(url.get_secret_value())["dbname"])
+            for url in (self.settings.source_database_url, self.settings.warehouse_database_url)
+            if url
+        ]
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            until(lambda: not oracle.left_behind(connection, names), "free of sessions and locks")
+            return oracle.left_behind(connection, names)
+
+
+def is_lost(connection: psycopg.Connection) -> bool:
+    """Whether the server has ended this session."""
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return True
+    return False
