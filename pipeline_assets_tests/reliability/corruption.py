@@ -4,6 +4,7 @@
 written by hand from the contract's meaning, and nothing of the package has a part in them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
@@ -173,7 +174,9 @@ def batch(random: Random, day: int) -> list[tuple[str | None, ...]]:
             row[0] = random.choice([*(other[0] for other in rows), None])
         else:
             column = COLUMNS[place - 1]
-            row[place] = random.choice([*column.odd, *column.odd, *column.good, None])
+            odd = column.odd or column.good
+            values: Sequence[str | None] = random.choice([odd, odd, column.good, [None]])
+            row[place] = random.choice(values)
     return [tuple(row) for row in rows]
 
 

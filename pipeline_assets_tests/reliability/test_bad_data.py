@@ -54,9 +54,10 @@ def test_the_gate_finds_what_sql_finds_and_rejected_plus_loaded_is_extracted(
         while site.judged < batches:
             site.spoil(random)
             site.compare()
-    assert set(site.broken) == set(VIOLATIONS) - {
-        name for name, sql in VIOLATIONS.items() if sql == "false"
-    }, "a rule was never broken: it wasn't tested"
+    breakable = {name for name, sql in VIOLATIONS.items() if sql != "false"}
+    assert set(site.broken) <= breakable
+    # By chance a rule may stay unbroken in a few hundred batches, but hardly in thousands.
+    assert set(site.broken) == breakable or batches < 1000, "a rule was never broken"
     assert 0 < site.passed < site.judged
     tell(
         f"{site.judged} batches, {site.rows} rows: {site.passed} batches passed, "
