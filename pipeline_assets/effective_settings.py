@@ -44,8 +44,17 @@ def effective_settings(environment: str | None) -> tuple[list[EffectiveSetting],
     Raises:
         SettingsError: there is no such environment, or PIPELINE_SECRETS_DIR isn't a folder.
     """
-    if environment:
-        os.environ["PIPELINE_ENV"] = environment
+    before = dict(os.environ)
+    try:
+        if environment:
+            os.environ["PIPELINE_ENV"] = environment
+        return _effective_settings()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _effective_settings() -> tuple[list[EffectiveSetting], list[str]]:
     from_dotenv = add_dotenv()
     settings, problems = None, []
     try:

@@ -1,5 +1,6 @@
 """The environments: what differs between them and nothing else, and what `config` shows of one."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,9 @@ def test_production_is_shown_where_its_required_settings_are_missing(
     assert CliRunner().invoke(app, ["config", "--env", "production"]).exit_code == 0
 
 
-def test_an_unknown_environment_is_named() -> None:
+def test_an_unknown_environment_is_named_and_the_process_stays_in_its_own() -> None:
+    before = dict(os.environ)
     with pytest.raises(SettingsError, match="PIPELINE_ENV=prod is not an environment"):
         effective_settings("prod")
+    effective_settings("staging")
+    assert dict(os.environ) == before
