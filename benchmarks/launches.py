@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -120,7 +121,7 @@ def compare(runs: int, folder: Path, console: Console) -> None:
             deployments.append((name, address, server))
         for _ in range(runs):
             for name, address, server in deployments:
-                seconds, cpu = settled_cpu(server, lambda address=address: run(address))  # type: ignore[misc]  # mypy knows no such lambda
+                seconds, cpu = settled_cpu(server, partial(run, address))
                 found.setdefault(("a run, s", name), []).append(seconds)
                 found.setdefault(("CPU of a run, s", name), []).append(cpu)
             for name, address, _ in deployments:
