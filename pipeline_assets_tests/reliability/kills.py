@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Literal
 
 import psycopg
+import sqlalchemy.exc
 from psycopg import sql
 
 Victim = Literal["process", "backend", "postmaster"]
@@ -202,7 +203,7 @@ def until(happened: Callable[[], Any], wanted: str) -> Any:
         try:
             if found := happened():
                 return found
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, sqlalchemy.exc.OperationalError):
             pass
         time.sleep(0.02)
     raise AssertionError(f"in {LONGEST:g} s not {wanted}")
