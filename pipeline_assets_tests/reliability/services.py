@@ -84,7 +84,7 @@ class ServicesSite(Site):
                 self.running[name].wait(timeout=120)
             self.instance.dispose()
             for part in (self.instance.run_storage, self.instance.event_log_storage):
-                part._engine.dispose()  # type: ignore[attr-defined]  # SQL storages have it
+                part._engine.dispose()  # type: ignore[union-attr]  # SQL storages have it
 
     def start(self, name: str) -> None:
         """Start the daemon or the code server, as its keeper does whenever it isn't there."""
