@@ -7,10 +7,11 @@ file or the new one, never half of one.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from pipeline_assets.failures import PermanentError
@@ -18,6 +19,7 @@ from pipeline_assets.failures import PermanentError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Item = TypeVar("Item")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 """Asset names and partition keys: no separator, and nothing that begins with a dot."""
@@ -25,6 +27,16 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 class MissingPartitionError(PermanentError):
     """A partition that should be read was never written."""
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, the next of which is made by a thread while one is worked at."""
+    coming = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        following = beside.submit(next, coming, None)
+        while (item := following.result()) is not None:
+            following = beside.submit(next, coming, None)
+            yield item
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class PartitionFiles:
                     use_dictionary=False,
                     write_statistics=False,
                 ) as writer:
-                    for table in chain([first], tables):
+                    for table in ahead(chain([first], tables)):
                         if table.num_rows:
                             writer.write_table(table)
                             rows += table.num_rows
