@@ -57,11 +57,14 @@ def prepare(warehouse: psycopg.Connection, table: Table) -> None:
     """
     contract = table.contract
     ledger.ensure_schema(warehouse, contract)
-    with changing_tables(), warehouse.transaction():
-        ensure_table(warehouse, contract)
-        # Partitions are compared and deleted from by it.
-        ensure_index(warehouse, contract.target_relation, [contract.change_column])
-        ensure_marts(warehouse, contract, table.marts)
+    with changing_tables():
+        # By itself: a load that is under way holds its own lock, and waits for the one that this takes.
+        with warehouse.transaction():
+            ensure_table(warehouse, contract)
+            # Partitions are compared and deleted from by it.
+            ensure_index(warehouse, contract.target_relation, [contract.change_column])
+        with warehouse.transaction():
+            ensure_marts(warehouse, contract, table.marts)
 
 
 def load(
