@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 if TYPE_CHECKING:
     from dagster._core.storage.dagster_run import RunRecord
@@ -87,13 +86,12 @@ TICKS = 10
 def watched(definitions: dg.Definitions) -> Watched:
     """What to look at: the checks, schedules and sensors of the definitions."""
     repository = definitions.get_repository_def()
-    graph = repository.asset_graph
     return Watched(
-        sorted(graph.asset_check_keys),
+        sorted(repository.asset_graph.asset_check_keys),
         [
             job.name
             for job in definitions.jobs or []
-            if isinstance(job, UnresolvedAssetJobDefinition) and not job.selection.resolve(graph)
+            if not repository.get_job(job.name).asset_layer.selected_asset_keys
         ],
         [schedule.name for schedule in repository.schedule_defs],
         [sensor.name for sensor in repository.sensor_defs],
