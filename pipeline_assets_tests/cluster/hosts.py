@@ -1,4 +1,4 @@
-"""Hosts on one machine: network namespaces on a bridge, each with a name and programs of its own.
+"""Hosts on one machine: network namespaces at a switch, each with a name and programs of its own.
 
 A host's programs can be killed, all at once, and a host can be cut off so that its packets vanish and
 nobody is told; a power cut is the two together. What runs on the hosts is in `services`. Needs root.
@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SERVICES_NAME, SERVICES = "pa-services", "10.80.0.1"
+SERVICES = "10.80.0.1"
+"""The address of the first host."""
+SWITCH = "pa-switch"
 IP = shutil.which("ip") or "ip"
 LONGEST = 600.0
 """Seconds until a wait gives up."""
@@ -115,11 +117,11 @@ class Host:
 
     def cut(self) -> None:
         """Take the host off the network: its packets vanish, its own link looks well."""
-        _ip("-n", SERVICES_NAME, "link", "set", self.name, "nomaster")
+        _ip("-n", SWITCH, "link", "set", self.name, "nomaster")
 
     def join(self) -> None:
         """Put the host back on the network."""
-        _ip("-n", SERVICES_NAME, "link", "set", self.name, "master", "bridge")
+        _ip("-n", SWITCH, "link", "set", self.name, "master", "bridge")
 
     def limit(self, cores: float) -> None:
         """Give what runs on the host, and what that starts, so much of the machine's processors."""
@@ -136,33 +138,36 @@ class Host:
         for pid in self.pids():
             (group / "cgroup.procs").write_text(str(pid))
 
-    def remove(self) -> None:
-        """End all that runs there, and the host."""
-        self.kill()
-        subprocess.run([IP, "netns", "delete", self.name], capture_output=True, check=False)
-        for group in (CGROUPS / self.name, CGROUPS / "cpu" / self.name):
-            if group.exists():
-                group.rmdir()
-
 
 def make_hosts(workers: int, logs: Path) -> list[Host]:
-    """The services' host and those of workers, which hang on a bridge in the first."""
-    hosts = [Host(SERVICES_NAME, SERVICES, logs)]
+    """A host for services, at `SERVICES`, and hosts of workers."""
+    hosts = [Host("pa-services", SERVICES, logs)]
     hosts += [Host(f"pa-worker{n}", f"10.80.0.{n + 1}", logs) for n in range(1, workers + 1)]
+    # The switch is no host of the network: a bridge on one would answer a host that is cut off.
+    remove_hosts(hosts)  # of a test that was killed
+    _ip("netns", "add", SWITCH)
+    _ip("-n", SWITCH, "link", "add", "bridge", "type", "bridge")
+    _ip("-n", SWITCH, "link", "set", "bridge", "up")
     for host in hosts:
-        host.remove()  # of a test that was killed
         _ip("netns", "add", host.name)
         _ip("-n", host.name, "link", "set", "lo", "up")
-    _ip("-n", SERVICES_NAME, "link", "add", "bridge", "type", "bridge")
-    _ip("-n", SERVICES_NAME, "address", "add", f"{SERVICES}/24", "dev", "bridge")
-    _ip("-n", SERVICES_NAME, "link", "set", "bridge", "up")
-    for host in hosts[1:]:
         pair = ["type", "veth", "peer", "eth0", "netns", host.name]
-        _ip("-n", SERVICES_NAME, "link", "add", host.name, *pair)
-        _ip("-n", SERVICES_NAME, "link", "set", host.name, "master", "bridge", "up")
+        _ip("-n", SWITCH, "link", "add", host.name, *pair)
+        _ip("-n", SWITCH, "link", "set", host.name, "master", "bridge", "up")
         _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
         _ip("-n", host.name, "link", "set", "eth0", "up")
     return hosts
+
+
+def remove_hosts(hosts: Sequence[Host]) -> None:
+    """End all that runs on hosts, the hosts, and their switch."""
+    for host in hosts:
+        host.kill()
+        for group in (CGROUPS / host.name, CGROUPS / "cpu" / host.name):
+            if group.exists():
+                group.rmdir()
+    for name in (SWITCH, *(host.name for host in hosts)):
+        subprocess.run([IP, "netns", "delete", name], capture_output=True, check=False)
 
 
 def _ip(*arguments: str) -> None:

@@ -55,6 +55,11 @@ class Cluster:
         options = "-c TimeZone=UTC"
         return psycopg.connect(self.address(database), autocommit=True, options=options)
 
+    def prepare(self) -> None:
+        """Make the tables, before anything uses them: two processes that find none would both make them."""
+        for command in ("upgrade", "migrate"):
+            self.services.run([BIN / "pipeline-assets", command], self.environment, self.folder)
+
     def start_worker(self, host: Host, concurrency: int = 1) -> None:
         """Start a Celery worker on a host, and wait until it takes steps."""
         command = [BIN / "pipeline-assets", "worker", "--concurrency", str(concurrency)]
@@ -74,11 +79,13 @@ class Cluster:
 
     def start_mlflow(self) -> None:
         """Start MLflow's server beside the databases."""
-        store = self.environment["DAGSTER_DATABASE_URL"].replace(
-            "postgresql", "postgresql+psycopg2", 1
-        )
+        store = self.environment["DAGSTER_DATABASE_URL"].replace("/dagster", "/mlflow")
+        store = store.replace("postgresql", "postgresql+psycopg2", 1)
+        direct = {"MLFLOW_TRACKING_URI": store, "PIPELINE_EXECUTOR": "in_process"}
+        upgrade = [BIN / "pipeline-assets", "upgrade"]
+        self.services.run(upgrade, {**self.environment, **direct}, self.folder)
         own = {
-            "MLFLOW_BACKEND_STORE_URI": store.replace("/dagster", "/mlflow"),
+            "MLFLOW_BACKEND_STORE_URI": store,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"{SERVICES}:5000",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -169,8 +176,7 @@ def cluster(folder: Path, environment: Mapping[str, str], workers: int = 2) -> I
                 server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         yield found
     finally:
-        for machine in machines:
-            machine.remove()
+        hosts.remove_hosts(machines)
 
 
 def _services(machines: list[Host], folder: Path, settings: Mapping[str, str]) -> Cluster:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import date, timedelta
 from itertools import pairwise
 
-import psycopg
 import pytest
 
 from pipeline_assets_tests.cluster.hosts import Host, until
@@ -40,6 +39,7 @@ def cluster(empty_cluster: Cluster) -> Cluster:
 def start(cluster: Cluster, workers: list[Host]) -> Cluster:
     with cluster.connect("source") as source:
         source.execute(SOURCE_SCHEMA)
+    cluster.prepare()
     for host in workers:
         cluster.start_worker(host)
     cluster.start_daemon()
@@ -64,10 +64,7 @@ def loaded(cluster: Cluster) -> int:
     """How many days the ledger has as loaded, whole."""
     query = "SELECT count(*) FROM pipeline.batches WHERE verdict = 'passed' AND loaded_hash = content_hash"
     with cluster.connect("warehouse") as warehouse:
-        try:
-            (count,) = warehouse.execute(query).fetchone() or (0,)
-        except psycopg.errors.UndefinedTable:
-            return 0
+        (count,) = warehouse.execute(query).fetchone() or (0,)
     return int(count)
 
 
@@ -168,6 +165,9 @@ def test_sixty_days_survive_the_loss_of_a_host(cluster: Cluster, tell: Tell, *, 
     third = time.monotonic() - begun
     told = lose(cluster, cluster.workers[1], cut=cut)
     assert_done_once(cluster, 60)
+    assert cluster.most_at_once() == POOL_LIMIT, (
+        "neither more than the pool has room for, nor fewer"
+    )
     tell(f"{told}; 20 of 60 days after {third:.0f} s, all after {time.monotonic() - begun:.0f} s")
 
 
