@@ -5,14 +5,17 @@ The settings stay as they are: their URL names both servers, and libpq finds the
 
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import cycle
 
 import dagster as dg
 import psycopg
 import pytest
 
+from pipeline_assets.definitions import build_definitions
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import FIRST_DAY, SOURCE_SCHEMA
 from pipeline_assets_tests.integration.operations.test_catch_up import JOB, SENSOR, Daemon
+from pipeline_assets_tests.integration.operations.watch import QUIET
 from pipeline_assets_tests.load_steps import DAYS
 from pipeline_assets_tests.reliability.kills import TRANSIENT, ended, start
 from pipeline_assets_tests.reliability.replication import Replicated, replicated
@@ -49,15 +52,18 @@ def test_what_a_replica_lacks_is_loaded_again(
         dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("instance"))) as instance,
     ):
         moved(site, role, servers)
-        daemon = Daemon(site.settings, instance, SENSOR, JOB)
-        clock = FIRST_DAY + timedelta(days=DAYS, hours=1)
+        # Older days than the newest are compared by the daily reconciliation only.
+        settings = site.settings.model_copy(update={"warehouse_lateness_days": 1})
+        daemon = Daemon(settings, instance, SENSOR, JOB)
+        reconcile = build_definitions(settings).resolve_job_def("reconcile_transactions")
+        hours = cycle(range(1, 23))
 
         def catch_up() -> None:
-            nonlocal clock
-            for _ in range(3):
-                clock += timedelta(hours=1)
-                if not daemon.tick(clock - timedelta(days=(clock - FIRST_DAY).days - DAYS)):
-                    break
+            for _ in range(4):
+                daemon.tick(FIRST_DAY + timedelta(days=DAYS, hours=next(hours)))
+                if not wrong(site):
+                    return
+                reconcile.execute_in_process(instance=instance, run_config=QUIET)
 
         for number in range(rounds):
             site.change()

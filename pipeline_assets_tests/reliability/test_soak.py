@@ -43,7 +43,10 @@ GROWS = 1.1
 
 @dataclass
 class Watch:
-    """What was seen of memory (PSS, MB), of handles and of connections, look by look."""
+    """What was seen of memory (RSS), of handles and of connections, look by look.
+
+    Not of PSS: a process that others are forked from shares more or less of its pages at each look.
+    """
 
     seen: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -52,7 +55,7 @@ class Watch:
             if kind == "runs":
                 continue
             with suppress(psutil.Error):
-                memory = sum(each.memory_full_info().pss for each in processes)
+                memory = sum(each.memory_info().rss for each in processes)
                 self.seen[f"{kind}, MB"].append(memory / (1 << 20))
                 self.seen[f"{kind}, files"].append(sum(each.num_fds() for each in processes))
                 self.seen[f"{kind}, threads"].append(sum(each.num_threads() for each in processes))
