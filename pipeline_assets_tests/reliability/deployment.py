@@ -99,9 +99,9 @@ class Deployment:
             self.instance.stop_sensor(found.get_remote_origin_id(), found.selector_id, found)
 
     def start_schedule(self, name: str) -> None:
-        """Switch a schedule on, by a command whose clock is the deployment's: it is on from then."""
-        command = [BIN / "dagster", "schedule", "start", name, "--workspace", "workspace.yaml"]
-        subprocess.run(command, cwd=self.home, check=True, capture_output=True)
+        """Switch a schedule on."""
+        location = self.workspace.create_request_context().get_code_location("code")
+        self.instance.start_schedule(location.get_repository("__repository__").get_schedule(name))
 
     def runs(self, *statuses: dg.DagsterRunStatus) -> list[dg.RunRecord]:
         """All runs, or those of some statuses."""

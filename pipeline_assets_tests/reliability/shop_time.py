@@ -53,6 +53,11 @@ class ShopTime:
         )
 
 
+def standing(moment: datetime) -> ShopTime:
+    """A clock that stands."""
+    return ShopTime(moment.isoformat(), moment.isoformat())
+
+
 def build(time: ShopTime, settings: Settings) -> dg.Definitions:
     """The project's definitions in the shop's time."""
     found = build_definitions(settings, now=time.now)

@@ -1,8 +1,8 @@
 """Clocks that change: summer time, a source's that goes back, a worker's that jumps."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -13,14 +13,14 @@ from pipeline_assets_tests.integration.operations.test_catch_up import JOB, SENS
 from pipeline_assets_tests.load_steps import DAYS
 from pipeline_assets_tests.reliability import oracle
 from pipeline_assets_tests.reliability.deployment import until
+from pipeline_assets_tests.reliability.shop_time import ShopTime, standing
 from pipeline_assets_tests.reliability.site import Site
 from pipeline_assets_tests.reliability.test_faults import rounds
 from pipeline_assets_tests.reliability.test_together import deployed, wrong
 
 BERLIN = "Europe/Berlin"
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-"""Debian's libfaketime: it tells a process another time than the system's."""
 EACH = timedelta(minutes=30)
+HOUR = timedelta(hours=1)
 
 
 @pytest.mark.slow
@@ -39,13 +39,13 @@ def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
         since = (moment - FIRST_DAY).total_seconds()
         shop.put(f"{moment:%m-%dT%H:%M}", 0, int(since))
         moment += EACH
-    by_day = shop.connection.execute(
+    by_day: list[tuple[str, int]] = shop.connection.execute(
         f"SELECT (updated_at AT TIME ZONE '{BERLIN}')::date::text, count(*) FROM shop.transactions"
         " GROUP BY 1 ORDER BY 1"
     ).fetchall()
     shop.connection.close()
     assert dict(by_day)[day] == hours * 2
-    at = (last + timedelta(hours=1)).astimezone(UTC).isoformat()
+    at = standing((last + HOUR).astimezone(UTC))
     settings = {"PIPELINE_TIMEZONE": BERLIN, "WAREHOUSE_START_DATE": by_day[0][0]}
     with deployed(site, tmp_path_factory, at, **settings) as place:
         place.switch(SENSOR, on=True)
@@ -140,43 +140,39 @@ def test_a_worker_whose_clock_jumps_loads_every_day_in_the_end(
             assert oracle.unloaded(warehouse, site.root) == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(FAKETIME is None, reason="Debian's libfaketime isn't installed")
+@pytest.mark.reliability
 @pytest.mark.parametrize(
-    ("day", "utc"), [("2027-03-28", "06:00"), ("2027-10-31", "07:00")], ids=["spring", "autumn"]
+    ("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25)], ids=["spring", "autumn"]
 )
-def test_at_eight_on_the_day_of_the_change_a_real_daemon_makes_the_edition(
-    site: Site, day: str, utc: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+def test_at_eight_local_time_each_morning_has_its_edition(
+    site: Site, day: str, hours: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """All of Dagster's processes live on that morning; the databases' server doesn't."""
-    due = datetime.fromisoformat(f"{day}T{utc}+00:00")
-    clock = tmp_path / "clock"
-
-    def set_clock(moment: datetime) -> None:
-        ahead = (moment - datetime.now(UTC)).total_seconds()
-        part = clock.with_suffix(".part")
-        part.write_text(f"{ahead:+.0f}\n")
-        part.rename(clock)
-
-    set_clock(due - timedelta(seconds=60))
-    before = due.date() - timedelta(days=1)
-    with deployed(
-        site,
-        tmp_path_factory,
-        None,
-        LD_PRELOAD=str(FAKETIME),
-        FAKETIME_TIMESTAMP_FILE=str(clock),
-        FAKETIME_CACHE_DURATION="1",
-        FAKETIME_DONT_FAKE_MONOTONIC="1",
-        PIPELINE_TIMEZONE=BERLIN,
-        NEWS_START_DATE=f"{before - timedelta(days=3)}",
-    ) as place:
+    """The mornings before, on and after the change pass in three minutes of a real daemon's schedule."""
+    eight = datetime.fromisoformat(f"{day}T08:00").replace(tzinfo=ZoneInfo(BERLIN))
+    moments = [eight + timedelta(days=days) for days in (-1, 0, 1)]
+    begins, ends = (
+        each.astimezone(UTC) for each in (moments[0] - HOUR, moments[-1] + timedelta(hours=12))
+    )
+    # Dagster's minutes end at 19 o'clock of the shop: in each is one morning.
+    started = time.time() // 60 * 60 + 60 + 30
+    shop_time = ShopTime(begins.isoformat(), ends.isoformat(), 1440, started)
+    settings = {
+        "PIPELINE_TIMEZONE": BERLIN,
+        "NEWS_START_DATE": f"{eight.date() - timedelta(days=4)}",
+    }
+    with deployed(site, tmp_path_factory, shop_time, **settings) as place:
         place.start_schedule("publish_digest_daily")
-        set_clock(due - timedelta(seconds=10))
-        until(lambda: place.runs(dg.DagsterRunStatus.SUCCESS))
-        (record,) = place.runs()
-        (state,) = place.instance.all_instigator_state()
-        ticks = place.instance.get_ticks(state.instigator_origin_id, state.selector_id)
-    assert [datetime.fromtimestamp(tick.timestamp, UTC) for tick in ticks] == [due]
-    assert record.dagster_run.tags["dagster/partition"] == f"{before}"
-    assert (site.settings.pipeline_data_dir / "digests" / f"{day}.csv").exists()
+        until(lambda: shop_time.now() >= ends and len(place.runs()) >= 3 and place.is_idle())
+        tags = [record.dagster_run.tags for record in place.runs(dg.DagsterRunStatus.SUCCESS)]
+    keys = [f"{moment.date() - timedelta(days=1)}" for moment in moments]
+    assert sorted(each["dagster/partition"] for each in tags) == keys
+    folder = site.settings.pipeline_data_dir / "digests"
+    made = sorted(file.stem for file in folder.glob("????-??-??.csv"))
+    assert made == [f"{moment.date()}" for moment in moments]
+    with site.connect("warehouse") as warehouse:
+        windows = warehouse.execute(
+            f"SELECT (window_end AT TIME ZONE '{BERLIN}')::time::text,"
+            " extract(epoch FROM window_end - window_start)::int / 3600"
+            " FROM pipeline.batches WHERE table_name = 'news_articles' ORDER BY partition_key"
+        ).fetchall()
+    assert windows == [("08:00:00", 24), ("08:00:00", hours), ("08:00:00", 24)]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -23,7 +23,7 @@ from pipeline_assets_tests.integration.operations.watch import QUIET
 from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline
 from pipeline_assets_tests.reliability import oracle
 from pipeline_assets_tests.reliability.deployment import Deployment, deployment, until
-from pipeline_assets_tests.reliability.shop_time import ShopTime
+from pipeline_assets_tests.reliability.shop_time import ShopTime, standing
 from pipeline_assets_tests.reliability.site import Site
 from pipeline_assets_tests.reliability.test_faults import rounds
 
@@ -35,7 +35,7 @@ ASSETS = [
     "dim_customers",
     "daily_sales",
 ]
-CLOSED = (FIRST_DAY + timedelta(days=DAYS, hours=1)).isoformat()
+CLOSED = standing(FIRST_DAY + timedelta(days=DAYS, hours=1))
 """When the last of the test's days has ended and settled."""
 _numbers = count()
 
@@ -44,12 +44,12 @@ _numbers = count()
 def deployed(
     site: Site,
     factory: pytest.TempPathFactory,
-    at: str | None = CLOSED,
+    time: ShopTime = CLOSED,
     *,
     daemons: int = 1,
     **settings: str,
 ) -> Iterator[Deployment]:
-    """The project on the site's databases, at a moment of its sensors' clock or, with None, at all's."""
+    """The project on the site's databases, at its shop's time."""
     name = f"dagster_together_{next(_numbers)}"
     urls = {
         f"{role}_database_url".upper(): getattr(
@@ -61,10 +61,10 @@ def deployed(
         **urls,
         "DAGSTER_DATABASE_URL": embedded_postgres.ensure_database(site.server, name),
         "PIPELINE_DATA_DIR": str(site.settings.pipeline_data_dir),
-        **(ShopTime(at, at).environment() if at else {}),
+        **time.environment(),
         **settings,
     }
-    module = "pipeline_assets_tests.reliability.shop_time" if at else "pipeline_assets.definitions"
+    module = "pipeline_assets_tests.reliability.shop_time"
     with deployment(factory.mktemp("h"), module, environment, daemons=daemons) as found:
         yield found
     with psycopg.connect(site.server.url(), autocommit=True) as connection:
@@ -107,7 +107,7 @@ def test_two_daemons_a_sensor_a_backfill_and_a_run_launched_twice(
             site.change()
             begun = len(place.runs())
             with ThreadPoolExecutor(4) as pool:
-                asked = [
+                asked: list[Future[Any]] = [
                     pool.submit(place.switch, SENSOR, on=True),
                     *(pool.submit(place.launch, JOB, KEYS[number % DAYS]) for _ in range(2)),
                     pool.submit(place.backfill, ASSETS, KEYS),
