@@ -91,8 +91,10 @@ def on_time_check(level: ServiceLevel) -> dg.AssetChecksDefinition:
         from pipeline_assets.warehouse.ledger import batches, ensure_schema
 
         # The backfill of a range brings this check along with its asset.
-        keys = level.partitions.get_partition_keys_in_range(
-            context.op_execution_context.partition_key_range
+        keys = list(
+            level.partitions.get_partition_keys_in_range(
+                context.op_execution_context.partition_key_range
+            )
         )
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ensure_schema(connection, level.contract)

@@ -47,7 +47,7 @@ def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
     assert dict(by_day)[day] == hours * 2
     at = standing((last + HOUR).astimezone(UTC))
     settings = {"PIPELINE_TIMEZONE": BERLIN, "WAREHOUSE_START_DATE": by_day[0][0]}
-    with deployed(site, tmp_path_factory, at, **settings) as place:
+    with deployed(site, tmp_path_factory, at, settings) as place:
         place.switch(SENSOR, on=True)
         with site.connect("warehouse") as warehouse:
             until(
@@ -160,7 +160,7 @@ def test_at_eight_local_time_each_morning_has_its_edition(
         "PIPELINE_TIMEZONE": BERLIN,
         "NEWS_START_DATE": f"{eight.date() - timedelta(days=4)}",
     }
-    with deployed(site, tmp_path_factory, shop_time, **settings) as place:
+    with deployed(site, tmp_path_factory, shop_time, settings) as place:
         place.start_schedule("publish_digest_daily")
         until(lambda: shop_time.now() >= ends and len(place.runs()) >= 3 and place.is_idle())
         tags = [record.dagster_run.tags for record in place.runs(dg.DagsterRunStatus.SUCCESS)]

@@ -1,7 +1,7 @@
 """The same days at once through Dagster, and transactions in each other's way: exact, and each row once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,9 +45,9 @@ def deployed(
     site: Site,
     factory: pytest.TempPathFactory,
     time: ShopTime = CLOSED,
+    settings: Mapping[str, str] | None = None,
     *,
     daemons: int = 1,
-    **settings: str,
 ) -> Iterator[Deployment]:
     """The project on the site's databases, at its shop's time."""
     name = f"dagster_together_{next(_numbers)}"
@@ -62,7 +62,7 @@ def deployed(
         "DAGSTER_DATABASE_URL": embedded_postgres.ensure_database(site.server, name),
         "PIPELINE_DATA_DIR": str(site.settings.pipeline_data_dir),
         **time.environment(),
-        **settings,
+        **(settings or {}),
     }
     module = "pipeline_assets_tests.reliability.shop_time"
     with deployment(factory.mktemp("h"), module, environment, daemons=daemons) as found:
