@@ -35,7 +35,7 @@ def moved(site: Site, role: str, servers: Replicated) -> None:
     site.settings = Settings.model_validate({**dict(site.settings), **url})
 
 
-@rounds(1, 10)
+@rounds(1, 5)
 @pytest.mark.parametrize("role", ROLES)
 def test_what_a_replica_lacks_is_loaded_again(
     site: Site,

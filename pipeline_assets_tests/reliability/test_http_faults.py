@@ -205,7 +205,7 @@ def faults(random: Random) -> list[Fault]:
     return [*for_all, *(replace(fault, connections=2) for fault in for_all[:4])]
 
 
-@rounds(1, 10)
+@rounds(1, 5)
 def test_the_digest_over_a_bad_network_is_exact_or_says_that_it_is_not(
     press: Press,
     seed: int,

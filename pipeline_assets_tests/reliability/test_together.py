@@ -93,7 +93,7 @@ def wrong(site: Site) -> list[str]:
         )
 
 
-@rounds(1, 10)
+@rounds(1, 4)
 def test_two_daemons_a_sensor_a_backfill_and_a_run_launched_twice(
     site: Site,
     rounds: int,
