@@ -110,6 +110,14 @@ class PartitionFiles:
         with self._reading(asset, partition) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def version(self, asset: str, partition: str) -> str:
+        """What changes when a partition is written again; a look at its entry. Empty if it never was."""
+        filesystem, path = self._open(asset, partition)
+        try:
+            return str(filesystem.ukey(path))
+        except FileNotFoundError:
+            return ""
+
     def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
         """Remove files older than a moment, of the assets whose names begin so; returns how many.
 
