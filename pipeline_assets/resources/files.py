@@ -7,12 +7,13 @@ file or the new one, never half of one.
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from pipeline_assets.failures import PermanentError
@@ -21,6 +22,7 @@ from pipeline_assets.resources.local_files import replacing
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Item = TypeVar("Item")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 """Asset names and partition keys: no separator, and nothing that begins with a dot."""
@@ -28,6 +30,16 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 class MissingPartitionError(PermanentError):
     """A partition that should be read was never written."""
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, the next of which is made by a thread while one is worked at."""
+    coming = iter(items)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        following = beside.submit(next, coming, None)
+        while (item := following.result()) is not None:
+            following = beside.submit(next, coming, None)
+            yield item
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class PartitionFiles:
                 use_dictionary=False,
                 write_statistics=False,
             ) as writer:
-                for table in chain([first], tables):
+                for table in ahead(chain([first], tables)):
                     if table.num_rows:
                         writer.write_table(table)
                         rows += table.num_rows
@@ -97,6 +109,14 @@ class PartitionFiles:
         """The SHA-256 of a partition's bytes, as `write` told it. Raises `MissingPartitionError`."""
         with self._reading(asset, partition) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def version(self, asset: str, partition: str) -> str:
+        """What changes when a partition is written again; a look at its entry. Empty if it never was."""
+        filesystem, path = self._open(asset, partition)
+        try:
+            return str(filesystem.ukey(path))
+        except FileNotFoundError:
+            return ""
 
     def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
         """Remove files older than a moment, of the assets whose names begin so; returns how many.

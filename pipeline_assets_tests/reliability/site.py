@@ -49,6 +49,8 @@ class Site:
     random: Random
     kills: int = 0
     step: int = 0
+    spoils: bool = True
+    """Whether the source has orders that break the contract; Dagster's runs hold their days."""
     databases: ClassVar[tuple[str, ...]] = ("source", "warehouse")
 
     @property
@@ -62,7 +64,7 @@ class Site:
     def change(self) -> None:
         self.step += 1
         shop = Shop(self.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
-        change(shop, self.random, self.step)
+        change(shop, self.random, self.step, spoils=self.spoils)
         shop.connection.close()
 
     def begin(self, trap: Trap | None = None) -> Any:
