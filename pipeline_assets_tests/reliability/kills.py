@@ -190,10 +190,8 @@ def _child(run: Callable[..., None], arguments: tuple[Any, ...], trap: Trap | No
     try:
         run(*arguments)
     except Exception as error:
-        if is_transient(error):
-            sys.exit(TRANSIENT)
-        traceback.print_exc()
-        sys.exit(1)
+        traceback.print_exc()  # pytest shows it if that wasn't expected
+        sys.exit(TRANSIENT if is_transient(error) else 1)
 
 
 def until(happened: Callable[[], Any], wanted: str) -> Any:
