@@ -24,7 +24,8 @@ from psycopg import sql
 Victim = Literal["process", "backend", "postmaster"]
 TRANSIENT = 75
 """Exit code of a run that failed in a way that is tried again (EX_TEMPFAIL of sysexits.h)."""
-LONGEST = 120.0
+LONGEST = 300.0
+"""Seconds until a wait gives up; what is waited for takes some 1 to 20 on an idle machine."""
 MARK = f"RELIABILITY_SUITE={os.getpid()}"
 """In the environment of all that is forked here, and of what that starts; nowhere else."""
 
