@@ -195,9 +195,9 @@ def _child(run: Callable[..., None], arguments: tuple[Any, ...], trap: Trap | No
         sys.exit(TRANSIENT if is_transient(error) else 1)
 
 
-def until(happened: Callable[[], Any], wanted: str) -> Any:
+def until(happened: Callable[[], Any], wanted: str, longest: float = LONGEST) -> Any:
     """What the function gives, once it gives something; a server that is away gives nothing."""
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + longest
     while time.monotonic() < deadline:
         try:
             if found := happened():
@@ -205,4 +205,4 @@ def until(happened: Callable[[], Any], wanted: str) -> Any:
         except (psycopg.OperationalError, sqlalchemy.exc.OperationalError):
             pass
         time.sleep(0.02)
-    raise AssertionError(f"in {LONGEST:g} s not {wanted}")
+    raise AssertionError(f"in {longest:g} s not {wanted}")

@@ -24,6 +24,9 @@ from pipeline_assets_tests.reliability.kills import MARK, until
 from pipeline_assets_tests.reliability.site import Site
 
 Service = Literal["daemon", "code server", "warm process", "run", "postmaster"]
+PATIENCE = 900.0
+"""Seconds. What the daemon took from the queue and hadn't started when it died, it finds after the
+`start_timeout_seconds` of dagster.yaml, five minutes."""
 STEPS = ("raw_transactions", "validated_transactions", "fct_transactions")
 STAGES = ("queued", "launched", *STEPS, "first done")
 
@@ -81,12 +84,12 @@ class ServicesSite(Site):
 
     def finish(self, runs: list[str], what: str) -> None:
         """Wait for runs and their retries; what is out of step then is requested again, as by the sensor."""
-        until(lambda: all(map(self.has_succeeded, runs)), f"over: {what}")
+        until(lambda: all(map(self.has_succeeded, runs)), f"over: {what}", PATIENCE)
         if late := self.out_of_step():
             again = self.launch(late)
-            until(lambda: all(map(self.has_succeeded, again)), f"over: {what}, the second time")
+            until(lambda: all(map(self.has_succeeded, again)), f"over again: {what}", PATIENCE)
         assert self.out_of_step() == [], what
-        until(lambda: not self.unfinished(), f"free of runs: {what}")
+        until(lambda: not self.unfinished(), f"free of runs: {what}", PATIENCE)
         self.recover(what)
 
     def strike(self, victim: Service, runs: list[str]) -> None:
