@@ -23,9 +23,12 @@ EACH = timedelta(minutes=30)
 HOUR = timedelta(hours=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25)], ids=["spring", "autumn"]
+    ("day", "hours"),
+    [
+        pytest.param("2026-03-29", 23, id="spring", marks=pytest.mark.slow),
+        pytest.param("2026-10-25", 25, id="autumn", marks=pytest.mark.reliability),
+    ],
 )
 def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
     site: Site, day: str, hours: int, tmp_path_factory: pytest.TempPathFactory
