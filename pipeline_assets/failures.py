@@ -44,6 +44,9 @@ TRANSIENT_ERRNOS = frozenset(
         errno.EPIPE,
         errno.ETIMEDOUT,
         errno.EAGAIN,
+        # s3fs' words for a storage that answers 503, or 500, and for a file that was replaced meanwhile.
+        errno.EBUSY,
+        getattr(errno, "EREMOTEIO", errno.EBUSY),  # Linux has it
     }
 )
 
@@ -52,6 +55,8 @@ TRANSIENT_CLASSES = (
     ("requests.exceptions", ("ConnectionError", "Timeout", "ChunkedEncodingError")),
     ("urllib3.exceptions", ("HTTPError",)),
     ("socket", ("gaierror",)),
+    ("botocore.exceptions", ("ConnectionError", "HTTPClientError")),
+    ("aiohttp", ("ClientConnectionError", "ClientPayloadError")),
 )
 
 

@@ -41,9 +41,9 @@ from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.news.settings import NewsSettings
 from pipeline_assets.operations.retention_settings import RetentionSettings
 from pipeline_assets.operations.settings import OperationsSettings
-from pipeline_assets.vault import VaultError, VaultSettings, forget, read_secret
+from pipeline_assets.settings.vault import VaultError, VaultSettings, forget, read_secret
 
-ENVIRONMENTS = Path(__file__).parent / "environments"
+ENVIRONMENTS = Path(__file__).parents[1] / "environments"
 OURS = (
     "PIPELINE_",
     "NEWS_",
@@ -70,7 +70,7 @@ def project_root() -> Path:
     """The folder that holds `dagster.yaml`: DAGSTER_HOME, or this checkout, or where we stand."""
     if home := os.environ.get("DAGSTER_HOME"):
         return Path(home).expanduser().resolve()
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parents[2]
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 

@@ -116,7 +116,7 @@ def test_an_unknown_key_of_the_yaml_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dev.yaml").write_text("warehouse_begin: 2026-01-01\n")
-    monkeypatch.setattr("pipeline_assets.settings.ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr("pipeline_assets.settings.model.ENVIRONMENTS", tmp_path)
     assert error(monkeypatch) == "dev.yaml: warehouse_begin is not a setting"
 
 
