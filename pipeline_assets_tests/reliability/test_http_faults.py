@@ -31,6 +31,7 @@ from pipeline_assets_tests.reliability.test_faults import rounds
 
 Provider = Literal["rss", "newsapi"]
 OUTLETS = ["Courier", "Herald", "Tribune"]
+FIRST = date(2026, 1, 7)
 ARTICLES = 40
 """Of an outlet and day."""
 TOPICS = [
@@ -81,7 +82,7 @@ class Press:
     server: HTTPServer
     provider: Provider
     instance: dg.DagsterInstance
-    day: date = date(2026, 11, 1)
+    day: date = FIRST
 
     def __post_init__(self) -> None:
         self.api = NewsApi(self.server, most_results=1000)
@@ -139,7 +140,12 @@ class Press:
             ]
             there = {"news_feeds": feeds}
         return Settings.model_validate(
-            {**dict(self.settings), "news_provider": self.provider, **there}
+            {
+                **dict(self.settings),
+                "news_provider": self.provider,
+                "news_start_date": FIRST,
+                **there,
+            }
         )
 
     @property
