@@ -22,7 +22,8 @@ import pytest
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.resources.postgres import Database, embedded_folder
-from pipeline_assets.settings import DATABASE_URLS, Settings
+from pipeline_assets.settings import Settings
+from pipeline_assets.settings.model import DATABASE_URLS
 from pipeline_assets_tests.reliability import oracle
 from pipeline_assets_tests.reliability.deployment import Deployment, deployment, until
 from pipeline_assets_tests.reliability.shop_time import ShopTime
