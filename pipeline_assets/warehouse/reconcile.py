@@ -85,15 +85,13 @@ def settled(
     An order of yesterday that changes today would otherwise have yesterday loaded again, in vain, until
     today has ended.
     """
-    return {
-        key: Comparison(
-            there[key],
-            here[key]
-            if there[key] == here[key]
-            else here[key].without(_moved_on(source, warehouse, contract, window)),
-        )
-        for key, window in windows.items()
-    }
+
+    def stayed(key: str) -> Digest:
+        if there[key] == here[key] or not here[key].rows:
+            return here[key]
+        return here[key].without(_moved_on(source, warehouse, contract, windows[key]))
+
+    return {key: Comparison(there[key], stayed(key)) for key in windows}
 
 
 def _moved_on(
