@@ -145,8 +145,11 @@ class Deployment:
 
 
 def _kind(process: psutil.Process, root: psutil.Process) -> str:
-    """The warm process by itself, runs that were forked from it by themselves."""
-    if process == root or "warm_process" not in " ".join(process.cmdline()):
+    """The warm process by itself, and runs, which are forked from it or started cold."""
+    command = " ".join(process.cmdline())
+    if "execute_run" in command:
+        return "runs"
+    if process == root or "warm_process" not in command:
         return ""
     parent = process.parent()
     is_run = parent is not None and "warm_process" in " ".join(parent.cmdline())
