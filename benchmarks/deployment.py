@@ -33,8 +33,11 @@ ENDS = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 @contextmanager
-def dagster_dev(folder: Path, data: Path) -> Iterator[tuple[str, float]]:
-    """`dagster dev` in a folder: its address, and the seconds until it answered."""
+def dagster_dev(folder: Path, data: Path, **settings: str) -> Iterator[tuple[str, float]]:
+    """`dagster dev` in a folder: its address, and the seconds until it answered.
+
+    `data` is its data folder, `settings` are more variables of its environment.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -44,7 +47,7 @@ def dagster_dev(folder: Path, data: Path) -> Iterator[tuple[str, float]]:
     with subprocess.Popen(
         [str(Path(sys.executable).parent / "dagster"), "dev", "--port", str(port)],
         cwd=folder,
-        env=os.environ | {"PIPELINE_DATA_DIR": str(data)},
+        env=os.environ | settings | {"PIPELINE_DATA_DIR": str(data)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:

@@ -224,7 +224,10 @@ def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
         _dagster(tables, "running"),
         psycopg.connect(tables.server.url(tables.database("dagster")), autocommit=True) as dagster,
     ):
-        time.sleep(30)  # the first ticks import and connect
+        started = datetime.now(UTC).replace(tzinfo=None)
+        while not _ticks(dagster, started):
+            time.sleep(1)
+        time.sleep(10 * effort.minutes)  # the first ticks import and connect
         begun, before = time.time(), cpu_seconds(*psutil.Process().children())
         while time.time() < begun + 60 * effort.minutes:
             time.sleep(5)
@@ -235,20 +238,26 @@ def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
                         values.append(each.memory_full_info().uss / (1 << 20))
         elapsed, cpu = time.time() - begun, cpu_seconds(*psutil.Process().children()) - before
         since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
-        ((ticks,),) = dagster.execute(TICKS, [since]).fetchall()
+        done = _ticks(dagster, since)
     return {
         "daemon, MB": spread(memory["dagster._daemon run"]),
         "code server, MB": spread(memory["dagster api grpc"]),
         "Dagster's cores in use": spread([cpu / elapsed]),
-        "sensor ticks a minute": spread([60 * ticks / elapsed]),
+        "sensor ticks a minute": spread([60 * done / elapsed]),
     }
+
+
+def _ticks(dagster: psycopg.Connection, since: datetime) -> int:
+    """Sensors' ticks that have worked since a moment."""
+    ((count,),) = dagster.execute(TICKS, [since]).fetchall()
+    return int(count)
 
 
 @contextmanager
 def _dagster(tables: Tables, automation: str) -> Iterator[str]:
     """`dagster dev` on the tables, their sensors on or off: its address."""
-    os.environ |= {**tables.environment(), "PIPELINE_AUTOMATION": automation}
-    with dagster_dev(tables.home, tables.home / "data") as (address, _):
+    settings = {**tables.environment(), "PIPELINE_AUTOMATION": automation}
+    with dagster_dev(tables.home, tables.home / "data", **settings) as (address, _):
         yield address
 
 
