@@ -90,20 +90,12 @@ def _for_psycopg2(url: str) -> str:
 
 def _follow_logins(part: Any, database: Database) -> None:
     """Have a storage's later connections log in as the settings say by then."""
-    from psycopg.conninfo import conninfo_to_dict
-    from sqlalchemy import event
 
-    @event.listens_for(part._engine, "do_connect")
-    def connect(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
-        def log_in(url: str) -> Any:
-            login = conninfo_to_dict(url)
-            for name in ("user", "password"):
-                parameters[name] = login.get(name)
-            # Where a page of the UI follows a run, Dagster connects by this.
-            part.postgres_url = _for_psycopg2(url)
-            return dialect.connect(*arguments, **parameters)
+    def on_login(url: str) -> None:
+        # Where a page of the UI follows a run, Dagster connects by this.
+        part.postgres_url = _for_psycopg2(url)
 
-        return database.open(log_in)
+    database.follow(part._engine, on_login)
 
 
 class PipelineComputeLogs(LocalComputeLogManager):
