@@ -296,10 +296,11 @@ def main(
         for name in part or PARTS:
             with console.status(f"{count:,} tables: {name}"):
                 figures = PARTS[name](grown_to, Effort(runs, minutes))
-            merge_growth({"tables": count, "days": days, "recent": recent, "figures": figures})
+            if figures:
+                merge_growth({"tables": count, "days": days, "recent": recent, "figures": figures})
         if not part:
             remove_databases(grown_to)
-        console.print(growth_table())
+    console.print(growth_table())
 
 
 if __name__ == "__main__":

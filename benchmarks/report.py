@@ -140,7 +140,7 @@ def growth_table() -> Table:
 def _growth(results: list[GrowthResult]) -> Iterator[list[str]]:
     """A row a measure, a column a number of tables; first the heading."""
     yield ["", *(f"{result['tables']:,} tables" for result in results)]
-    for name in results[-1]["figures"]:
+    for name in dict.fromkeys(name for result in results for name in result["figures"]):
         yield [name, *(_spread(result["figures"].get(name)) for result in results)]
 
 
