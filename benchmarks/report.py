@@ -226,9 +226,10 @@ python -m benchmarks.growth
 measures what many tables cost, each with a contract of 16 columns, {days:,} daily partitions and as many
 rows in the ledger; Dagster's history has all runs of the first table, and of the others those of
 {recent} days. "A run's CPU" is the part of loading that each run pays which isn't started warm. A table's
-tick is that of its change sensor when all is in step; the last four rows are of `dagster dev` with every
-sensor switched on, where each table's wants one tick a minute and `alerts` two. Medians of five with
-minimum and maximum; memory is sampled for minutes, and the last two rows are one measurement.
+tick is that of its change sensor when all is in step. Memory, cores and ticks are of `dagster dev` with every
+sensor switched on, where each table's wants one tick a minute and `alerts` two; they are one measurement
+over minutes. The others are medians of five, with minimum and maximum. CPU seconds are what to compare:
+seconds are those of a machine with other work, which at times left a tenth of a core.
 
 """
 
