@@ -229,7 +229,8 @@ def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
             time.sleep(1)
         time.sleep(10 * effort.minutes)  # the first ticks import and connect
         begun, before = time.time(), cpu_seconds(*psutil.Process().children())
-        while time.time() < begun + 60 * effort.minutes:
+        since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
+        while time.time() < begun + 60 * effort.minutes or not _ticks(dagster, since):
             time.sleep(5)
             for each in psutil.Process().children(recursive=True):
                 words = " ".join(each.cmdline())
@@ -237,7 +238,6 @@ def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
                     if name in words:
                         values.append(each.memory_full_info().uss / (1 << 20))
         elapsed, cpu = time.time() - begun, cpu_seconds(*psutil.Process().children()) - before
-        since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
         done = _ticks(dagster, since)
     return {
         "daemon, MB": spread(memory["dagster._daemon run"]),
