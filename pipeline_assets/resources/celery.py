@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import PERMANENT, PermanentError
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings, SettingsError, load_settings
 
@@ -105,7 +105,7 @@ def _executor(settings: Settings) -> "CeleryExecutor":
     # RabbitMQ's own way back, rpc://, forgets results when it restarts, and the run waits for ever.
     backend = (settings.celery_backend_url or database).get_secret_value()
     scheme, _, rest = backend.partition("://")
-    configuration = {"task_default_queue": QUEUE, **SURVIVE}
+    configuration: dict[str, Any] = {"task_default_queue": QUEUE, **SURVIVE}
     if settings.celery_backend_url is None:
         configuration["database_engine_callback"] = Database("dagster", settings).follow
     return CeleryExecutor(
@@ -141,7 +141,8 @@ def _step_task() -> Any:
                 known = step.known_state
                 tries = known.get_retry_state().get_attempt_count(key) if known else 0
                 if _begun(instance, step.run_id, key) - tries >= WORKERS_A_STEP:
-                    instance.add_run_tags(step.run_id, {MAX_RETRIES_TAG: "0"})
+                    tags = {MAX_RETRIES_TAG: "0", PERMANENT: "true"}
+                    instance.add_run_tags(step.run_id, tags)
                     raise PermanentError(
                         f"{WORKERS_A_STEP} workers died in {key}: give them more memory, or look in "
                         "their log for what ended them"
