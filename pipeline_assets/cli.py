@@ -19,7 +19,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from pipeline_assets.ci import ci
+from pipeline_assets.ci.commands import ci
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.in_process import materialize, publish_digest, score, train_and_score
 from pipeline_assets.settings import load_settings, project_root
@@ -119,7 +119,7 @@ def config(
 
     The exit code is 1 if the pipelines wouldn't start with them.
     """
-    from pipeline_assets.effective_settings import effective_settings
+    from pipeline_assets.settings.effective import effective_settings
 
     with clear_errors():
         settings, problems = effective_settings(env or None)

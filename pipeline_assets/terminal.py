@@ -17,9 +17,9 @@ from pipeline_assets.failures import PermanentError
 from pipeline_assets.settings import SettingsError
 
 if TYPE_CHECKING:
-    from pipeline_assets.effective_settings import EffectiveSetting
     from pipeline_assets.models.status import ModelStatus
     from pipeline_assets.operations.status import Status
+    from pipeline_assets.settings.effective import EffectiveSetting
     from pipeline_assets.warehouse.status import TableStatus
 
 console = Console()

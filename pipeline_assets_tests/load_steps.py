@@ -38,8 +38,8 @@ def lenient() -> Table:
 class Pipeline:
     """The load's three steps on the databases of a test."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.table = lenient()
+    def __init__(self, settings: Settings, table: Table | None = None) -> None:
+        self.table = table or lenient()
         self.source = Database("source", settings)
         self.files = PartitionFiles(str(settings.pipeline_data_dir / "partitions"))
         self.at_source = self.source.connect(autocommit=True)

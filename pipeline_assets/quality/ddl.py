@@ -1,8 +1,9 @@
 """A contract's table in PostgreSQL: created as the contract says, changed where that loses nothing.
 
 A new optional column is added, a type widened, NOT NULL set or dropped. Whatever would lose data, or
-would have to invent it (a column dropped, a type narrowed, another key), is refused, for a person to
-decide.
+would have to invent it (a type narrowed, another key), is refused, for a person to decide. A column that
+the contract doesn't know stays as it is: while a new version is deployed, the one before goes on loading
+the same table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ class _Present:
 
     physical_type: str
     required: bool
+    has_default: bool
 
 
 def relation(name: str) -> sql.Identifier:
@@ -71,9 +73,9 @@ def ensure_table(connection: psycopg.Connection, contract: TableContract) -> Non
     """Bring the contract's table to what the contract says, in the open transaction.
 
     Raises:
-        TableMismatchError: a column was dropped from the contract, has a type that isn't wider, or is
-            required where rows have no value; the key is another; or the relation is no table. The
-            message names both sides and says what to do.
+        TableMismatchError: a column has a type that isn't wider, or is required where rows have no
+            value, or where the contract doesn't know it; the key is another; or the relation is no
+            table. The message names both sides and says what to do.
     """
     name = relation(contract.target_relation).as_string(connection)
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
@@ -127,11 +129,12 @@ def _change(connection: psycopg.Connection, contract: TableContract) -> None:
             f"the primary key of {target} is ({', '.join(key)}), but {version} says "
             f"({', '.join(contract.key)}); change it by hand, or load into a new table"
         )
-    if extra := sorted(set(present) - {column.name for column in contract.columns}):
-        raise TableMismatchError(
-            f"{target} has a column {extra[0]} that {version} lacks; drop or rename it by hand if its "
-            "data may go"
-        )
+    for name in sorted(set(present) - {column.name for column in contract.columns}):
+        if present[name].required and not present[name].has_default:
+            raise TableMismatchError(
+                f"{target} has a column {name} that {version} lacks, and no row goes in without a value "
+                "for it; make it optional by hand (DROP NOT NULL), or drop it if its data may go"
+            )
     for column in contract.columns:
         if column.name not in present:
             _add_column(connection, contract, column)
@@ -164,13 +167,13 @@ def _read_table(
     """The table's primary key, and its columns by name."""
     rows = connection.execute(
         """SELECT attname, format_type(atttypid, atttypmod), attnotnull,
-                  array_position(indkey::int2[], attnum)
+                  atthasdef OR attidentity <> '', array_position(indkey::int2[], attnum)
            FROM pg_attribute LEFT JOIN pg_index ON indrelid = attrelid AND indisprimary
            WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
         [relation(contract.target_relation).as_string(connection)],
     ).fetchall()
-    key = sorted((place, name) for name, _, _, place in rows if place is not None)
-    present = {name: _Present(type_, required) for name, type_, required, _ in rows}
+    key = sorted((place, name) for name, *_, place in rows if place is not None)
+    present = {name: _Present(*facts) for name, *facts, _ in rows}
     return tuple(name for _, name in key), present
 
 

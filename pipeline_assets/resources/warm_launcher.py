@@ -27,6 +27,7 @@ from urllib.parse import quote, unquote
 
 from dagster import Array, DagsterRun, Field
 from dagster._config.config_schema import UserConfigSchema
+from dagster._core.errors import DagsterLaunchFailedError, DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._core.remote_origin import (
@@ -40,6 +41,8 @@ from pipeline_assets.settings import load_settings
 
 FOLDER = "run_processes"
 FORK_TIMEOUT = 30.0  # seconds; a fork takes hundredths, and one that takes longer is hung
+SHUTS_DOWN = "after telling it to shut down"
+"""What a code server answers that waits for its runs before it ends."""
 
 
 class ColdStart(Exception):  # noqa: N818  # what happens then, which is no error
@@ -139,7 +142,8 @@ class WarmRunLauncher(DefaultRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Start the run warm if it can be; else cold, and say in its log why.
 
-        Raises as Dagster's launcher does if the code server is away or its code doesn't load.
+        Raises as Dagster's launcher does if the code server is away or its code doesn't load; a code
+        server that is about to end counts as away.
         """
         run = context.dagster_run
         try:
@@ -149,7 +153,14 @@ class WarmRunLauncher(DefaultRunLauncher):
                 self._launch_warm(run, self._setup(context))
         except ColdStart as reason:
             self._say(f"Starting cold: {reason}.", run)
-            super().launch_run(context)
+            try:
+                super().launch_run(context)
+            except DagsterLaunchFailedError as error:
+                if SHUTS_DOWN not in str(error):
+                    raise
+                # The daemon puts the run back, for the code server that is to come: otherwise each run
+                # fails that is started while an older one still waits for its own.
+                raise DagsterUserCodeUnreachableError(str(error)) from error
         except RunsAlready:
             self._say("Not started again: the run has a process already.", run)
         else:

@@ -7,7 +7,6 @@ source is away, and after a pause of any length the sensor finds every day that 
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -18,10 +17,6 @@ from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.running import with_own_checks
 from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
-
-if TYPE_CHECKING:
-    from pipeline_assets.warehouse.reconcile import Comparison
-
 
 DAY = timedelta(days=1)
 SETTLED = timedelta(minutes=15)
@@ -60,6 +55,9 @@ def table_automation(
         dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
     )
     first = partitions.start.date()
+    versions = "+".join(
+        sorted({v for each in assets for v in each.code_versions_by_key.values() if v})
+    )
     check = reconciliation(contract, partitions)
     reconcile = dg.define_asset_job(
         f"reconcile_{contract.name}",
@@ -68,7 +66,7 @@ def table_automation(
     )
     reconcile_daily = dg.ScheduleDefinition(
         name=f"{reconcile.name}_daily",
-        job=reconcile,
+        job_name=reconcile.name,
         cron_schedule="0 5 * * *",
         execution_timezone=partitions.timezone,
         default_status=schedule_status,
@@ -103,8 +101,12 @@ def table_automation(
             windows = partition_windows(partitions, sorted(days(last, missed)))
             known = batches(at_warehouse, contract, list(windows))
             found = compare(at_source, at_warehouse, contract, windows)
+        # While a new contract is deployed the one before goes on loading, and leaves its columns empty.
+        older = {day for day, batch in known.items() if batch.contract_version != contract.version}
         wanted = [
-            day for day, comparison in found.items() if day in missed or not comparison.in_step
+            day
+            for day, comparison in found.items()
+            if day in missed or day in older or not comparison.in_step
         ]
         under_way = _under_way(instance, job.name, assets) if wanted else set()
         requested: list[dg.RunRequest] = []
@@ -113,7 +115,8 @@ def table_automation(
                 break
             batch = known.get(day)
             held_by = batch.validated_by if batch and batch.verdict == "failed" else None
-            key = _unused_key(instance, job.name, day, found[day], now(), held_by=held_by)
+            version = f"{day}@{versions}@{found[day].source}"
+            key = _unused_key(instance, job.name, day, version, now(), held_by=held_by)
             if key and day not in under_way:
                 requested.append(dg.RunRequest(run_key=key, partition_key=day))
         return requested or dg.SkipReason(
@@ -123,7 +126,7 @@ def table_automation(
 
     @dg.schedule(
         name=f"{job.name}_daily",
-        job=job,
+        job_name=job.name,
         cron_schedule=f"{SETTLED.seconds // 60} 0 * * *",
         execution_timezone=partitions.timezone,
         description="Loads the day that has just ended.",
@@ -141,7 +144,7 @@ def table_automation(
 
     @dg.sensor(
         name=f"source_changes_sensor_{contract.name}",
-        job=job,
+        job_name=job.name,
         description=(
             f"Loads the days that were never loaded, and those on which `{contract.source_relation}` "
             f"and the warehouse differ: of the last {lateness_days}, and of those that the last "
@@ -204,19 +207,18 @@ def _unused_key(
     instance: dg.DagsterInstance,
     job_name: str,
     day: str,
-    comparison: "Comparison",
+    key: str,
     now: datetime,
     *,
     held_by: str | None,
 ) -> str | None:
     """A run key for the day, or None if it isn't its turn. Dagster starts one run a key, ever.
 
-    The key is the day and what the source has of it. If the last run was about the same and failed for
-    good, or held the day (`held_by`), there is none until the source has changed. Any other day that is
-    out of step although its key was used (the run failed or was lost, or the source is back at what it
-    once was) is tried each hour.
+    `key` is the day, what the source has of it, and the versions of code and contracts. If the last run
+    was about the same and failed for good, or held the day (`held_by`), there is none until one of them
+    has changed. Any other day that is out of step although its key was used (the run failed or was lost,
+    or the source is back at what it once was) is tried each hour.
     """
-    key = f"{day}@{comparison.source}"
     if not _used(instance, key):
         return key
     of_day = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": day})

@@ -94,6 +94,7 @@ class Batch:
     broken_rules: list[str]
     source_watermark: datetime | None
     content_hash: str
+    contract_version: str
     validated_by: str
     """The run that reached the verdict."""
     rows_written: int | None

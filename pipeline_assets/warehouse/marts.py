@@ -23,27 +23,14 @@ def ensure_marts(
     A mart that is new, or was computed by another version of its contract, is built in full.
     """
     for mart in marts:
+        is_ours = _is_ours(connection, mart)
+        if not is_ours:
+            # Before any lock on the mart, as a load takes them in this order too.
+            wait_for_other_loads(connection, mart.source_relation)
         ensure_table(connection, mart)
         ensure_index(connection, contract.target_relation, mart.key)
-        parts = _parts(mart)
-        built_by = f"{mart.description} Computed by contract {mart.name} {mart.version}."
-        found = connection.execute(
-            "SELECT obj_description(to_regclass(%s), 'pg_class')",
-            [parts["mart"].as_string(connection)],
-        ).fetchone()
-        if found != (built_by,):
-            wait_for_other_loads(connection, mart.source_relation)
-            connection.execute(sql.SQL("DELETE FROM {mart}").format(**parts))
-            connection.execute(
-                sql.SQL(
-                    "INSERT INTO {mart} ({columns}) SELECT {values} FROM {source} GROUP BY {key}"
-                ).format(**parts)
-            )
-            connection.execute(
-                sql.SQL("COMMENT ON TABLE {mart} IS {built_by}").format(
-                    built_by=sql.Literal(built_by), **parts
-                )
-            )
+        if not is_ours:
+            _build(connection, mart)
 
 
 def group_columns(marts: Sequence[MartContract]) -> list[str]:
@@ -52,23 +39,29 @@ def group_columns(marts: Sequence[MartContract]) -> list[str]:
 
 
 def note_touched(
-    connection: psycopg.Connection, contract: Contract, marts: Sequence[MartContract]
+    connection: psycopg.Connection,
+    contract: Contract,
+    marts: Sequence[MartContract],
+    appended: sql.Composable,
 ) -> None:
-    """Start the transaction's table `touched` with the groups of staged rows, as they are and were.
+    """Start the transaction's table `touched` with the groups of the load's rows, as they are and were.
 
-    The transaction must be alone with the loaded table by now: what another load is about to change
+    `appended` is the condition of those that are in the table already; the others are staged. The
+    transaction must be alone with the loaded table by now: what another load is about to change
     could not be seen, neither its rows' old groups nor its new ones.
     """
     names = group_columns(marts)
     connection.execute(
         sql.SQL(
             "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT {columns} FROM staged"
+            " UNION SELECT {columns} FROM {target} WHERE {appended}"
             " UNION SELECT {old} FROM {target} AS t JOIN staged USING ({key})"
         ).format(
             columns=sql.SQL(", ").join(map(sql.Identifier, names)),
             old=sql.SQL(", ").join(sql.Identifier("t", name) for name in names),
             target=relation(contract.target_relation),
             key=sql.SQL(", ").join(map(sql.Identifier, contract.key)),
+            appended=appended,
         )
     )
     # Taken for a thousand groups, as an unknown table is, it would be joined by a full scan.
@@ -76,9 +69,16 @@ def note_touched(
 
 
 def refresh(connection: psycopg.Connection, marts: Sequence[MartContract]) -> dict[str, int]:
-    """Compute the touched groups anew; returns mart name -> number of groups that it now has of them."""
+    """Compute the touched groups anew; returns mart name -> number of groups that it now has of them.
+
+    All groups, if another version of the contract has built the mart since: while two versions load at
+    once, each leaves a mart that one of them has computed as a whole.
+    """
     written = {}
     for mart in marts:
+        if not _is_ours(connection, mart):
+            written[mart.name] = _build(connection, mart)
+            continue
         parts = _parts(mart)
         connection.execute(sql.SQL("DELETE FROM {mart} WHERE {touched}").format(**parts))
         computed = connection.execute(
@@ -109,6 +109,34 @@ def differing_groups(
     ).format(**parts)
     row = connection.execute(query, window).fetchone()
     return int(row[0]) if row else 0
+
+
+def _is_ours(connection: psycopg.Connection, mart: MartContract) -> bool:
+    """Whether this version of its contract has computed the mart."""
+    name = relation(mart.target_relation).as_string(connection)
+    query = "SELECT obj_description(to_regclass(%s), 'pg_class')"
+    return connection.execute(query, [name]).fetchone() == (_built_by(mart),)
+
+
+def _build(connection: psycopg.Connection, mart: MartContract) -> int:
+    """Compute all groups, in a transaction that is alone with the loaded table; how many there are."""
+    parts = _parts(mart)
+    connection.execute(sql.SQL("DELETE FROM {mart}").format(**parts))
+    built = connection.execute(
+        sql.SQL(
+            "INSERT INTO {mart} ({columns}) SELECT {values} FROM {source} GROUP BY {key}"
+        ).format(**parts)
+    )
+    connection.execute(
+        sql.SQL("COMMENT ON TABLE {mart} IS {built_by}").format(
+            built_by=sql.Literal(_built_by(mart)), **parts
+        )
+    )
+    return built.rowcount
+
+
+def _built_by(mart: MartContract) -> str:
+    return f"{mart.description} Computed by contract {mart.name} {mart.version}."
 
 
 def _parts(mart: MartContract) -> dict[str, sql.Composable]:

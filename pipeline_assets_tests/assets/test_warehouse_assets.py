@@ -361,6 +361,32 @@ def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
         assert recent[1] in sensor_tick(settings, instance)
 
 
+def test_the_sensor_asks_once_more_for_what_another_contract_has_loaded_or_held(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    today = (datetime.now(UTC) - FIRST_DAY).days
+    loaded, held = (f"{FIRST_DAY + timedelta(days=today - back):%Y-%m-%d}" for back in (2, 1))
+    shop.put("a", day=today - 2)
+    shop.put("b", day=today - 1, status="lost")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def load_what_is_asked_for() -> list[str]:
+            asked = sensor_tick(settings, instance)
+            for day, key in asked.items():
+                load(settings, day, instance=instance, tags={"dagster/run_key": key})
+            return list(asked)
+
+        assert load_what_is_asked_for() == [loaded, held]
+        assert load_what_is_asked_for() == []
+        # As if the version before had done it: that has other columns, other rules and other keys.
+        warehouse.execute("UPDATE pipeline.batches SET contract_version = '0.9.0'")
+        for run in instance.get_runs():
+            key = run.tags["dagster/run_key"].replace("1.0.0", "0.9.0")
+            instance.add_run_tags(run.run_id, {"dagster/run_key": key})
+        assert load_what_is_asked_for() == [loaded, held]
+        assert load_what_is_asked_for() == []
+
+
 def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repairs_it(
     settings: Settings, shop: Shop
 ) -> None:

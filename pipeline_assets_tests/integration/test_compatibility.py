@@ -34,8 +34,8 @@ REQUIRED = [column("a", "integer", required=True)]
         (REQUIRED, A, None),
         ([column("a", "numeric(5,2)")], [column("a", "numeric(8,3)")], None),
         ([column("a", "varchar(5)")], [column("a", "text")], None),
-        (A, [], "column a is gone"),
-        (A, [column("c", "integer")], "column a is gone"),
+        (REQUIRED, [], "column a is gone"),
+        (REQUIRED, [column("c", "integer")], "column a is gone"),
         (A, [column("a", "smallint")], "column a is smallint, which can't hold all of integer"),
         (
             [column("a", "numeric(5,2)")],

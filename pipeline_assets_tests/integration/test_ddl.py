@@ -120,6 +120,16 @@ def test_an_optional_column_is_added(database: psycopg.Connection) -> None:
     assert columns(database)["x"] == ("date", False)
 
 
+def test_a_column_that_the_contract_does_not_know_stays(database: psycopg.Connection) -> None:
+    ensure_table(database, things(x("date")))
+    database.execute("ALTER TABLE things ADD COLUMN y integer NOT NULL DEFAULT 7")
+    then = columns(database)
+    ensure_table(database, things())
+    assert columns(database) == then
+    database.execute(ROW)
+    assert database.execute("SELECT x, y FROM things").fetchone() == (None, 7)
+
+
 def test_a_required_column_is_added_only_while_there_are_no_rows(
     database: psycopg.Connection,
 ) -> None:
@@ -134,7 +144,7 @@ def test_a_required_column_is_added_only_while_there_are_no_rows(
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (x("text"), None, "has a column x that contract things 1.0.0 lacks"),
+        (x("text", required=True), None, "has a column x that contract things 1.0.0 lacks"),
         (x("text"), x("integer"), "things.x is text, but contract things 1.0.0 says integer"),
         (x("bigint"), x("integer"), "is bigint, but .* says integer, which can't hold all of it"),
         (x("double precision"), x("real"), "is double precision, but .* says real"),
@@ -157,8 +167,11 @@ def test_what_would_lose_or_invent_data_is_refused(
     after: dict[str, Any] | None,
     message: str,
 ) -> None:
-    ensure_table(database, things(before))
+    ensure_table(database, things({**before, "required": False}))
     database.execute(ROW)
+    if before.get("required"):
+        database.execute("UPDATE things SET x = ''")
+        ensure_table(database, things(before))
     then = columns(database)
     with pytest.raises(TableMismatchError, match=message):
         ensure_table(database, things(after) if after else things())

@@ -35,7 +35,7 @@ def test_each_setting_reaches_the_part_of_dagster_that_it_is_for(
     concurrency = instance.get_concurrency_config()
     queue = concurrency.run_queue_config
     assert queue is not None
-    assert (queue.max_concurrent_runs, queue.max_user_code_failure_retries) == (4, 10)
+    assert (queue.max_concurrent_runs, queue.max_user_code_failure_retries) == (4, 480)
     assert queue.user_code_failure_retry_delay == 30
     assert queue.tag_concurrency_limits == [{"key": "dagster/backfill", "limit": 2}]
     assert instance.run_coordinator.dequeue_interval_seconds == 1  # type: ignore[attr-defined]  # the queued one has it

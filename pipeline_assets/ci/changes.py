@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from pipeline_assets import asset_graph
+from pipeline_assets.ci import asset_graph
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.quality.compatibility import breaking_changes, is_new_major
 from pipeline_assets.quality.contract import ContractError, TableContract
 from pipeline_assets.quality.odcs import CONTRACTS, parse_contract, parse_mart
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 SUFFIX = ".odcs.yaml"
 
 

@@ -9,9 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline_assets.cli import app
-from pipeline_assets.effective_settings import effective_settings
 from pipeline_assets.settings import ENVIRONMENTS, Settings, SettingsError, load_settings
-from pipeline_assets_tests.unit.test_settings import PRODUCTION, error, home
+from pipeline_assets.settings.effective import effective_settings
+from pipeline_assets_tests.unit.settings.test_settings import PRODUCTION, error, home
 
 __all__ = ["home"]  # a fixture
 

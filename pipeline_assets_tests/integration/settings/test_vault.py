@@ -14,12 +14,11 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from pytest_httpserver import HTTPServer
 
-from pipeline_assets import vault
 from pipeline_assets.failures import is_transient
 from pipeline_assets.resources import celery, embedded_postgres
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.settings import Settings, SettingsError, load_settings, reload_settings
-from pipeline_assets_tests.integration.resources.vault_server import VaultServer, vault_server
+from pipeline_assets.settings import Settings, SettingsError, load_settings, reload_settings, vault
+from pipeline_assets_tests.integration.settings.vault_server import VaultServer, vault_server
 
 PRODUCTION = {
     "SOURCE_DATABASE_URL": "postgresql://u:secret-of-source@db/source",

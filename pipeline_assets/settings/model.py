@@ -41,9 +41,9 @@ from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.news.settings import NewsSettings
 from pipeline_assets.operations.retention_settings import RetentionSettings
 from pipeline_assets.operations.settings import OperationsSettings
-from pipeline_assets.vault import VaultError, VaultSettings, forget, read_secret
+from pipeline_assets.settings.vault import VaultError, VaultSettings, forget, read_secret
 
-ENVIRONMENTS = Path(__file__).parent / "environments"
+ENVIRONMENTS = Path(__file__).parents[1] / "environments"
 OURS = (
     "PIPELINE_",
     "NEWS_",
@@ -70,7 +70,7 @@ def project_root() -> Path:
     """The folder that holds `dagster.yaml`: DAGSTER_HOME, or this checkout, or where we stand."""
     if home := os.environ.get("DAGSTER_HOME"):
         return Path(home).expanduser().resolve()
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parents[2]
     return checkout if (checkout / "dagster.yaml").exists() else Path.cwd()
 
 
@@ -146,7 +146,7 @@ class Settings(
 
     @field_validator(*DATABASE_URLS)
     @classmethod
-    def _postgres_url(cls, url: SecretStr | None) -> SecretStr | None:
+    def _postgres_url(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if url is None:
             return None
         from psycopg import ProgrammingError
@@ -154,9 +154,14 @@ class Settings(
 
         try:
             parts = urlsplit(url.get_secret_value())
-            _ = parts.port  # raises if it is no number
             stated = conninfo_to_dict(url.get_secret_value())
-            if parts.scheme in ("postgresql", "postgres") and stated.get("dbname"):
+            # libpq takes several servers, to find the one that takes writes; Dagster's SQLAlchemy doesn't.
+            if info.field_name == "dagster_database_url":
+                _ = parts.port  # raises if it is no number
+            known = all(
+                0 < int(port or 5432) < 65_536 for port in str(stated.get("port", "")).split(",")
+            )
+            if known and parts.scheme in ("postgresql", "postgres") and stated.get("dbname"):
                 return url
         except (ValueError, ProgrammingError):
             pass

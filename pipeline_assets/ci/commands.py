@@ -19,7 +19,7 @@ def contracts(since: Since = "main") -> None:
 
     The exit code is 1 if something is broken by a contract without a new major version.
     """
-    from pipeline_assets.changes import broken_contracts
+    from pipeline_assets.ci.changes import broken_contracts
 
     with clear_errors():
         untold, told = broken_contracts(since)
@@ -37,7 +37,7 @@ def contracts(since: Since = "main") -> None:
 @ci.command()
 def graph(since: Since = "main") -> None:
     """Print how the asset graph differs from that of another commit, as Markdown."""
-    from pipeline_assets.changes import graph_difference
+    from pipeline_assets.ci.changes import graph_difference
 
     with clear_errors():
         typer.echo(graph_difference(since), nl=False)
@@ -51,7 +51,7 @@ def smoke(
     timeout: Annotated[float, typer.Option(help="Seconds that a run may take.")] = 900,
 ) -> None:
     """Materialize one partition of each pipeline through the API of a deployment."""
-    from pipeline_assets.smoke import smoke_test
+    from pipeline_assets.ci.smoke import smoke_test
 
     with clear_errors():
         for done in smoke_test(url.rstrip("/"), timeout):

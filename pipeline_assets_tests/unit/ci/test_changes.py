@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_assets import asset_graph
-from pipeline_assets.changes import GitError, broken_contracts, graph_difference
+from pipeline_assets.ci import asset_graph
+from pipeline_assets.ci.changes import GitError, broken_contracts, graph_difference
 from pipeline_assets.quality.contract import ContractError
 from pipeline_assets.quality.odcs import CONTRACTS
 

@@ -93,6 +93,14 @@ def test_a_relative_data_folder_lies_beside_dagster_yaml(
             {"SOURCE_DATABASE_URL": "postgresql://me:hunter2@db"},
             "SOURCE_DATABASE_URL is not a PostgreSQL URL",
         ),
+        (
+            {"SOURCE_DATABASE_URL": "postgresql://me:hunter2@one:5432,two:x/shop"},
+            "SOURCE_DATABASE_URL is not a PostgreSQL URL",
+        ),
+        (
+            {"DAGSTER_DATABASE_URL": "postgresql://me:hunter2@one:5432,two:5432/dagster"},
+            "DAGSTER_DATABASE_URL is not a PostgreSQL URL",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_its_variable(
@@ -108,7 +116,7 @@ def test_an_unknown_key_of_the_yaml_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dev.yaml").write_text("warehouse_begin: 2026-01-01\n")
-    monkeypatch.setattr("pipeline_assets.settings.ENVIRONMENTS", tmp_path)
+    monkeypatch.setattr("pipeline_assets.settings.model.ENVIRONMENTS", tmp_path)
     assert error(monkeypatch) == "dev.yaml: warehouse_begin is not a setting"
 
 

@@ -1,7 +1,7 @@
 """The settings as a deployment has them: each one's value, and which source it comes from.
 
 For `pipeline-assets config`. It shows what there is even where settings are missing or wrong; what a
-setting means and what wins over what is said in `settings`.
+setting means and what wins over what is said in `model`.
 """
 
 import os
@@ -13,7 +13,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import SecretStr
 
-from pipeline_assets.settings import (
+from pipeline_assets.settings.model import (
     DATABASE_URLS,
     Settings,
     SettingsError,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_assets.smoke import JOBS, SmokeTestError, smoke_test
+from pipeline_assets.ci.smoke import JOBS, SmokeTestError, smoke_test
 from pipeline_assets_tests.integration.test_command import (
     ROOT,
     command,

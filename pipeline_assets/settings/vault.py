@@ -2,7 +2,7 @@
 
 Its keys are names of settings. Nothing is asked before settings are read, and hvac is imported only where
 VAULT_ADDR is set. What Vault can't say is an error: there is no default for a secret. Which settings there
-are, and what wins over what, stands in `settings`.
+are, and what wins over what, stands in `model`.
 """
 
 import os
