@@ -5,7 +5,6 @@ used at all, and where its broker is, say the settings (`PIPELINE_EXECUTOR`). Ce
 needs it: definitions load without it.
 """
 
-import gc
 from collections.abc import Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
@@ -123,6 +122,8 @@ def _step_task() -> Any:
     from dagster._grpc.types import ExecuteStepArgs
     from dagster._serdes import unpack_value
 
+    from pipeline_assets.resources.dagster_instance import close_connections
+
     class StepTask(Task):  # type: ignore[misc]  # Celery ships no types
         """A step that came back from a lost worker isn't begun blindly; each cleans up behind itself."""
 
@@ -150,9 +151,7 @@ def _step_task() -> Any:
 
         def after_return(self, *outcome: object) -> None:
             del outcome
-            # Dagster opens its storage for each step and leaves it to the collector: 19 connections
-            # after 13 steps.
-            gc.collect()
+            close_connections()
 
     return StepTask
 
