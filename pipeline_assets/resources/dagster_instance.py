@@ -50,6 +50,10 @@ _opened: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """The storages' engines, and the processes that made them."""
 
 
+def _remember(part: Any) -> None:
+    _opened[part._engine] = os.getpid()
+
+
 def close_connections() -> None:
     """Close the idle connections of this process's storages; one that is used again opens new ones.
 
@@ -95,7 +99,7 @@ class PipelineStorage(DagsterPostgresStorage):
             )
             if not database.is_embedded:
                 _follow_logins(part, database)
-            _opened[part._engine] = os.getpid()
+            _remember(part)
         # Asked again for every materialization, on one more connection; tables don't vanish.
         events = storage.event_log_storage
         events.has_table = cache(events.has_table)  # type: ignore[attr-defined]  # PostgreSQL's has it
