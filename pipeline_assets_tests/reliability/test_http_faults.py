@@ -19,8 +19,8 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from pipeline_assets.definitions import build_definitions
+from pipeline_assets.failures import PERMANENT
 from pipeline_assets.resources.http import HttpClient, Limits
-from pipeline_assets.running import PERMANENT
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.assets.test_news_assets import failures
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi, article
