@@ -19,7 +19,7 @@ from pipeline_assets.models.checks import PREDICTIONS, evaluation
 from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.operations.assets import operations_assets
-from pipeline_assets.operations.automation import alerting, housekeeping
+from pipeline_assets.operations.automation import alerting, housekeeping, on_time
 from pipeline_assets.operations.checks import ServiceLevel
 from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.quality.odcs import load_contract
@@ -32,7 +32,7 @@ from pipeline_assets.resources.progress import no_progress
 from pipeline_assets.settings import Settings, load_settings
 from pipeline_assets.warehouse.assets import table_assets, target_name
 from pipeline_assets.warehouse.automation import table_automation
-from pipeline_assets.warehouse.tables import load_tables
+from pipeline_assets.warehouse.tables import Table, load_tables
 
 if TYPE_CHECKING:
     from pipeline_assets.resources.http import HttpClient
@@ -68,39 +68,6 @@ def build_definitions(
         settings.warehouse_start_date.isoformat(), timezone=settings.pipeline_timezone
     )
     running = settings.pipeline_automation == "running"
-    parts = []
-    levels = []
-    with _known_previews():
-        for table in load_tables():
-            assets = table_assets(table, days)
-            materializable = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
-            key = dg.AssetKey(target_name(table.contract))
-            levels.append(ServiceLevel(table.contract, key, days))
-            parts += [
-                dg.Definitions(assets=assets),
-                table_automation(
-                    table.contract,
-                    materializable,
-                    days,
-                    lateness_days=settings.warehouse_lateness_days,
-                    running=running,
-                    now=now,
-                ),
-            ]
-        partitions = mornings(settings)
-        news = news_assets(settings, partitions)
-        parts += [
-            dg.Definitions(assets=news),
-            news_automation(news, partitions, running=running, now=now),
-        ]
-        levels.append(ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions))
-        levels.append(
-            ServiceLevel(load_contract(PREDICTIONS), dg.AssetKey(PREDICTIONS), weeks(settings))
-        )
-        parts += [
-            _models(settings, running=running, now=now),
-            alerting(settings, levels, running=running, now=now),
-        ]
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
         # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
@@ -109,6 +76,40 @@ def build_definitions(
         if settings.pipeline_executor == "celery"
         else dg.in_process_executor,
     )
+    parts = [shared]
+    levels = []
+    tables = load_tables()
+    with _known_previews():
+        for table in tables:
+            assets = table_assets(table, days)
+            materializable = [asset for asset in assets if isinstance(asset, dg.AssetsDefinition)]
+            key = dg.AssetKey(target_name(table.contract))
+            levels.append(ServiceLevel(table.contract, key, days))
+            automation = table_automation(
+                table.contract,
+                materializable,
+                days,
+                lateness_days=settings.warehouse_lateness_days,
+                running=running,
+                now=now,
+            )
+            own = (dg.Definitions(assets=assets), automation, on_time(levels[-1], running=running))
+            parts.append(_with_own_jobs(shared, dg.Definitions.merge(*own)))
+        partitions = mornings(settings)
+        news = news_assets(settings, partitions)
+        parts += [
+            dg.Definitions(assets=news),
+            news_automation(news, partitions, running=running, now=now),
+        ]
+        others = [
+            ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions),
+            ServiceLevel(load_contract(PREDICTIONS), dg.AssetKey(PREDICTIONS), weeks(settings)),
+        ]
+        parts += [
+            _models(settings, tables, running=running, now=now),
+            *(on_time(level, running=running) for level in others),
+            alerting(settings, [*levels, *others], running=running, now=now),
+        ]
     parts.append(
         housekeeping(
             # The status is about all of them: it looks up what there is when it is made.
@@ -117,12 +118,30 @@ def build_definitions(
             running=running,
         )
     )
-    definitions = dg.Definitions.merge(shared, *parts)
+    definitions = dg.Definitions.merge(*parts)
     return definitions
 
 
-def _models(settings: Settings, *, running: bool, now: Callable[[], datetime]) -> dg.Definitions:
-    (orders,) = (table for table in load_tables() if table.contract.name == "transactions")
+def _with_own_jobs(shared: dg.Definitions, table: dg.Definitions) -> dg.Definitions:
+    """A table's definitions, each job resolved against the table's assets.
+
+    Left to the end, Dagster resolves each job by walking the assets of all tables, which at a thousand
+    tables is most of loading. Nobody else's assets are in these jobs.
+    """
+    alone = dg.Definitions.merge(shared, table)
+    return dg.Definitions(
+        assets=table.assets,
+        asset_checks=table.asset_checks,
+        jobs=[alone.resolve_job_def(job.name) for job in table.jobs or []],
+        schedules=table.schedules,
+        sensors=table.sensors,
+    )
+
+
+def _models(
+    settings: Settings, tables: list[Table], *, running: bool, now: Callable[[], datetime]
+) -> dg.Definitions:
+    (orders,) = (table for table in tables if table.contract.name == "transactions")
     partitions = weeks(settings)
     assets, checks = model_assets(settings, orders, partitions), evaluation(settings, partitions)
     automation = model_automation(settings, assets, checks, partitions, running=running, now=now)

@@ -25,10 +25,10 @@ class TransientError(Exception):
 TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers that say that the same request may succeed later."""
 
-TRANSIENT_STATES = ("08", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "58030")
+TRANSIENT_STATES = ("08", "25006", "40", "53", "55P03", "57P01", "57P02", "57P03", "57P05", "58030")
 """SQLSTATEs, or their first two characters (https://www.postgresql.org/docs/current/errcodes-appendix.html):
-connection lost, deadlock and serialization, out of connections or disk, lock not available, server
-shutting down or starting, idle session ended, I/O error."""
+connection lost, read-only (a replica before its promotion), deadlock and serialization, out of connections
+or disk, lock not available, server shutting down or starting, idle session ended, I/O error."""
 
 REFUSED = ("authentication failed", "does not exist", "pg_hba.conf", "not permitted to log in")
 """What a server says to a login that will never succeed. psycopg has no SQLSTATE for it."""
@@ -44,6 +44,9 @@ TRANSIENT_ERRNOS = frozenset(
         errno.EPIPE,
         errno.ETIMEDOUT,
         errno.EAGAIN,
+        # s3fs' words for a storage that answers 503, or 500, and for a file that was replaced meanwhile.
+        errno.EBUSY,
+        getattr(errno, "EREMOTEIO", errno.EBUSY),  # Linux has it
     }
 )
 
@@ -52,6 +55,8 @@ TRANSIENT_CLASSES = (
     ("requests.exceptions", ("ConnectionError", "Timeout", "ChunkedEncodingError")),
     ("urllib3.exceptions", ("HTTPError",)),
     ("socket", ("gaierror",)),
+    ("botocore.exceptions", ("ConnectionError", "HTTPClientError")),
+    ("aiohttp", ("ClientConnectionError", "ClientPayloadError")),
 )
 
 

@@ -40,7 +40,7 @@ _numbers = count()
 def templates(server: embedded_postgres.Server) -> dict[str, str]:
     """Role -> database to be copied."""
     warehouse = embedded_postgres.ensure_database(server, "template_warehouse")
-    _fill(warehouse)
+    fill(warehouse)
     mlflow = embedded_postgres.ensure_database(server, "template_mlflow")
     uri = mlflow.replace("postgresql", "postgresql+psycopg2", 1)
     from mlflow import MlflowClient
@@ -49,7 +49,7 @@ def templates(server: embedded_postgres.Server) -> dict[str, str]:
     return {"warehouse": "template_warehouse", "mlflow": "template_mlflow"}
 
 
-def _fill(url: str) -> None:
+def fill(url: str) -> None:
     """The shop's orders as the loads of all days until the last leave them, ledger included."""
     from pipeline_assets.warehouse.load import prepare
 

@@ -5,10 +5,8 @@ baseline and the champion. The findings go to the warehouse, figures and plots t
 trained it. What the rules are stands in `gate`.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -29,6 +27,7 @@ from pipeline_assets.models.registry import Registered, TrainingRecord
 from pipeline_assets.models.rules import RULES, SMOKE
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets.models.training import predict
+from pipeline_assets.resources.local_files import temporary_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,11 +217,11 @@ def log(
         f"{version.candidate} of the week of {version.week}. Its card is evaluation/model_card.md of "
         "the run.",
     )
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model_card.md").write_text(card, encoding="utf-8")
+    with temporary_folder() as folder:
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
         for name, image in images(warehouse, judgement, holdout, thresholds).items():
-            (Path(folder) / f"{name}.png").write_bytes(image)
-        client.log_artifacts(version.run_id, folder, "evaluation")
+            (folder / f"{name}.png").write_bytes(image)
+        client.log_artifacts(version.run_id, str(folder), "evaluation")
     return card
 
 

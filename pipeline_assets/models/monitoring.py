@@ -4,10 +4,8 @@ Figures and plots go to the MLflow run of the model that they are about. When th
 is said in the checks and the automation.
 """
 
-import tempfile
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg import sql
@@ -20,6 +18,7 @@ from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.scoring import Sample, Scored
 from pipeline_assets.models.training import predict
 from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.local_files import temporary_folder
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.extract import source_reader
 
@@ -259,7 +258,7 @@ def _log(
 
 
 def _log_images(client: "MlflowClient", run_id: str, images: dict[str, bytes], week: date) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for name, image in images.items():
-            (Path(folder) / f"{name}.png").write_bytes(image)
-        client.log_artifacts(run_id, folder, f"monitoring/{week}")
+            (folder / f"{name}.png").write_bytes(image)
+        client.log_artifacts(run_id, str(folder), f"monitoring/{week}")

@@ -8,7 +8,6 @@ only from types that are known. Which version may become champion is `promotion`
 import hashlib
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError, is_transient
 from pipeline_assets.models.snapshots import Window, feature_frame
 from pipeline_assets.models.training import TRUSTED_TYPES
+from pipeline_assets.resources.local_files import temporary_folder, tidy_temporary_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,16 +112,17 @@ def log_model(pipeline: "Pipeline", training: "pa.Table", record: TrainingRecord
     from pydantic import TypeAdapter
 
     sample = feature_frame(training.slice(0, 100))
-    logged = mlflow.sklearn.log_model(
-        pipeline,
-        name="model",
-        serialization_format="skops",
-        skops_trusted_types=list(TRUSTED_TYPES),
-        signature=mlflow.models.infer_signature(sample, pipeline.predict_proba(sample)),
-        pip_requirements=requirements(),
-        pyfunc_predict_fn="predict_proba",
-        metadata={RECORD: TypeAdapter(TrainingRecord).dump_python(record, mode="json")},
-    )
+    with tidy_temporary_files():
+        logged = mlflow.sklearn.log_model(
+            pipeline,
+            name="model",
+            serialization_format="skops",
+            skops_trusted_types=list(TRUSTED_TYPES),
+            signature=mlflow.models.infer_signature(sample, pipeline.predict_proba(sample)),
+            pip_requirements=requirements(),
+            pyfunc_predict_fn="predict_proba",
+            metadata={RECORD: TypeAdapter(TrainingRecord).dump_python(record, mode="json")},
+        )
     uri: str = logged.model_uri
     return uri
 
@@ -165,7 +166,7 @@ def register(
     Raises:
         RegistryError: the model has a type that isn't trusted.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         files = _download(model_uri, folder)
         check_types(files / MODEL_FILE)
         artifact_hash = hash_files(files)
@@ -263,7 +264,7 @@ def verified_files(version: Registered) -> Iterator[Path]:
     Raises:
         RegistryError: they are missing, or their hash is another.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         files = _download(f"models:/{version.name}/{version.version}", folder)
         found = hash_files(files)
         if found != version.artifact_hash:
@@ -326,11 +327,11 @@ def _model_files(folder: Path) -> Iterable[Path]:
     )
 
 
-def _download(uri: str, folder: str) -> Path:
+def _download(uri: str, folder: Path) -> Path:
     import mlflow
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except (OSError, mlflow.MlflowException) as error:
         if is_transient(error):  # says nothing of the model: a retry may find it unharmed
             raise

@@ -1,11 +1,13 @@
 """When editions are made: every morning at 08:00, and later if that morning was missed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from pipeline_assets.news.assets import DIGEST
+from pipeline_assets.news.assets import ARTICLES, DIGEST
+from pipeline_assets.quality.odcs import load_contract
+from pipeline_assets.resources.postgres import Database
 from pipeline_assets.running import may_do_better, with_own_checks
 
 CATCH_UP = timedelta(days=7)
@@ -47,12 +49,14 @@ def news_automation(
         else dg.DefaultSensorStatus.STOPPED,
         description=(
             "Dagster's schedule runs the newest partition only when it comes back from a pause. This "
-            "requests the mornings before it, oldest first, one at a time, and each hour those that "
-            "failed for a while only."
+            "requests the mornings before it, oldest first, one at a time, each hour those that failed "
+            "for a while only, and those whose articles the warehouse has lost."
         ),
     )
-    def missed_mornings(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        return _next_missed(context.instance, job.name, partitions, now())
+    def missed_mornings(
+        context: dg.SensorEvaluationContext, warehouse: dg.ResourceParam[Database]
+    ) -> dg.RunRequest | dg.SkipReason:
+        return _next_missed(context.instance, job.name, partitions, warehouse, now())
 
     return dg.Definitions(jobs=[job], schedules=[schedule], sensors=[missed_mornings])
 
@@ -61,13 +65,15 @@ def _next_missed(
     instance: dg.DagsterInstance,
     job_name: str,
     partitions: dg.DailyPartitionsDefinition,
+    warehouse: Database,
     now: datetime,
 ) -> dg.RunRequest | dg.SkipReason:
     """The oldest morning without an edition that nothing was started for, or that may do better now.
 
     Only after the first edition: what was before the digest existed wasn't missed. The newest is the
     schedule's, which makes up for that one itself: both would start it when they come back together.
-    A failure that another try can't mend is left to a person.
+    A failure that another try can't mend is left to a person. What Dagster has on record as made may be
+    missing in a warehouse that was restored, or failed over to a replica without its last transactions.
     """
     made = instance.get_materialized_partitions(dg.AssetKey(DIGEST))
     if not made:
@@ -75,7 +81,8 @@ def _next_missed(
             "No edition has been made yet: the schedule or a person makes the first."
         )
     first = max(min(made), (now - CATCH_UP).date().isoformat())
-    closed = partitions.get_partition_keys(current_time=now)
+    every = partitions.get_partition_keys(current_time=now)
+    closed = [key for key in every if key >= first]
     records = instance.get_run_records(
         dg.RunsFilter(job_name=job_name, created_after=now - CATCH_UP - timedelta(days=1))
     )
@@ -85,13 +92,24 @@ def _next_missed(
         if not run.is_finished:
             return dg.SkipReason(f"An edition is being made (run {run.run_id}).")
         last.setdefault(run.tags.get("dagster/partition"), record)
+    kept = made & _judged(warehouse, closed)
     for key in closed:
-        if key < first or key in made:
+        if key in kept:
             continue
         if key not in last:
             if key != closed[-1]:
                 return dg.RunRequest(run_key=f"missed {key}", partition_key=key)
-        elif may_do_better(instance, last[key], now):
+        elif last[key].dagster_run.is_success or may_do_better(instance, last[key], now):
             run_id = last[key].dagster_run.run_id
             return dg.RunRequest(run_key=f"missed {key} after {run_id}", partition_key=key)
     return dg.SkipReason("No morning was missed.")
+
+
+def _judged(warehouse: Database, days: Collection[str]) -> set[str]:
+    """Those of the days that the warehouse's ledger knows."""
+    from pipeline_assets.warehouse import ledger
+
+    contract = load_contract(ARTICLES)
+    with warehouse.connect(autocommit=True) as connection:
+        ledger.ensure_schema(connection, contract)
+        return set(ledger.batches(connection, contract, list(days)))

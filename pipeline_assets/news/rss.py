@@ -3,6 +3,7 @@
 Also the parser of the sample outlets, whose feeds are made here instead of fetched.
 """
 
+import re
 from calendar import timegm
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,12 +15,15 @@ from urllib.parse import urljoin, urlsplit
 from xml.parsers import expat
 
 from pipeline_assets.news.items import Answer, Item, Run, Source
-from pipeline_assets.resources.http import FetchError
+from pipeline_assets.resources.http import FetchError, Response, is_transient
 
 # The busiest feeds have 200 entries; a feed with more is broken or wants to fill the page.
 MAX_ENTRIES = 500
 MAX_ATTRIBUTES = 500
 """Of one tag. Python's XML reader walks over all for each: 100,000 in a feed of 1 MB took two minutes."""
+
+ROOT = re.compile(rb"<((?:\w+:)?(?:rss|feed|RDF))\b[^>]*(?<!/)>")
+"""How a feed's document opens; it ends where this is closed."""
 
 
 def sources(run: Run) -> list[Source]:
@@ -46,18 +50,30 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
     response = run.client.get(
         source.url,
         headers={"Accept": accept, **conditions},
+        transient=lambda answer: is_transient(answer) or _is_cut_short(answer),
         public_only=source.url not in ours and _is_public_name(source.url),
     )
     if response.status == 304 and known:
         return [Answer(known.url, run.now, known.headers, known.body)]
     if response.status != 200:
         raise FetchError(f"answered {response.status}")
+    if _is_cut_short(response):
+        raise FetchError("broke off its answer")
     headers = {
         name: response.headers[name]
         for name in ("etag", "last-modified", "content-type")
         if name in response.headers
     }
     return [Answer(response.url, run.now, headers, response.body)]
+
+
+def _is_cut_short(response: Response) -> bool:
+    """Whether the document doesn't end: a connection that closes may look like the end of an answer.
+
+    The reader would take the entries that came for all there are.
+    """
+    opened = ROOT.search(response.body)
+    return opened is not None and b"</" + opened[1] not in response.body[opened.end() :]
 
 
 def _is_public_name(url: str) -> bool:

@@ -54,7 +54,7 @@ def alerting(
     running: bool,
     now: Callable[[], datetime] = _now,
 ) -> dg.Definitions:
-    """The sensor `alerts`, and the check of each contract's service level."""
+    """The sensor `alerts`."""
 
     @dg.sensor(
         name="alerts",
@@ -75,12 +75,16 @@ def alerting(
         view = View(context.instance, settings, now(), repository)
         return dg.SkipReason(tell(view, BOOK, partial(look_inside, view, levels), now))
 
-    on_time = [_on_time(level, running=running) for level in levels if level.latency]
-    return dg.Definitions.merge(dg.Definitions(sensors=[alerts]), *on_time)
+    return dg.Definitions(sensors=[alerts])
 
 
-def _on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
-    """The check of a service level, run for the newest partition at the moment when it is due."""
+def on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
+    """The check of a service level, run for the newest partition at the moment when it is due.
+
+    Nothing for a contract that promises no latency.
+    """
+    if not level.latency:
+        return dg.Definitions()
     check = on_time_check(level)
     job = dg.define_asset_job(
         f"check_{level.contract.name}_on_time",
@@ -96,7 +100,7 @@ def _on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
 
     @dg.schedule(
         name=f"{job.name}_{'weekly' if weekly else 'daily'}",
-        job=job,
+        job_name=job.name,
         cron_schedule=f"{due:%M} {due:%H} * * {f'{due:%w}' if weekly else '*'}",
         execution_timezone=level.partitions.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING

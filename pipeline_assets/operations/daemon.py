@@ -58,17 +58,22 @@ def failing_ticks(view: View) -> list[Problem]:
                 "Page": view.link(f"automation?search={automation.name}"),
             },
         )
-        for automation, state in _automation(view)
-        if state.is_running
-        for tick in _finished(view, state)
+        for automation, _, ticks in _running(view, 2)  # one may be under way
+        for tick in [tick for tick in ticks if tick.is_completed][:1]
         if tick.is_failure
     ]
 
 
-def _finished(view: View, state: "InstigatorState") -> list["InstigatorTick"]:
-    """The last tick that ended; one may be under way."""
-    ticks = view.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=2)
-    return [tick for tick in ticks if tick.is_completed][:1]
+def _running(
+    view: View, count: int
+) -> Iterator[tuple[Automation, "InstigatorState", list["InstigatorTick"]]]:
+    """Our sensors and schedules that are switched on, with so many of their newest ticks."""
+    from pipeline_assets.resources.dagster_instance import newest_ticks
+
+    running = [found for found in _automation(view) if found[1].is_running]
+    ticks = newest_ticks(view.instance, [state.selector_id for _, state in running], count)
+    for automation, state in running:
+        yield automation, state, ticks.get(state.selector_id, [])
 
 
 def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
@@ -78,11 +83,8 @@ def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
     lateness counts from `awake_since`.
     """
     problems = []
-    for automation, state in _automation(view):
-        if not state.is_running:
-            continue
+    for automation, state, ticks in _running(view, 1):
         expected, patience = _expected(view, automation, state)
-        ticks = view.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
         last = datetime.fromtimestamp(ticks[0].timestamp, UTC) if ticks else None
         came = last is not None and expected is not None and last >= expected
         waited = max(filter(None, [expected, awake_since]))

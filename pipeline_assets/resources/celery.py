@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from pipeline_assets.failures import PermanentError
+from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -104,11 +105,14 @@ def _executor(settings: Settings) -> "CeleryExecutor":
     # RabbitMQ's own way back, rpc://, forgets results when it restarts, and the run waits for ever.
     backend = (settings.celery_backend_url or database).get_secret_value()
     scheme, _, rest = backend.partition("://")
+    configuration = {"task_default_queue": QUEUE, **SURVIVE}
+    if settings.celery_backend_url is None:
+        configuration["database_engine_callback"] = Database("dagster", settings).follow
     return CeleryExecutor(
         retries=RetryMode.ENABLED,
         broker=broker.get_secret_value(),
         backend=f"db+postgresql+psycopg2://{rest}" if scheme.startswith("postgres") else backend,
-        config_source={"task_default_queue": QUEUE, **SURVIVE},
+        config_source=configuration,
     )
 
 

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 if TYPE_CHECKING:
     from dagster._core.storage.dagster_run import RunRecord
@@ -87,13 +86,12 @@ TICKS = 10
 def watched(definitions: dg.Definitions) -> Watched:
     """What to look at: the checks, schedules and sensors of the definitions."""
     repository = definitions.get_repository_def()
-    graph = repository.asset_graph
     return Watched(
-        sorted(graph.asset_check_keys),
+        sorted(repository.asset_graph.asset_check_keys),
         [
             job.name
             for job in definitions.jobs or []
-            if isinstance(job, UnresolvedAssetJobDefinition) and not job.selection.resolve(graph)
+            if not repository.get_job(job.name).asset_layer.selected_asset_keys
         ],
         [schedule.name for schedule in repository.schedule_defs],
         [sensor.name for sensor in repository.sensor_defs],
@@ -142,12 +140,17 @@ def ended_runs(instance: dg.DagsterInstance, since: datetime, known: Watched) ->
 
 def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator]:
     """The schedules and sensors that are switched on, by name."""
-    found = []
-    for state in instance.all_instigator_state():
-        kind = state.instigator_type.value.lower()
-        if not state.is_running or state.name not in (*known.schedules, *known.sensors):
-            continue
-        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=TICKS)
+    from pipeline_assets.resources.dagster_instance import newest_ticks
+
+    names, found = {*known.schedules, *known.sensors}, []
+    states = [
+        state
+        for state in instance.all_instigator_state()
+        if state.is_running and state.name in names
+    ]
+    newest = newest_ticks(instance, [state.selector_id for state in states], TICKS)
+    for state in states:
+        ticks = newest.get(state.selector_id, [])
         ended = [tick for tick in ticks if tick.status.value != "STARTED"]
         failures = next(
             (i for i, tick in enumerate(ended) if tick.status.value != "FAILURE"), len(ended)
@@ -156,7 +159,7 @@ def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator
         found.append(
             Instigator(
                 name=state.name,
-                kind=kind,
+                kind=state.instigator_type.value.lower(),
                 last_tick=datetime.fromtimestamp(ticks[0].timestamp, UTC) if ticks else None,
                 failures=failures,
                 error=_root(error).splitlines()[0] if error else None,

@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from dagster import (
     AssetCheckKey,
@@ -32,6 +32,9 @@ from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.resources.local_files import make_private
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import load_settings
+
+if TYPE_CHECKING:
+    from dagster._core.scheduler.instigation import InstigatorTick
 
 # What only the environment can say; every process of Dagster's loads this module first.
 # Materializations of a range are stored in batches instead of one by one: 319 days in 61 s, not 73.
@@ -87,20 +90,12 @@ def _for_psycopg2(url: str) -> str:
 
 def _follow_logins(part: Any, database: Database) -> None:
     """Have a storage's later connections log in as the settings say by then."""
-    from psycopg.conninfo import conninfo_to_dict
-    from sqlalchemy import event
 
-    @event.listens_for(part._engine, "do_connect")
-    def connect(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
-        def log_in(url: str) -> Any:
-            login = conninfo_to_dict(url)
-            for name in ("user", "password"):
-                parameters[name] = login.get(name)
-            # Where a page of the UI follows a run, Dagster connects by this.
-            part.postgres_url = _for_psycopg2(url)
-            return dialect.connect(*arguments, **parameters)
+    def on_login(url: str) -> None:
+        # Where a page of the UI follows a run, Dagster connects by this.
+        part.postgres_url = _for_psycopg2(url)
 
-        return database.open(log_in)
+    database.follow(part._engine, on_login)
 
 
 class PipelineComputeLogs(LocalComputeLogManager):
@@ -209,10 +204,39 @@ def remove_ticks(instance: DagsterInstance, before: datetime) -> None:
     Dagster does so when one ticks; this is for those that no longer do. A schedule's newest tick says
     where it goes on.
     """
-    for state in instance.all_instigator_state():
-        origin, selector = state.instigator_origin_id, state.selector_id
-        for newest in instance.get_ticks(origin, selector, limit=1):
-            instance.purge_ticks(origin, selector, min(before.timestamp(), newest.timestamp))
+    states = instance.all_instigator_state()
+    newest = newest_ticks(instance, [state.selector_id for state in states], 1)
+    for state in states:
+        for tick in newest.get(state.selector_id, []):
+            until = min(before.timestamp(), tick.timestamp)
+            instance.purge_ticks(state.instigator_origin_id, state.selector_id, until)
+
+
+# A walk down the index for each; Dagster ranks or sorts all ticks that are kept.
+_NEWEST_TICKS = """
+SELECT selector, id, tick_body FROM unnest(CAST(:selectors AS text[])) AS selector, LATERAL (
+    SELECT id, tick_body, timestamp FROM job_ticks WHERE selector_id = selector
+    ORDER BY timestamp DESC LIMIT :count
+) AS tick ORDER BY selector, timestamp DESC
+"""
+
+
+def newest_ticks(
+    instance: DagsterInstance, selectors: Collection[str], count: int
+) -> "dict[str, list[InstigatorTick]]":
+    """The newest ticks of schedules and sensors, by selector id, newest first; absent where there is none.
+
+    Beside a week of a hundred sensors' ticks, a million, Dagster's `get_batch_ticks` takes 6 s for the
+    last two of each, its `get_ticks` 0.1 s for those of one, and this 5 ms for all.
+    """
+    from dagster._core.scheduler.instigation import InstigatorTick, TickData
+
+    found: dict[str, list[InstigatorTick]] = {}
+    rows = _rows(instance, _NEWEST_TICKS, selectors=list(selectors), count=count)
+    for selector, number, body in rows:
+        tick = InstigatorTick(number, deserialize_value(body, TickData))
+        found.setdefault(selector, []).append(tick)
+    return found
 
 
 class CheckResult(NamedTuple):

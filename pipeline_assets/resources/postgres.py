@@ -16,11 +16,25 @@ from pipeline_assets.settings import Settings, SettingsError, reload_settings
 
 if TYPE_CHECKING:
     import psycopg
+    from sqlalchemy import Engine
 
     from pipeline_assets.resources.embedded_postgres import Server
 
 Role = Literal["source", "warehouse", "dagster", "mlflow"]
 Opened = TypeVar("Opened")
+_SILENCE = {
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}  # seconds; times
+_UNHEARD = (
+    30_000  # ms that what was sent may stay unconfirmed, while nobody asks: 15 minutes by default
+)
+ENDS_LOST_SESSIONS = {f"tcp_{name}": str(value) for name, value in _SILENCE.items()}
+ENDS_LOST_SESSIONS["tcp_user_timeout"] = str(_UNHEARD)
+"""Session settings: of a host that is cut off, the server drops sessions and locks after half a minute."""
+FINDS_LOST_SERVERS: dict[str, Any] = {**_SILENCE, "tcp_user_timeout": _UNHEARD}
+"""The other way round: parameters by which a client gives a server up that it doesn't hear from."""
 _replaced: dict[str, str] = {}
 """URLs of the settings that this process was started with, and what has taken their place since."""
 
@@ -91,22 +105,44 @@ class Database:
 
         # Texts of times are compared between databases: their form must not depend on either.
         session = {"TimeZone": "UTC", "DateStyle": "ISO", "client_min_messages": "warning"}
-        # The server asks a silent client three times and ends its session: a host that is cut off keeps
-        # its locks for half a minute instead of two hours. The other way round likewise, and 30 s
-        # (in milliseconds) for what was being sent.
-        lost = {"idle": 15, "interval": 5, "count": 3}
-        session |= {f"tcp_keepalives_{name}": str(value) for name, value in lost.items()}
-        keepalives: dict[str, Any] = {f"keepalives_{name}": value for name, value in lost.items()}
         return self.open(
             lambda url: psycopg.connect(
                 url,
-                options=" ".join(f"-c {name}={value}" for name, value in session.items()),
+                options=_as_options(session | ENDS_LOST_SESSIONS),
                 application_name="pipeline_assets",
-                tcp_user_timeout=30_000,
-                **keepalives,
+                **FINDS_LOST_SERVERS,
                 **options,
             )
         )
+
+    def follow(self, engine: "Engine", on_login: Callable[[str], None] | None = None) -> None:
+        """Have an SQLAlchemy engine's later connections (psycopg2) log in as the settings say by then.
+
+        `on_login` is told each URL that is tried.
+        """
+        from psycopg.conninfo import conninfo_to_dict
+        from sqlalchemy import event
+
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+            stated, ours = parameters.get("options", ""), _as_options(ENDS_LOST_SESSIONS)
+            if ours not in stated:  # SQLAlchemy passes the same dict each time
+                parameters["options"] = f"{stated} {ours}".strip()
+            parameters.update(FINDS_LOST_SERVERS)
+
+            def log_in(url: str) -> Any:
+                login = conninfo_to_dict(url)
+                for name in ("user", "password"):
+                    parameters[name] = login.get(name)
+                if on_login:
+                    on_login(url)
+                return dialect.connect(*arguments, **parameters)
+
+            return self.open(log_in)
+
+
+def _as_options(session: dict[str, str]) -> str:
+    return " ".join(f"-c {name}={value}" for name, value in session.items())
 
 
 def _place(url: str) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Settings(
 
     @field_validator(*DATABASE_URLS)
     @classmethod
-    def _postgres_url(cls, url: SecretStr | None) -> SecretStr | None:
+    def _postgres_url(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if url is None:
             return None
         from psycopg import ProgrammingError
@@ -154,9 +154,14 @@ class Settings(
 
         try:
             parts = urlsplit(url.get_secret_value())
-            _ = parts.port  # raises if it is no number
             stated = conninfo_to_dict(url.get_secret_value())
-            if parts.scheme in ("postgresql", "postgres") and stated.get("dbname"):
+            # libpq takes several servers, to find the one that takes writes; Dagster's SQLAlchemy doesn't.
+            if info.field_name == "dagster_database_url":
+                _ = parts.port  # raises if it is no number
+            known = all(
+                0 < int(port or 5432) < 65_536 for port in str(stated.get("port", "")).split(",")
+            )
+            if known and parts.scheme in ("postgresql", "postgres") and stated.get("dbname"):
                 return url
         except (ValueError, ProgrammingError):
             pass

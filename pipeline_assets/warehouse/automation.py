@@ -65,7 +65,7 @@ def table_automation(
     )
     reconcile_daily = dg.ScheduleDefinition(
         name=f"{reconcile.name}_daily",
-        job=reconcile,
+        job_name=reconcile.name,
         cron_schedule="0 5 * * *",
         execution_timezone=partitions.timezone,
         default_status=schedule_status,
@@ -125,7 +125,7 @@ def table_automation(
 
     @dg.schedule(
         name=f"{job.name}_daily",
-        job=job,
+        job_name=job.name,
         cron_schedule=f"{SETTLED.seconds // 60} 0 * * *",
         execution_timezone=partitions.timezone,
         description="Loads the day that has just ended.",
@@ -143,7 +143,7 @@ def table_automation(
 
     @dg.sensor(
         name=f"source_changes_sensor_{contract.name}",
-        job=job,
+        job_name=job.name,
         description=(
             f"Loads the days that were never loaded, and those on which `{contract.source_relation}` "
             f"and the warehouse differ: of the last {lateness_days}, and of those that the last "

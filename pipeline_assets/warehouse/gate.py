@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from pipeline_assets.failures import TransientError
 from pipeline_assets.quality.rules import find_duplicates
 from pipeline_assets.quality.validation import Verdict, empty, validate
 from pipeline_assets.resources.files import PartitionFiles
@@ -41,11 +42,15 @@ def judge(
 
     Writes the valid rows to `validated_<name>`, the others to the quarantine and the verdict to the
     ledger; the last two in one transaction. Running it again leaves the same.
+
+    Raises:
+        TransientError: another run replaced the raw file meanwhile; nothing was written.
     """
     contract = table.contract
     raw, validated = f"raw_{contract.name}", f"validated_{contract.name}"
     judgement = Judgement(Verdict(contract), empty(contract))
     watermark: datetime | None = None
+    judged = files.version(raw, key)
     duplicates = find_duplicates(lambda columns: files.read(raw, key, columns), contract)
 
     def valid_batches(quarantine: ledger.QuarantineWriter) -> "Iterator[pa.Table]":
@@ -71,6 +76,11 @@ def judge(
                 yield batch.valid
             newest = pc.max(rows[contract.change_column]).as_py()
             watermark = max(filter(None, (watermark, newest)), default=None)
+        # It is read twice: keys that are twice in one file needn't be in the other.
+        if files.version(raw, key) != judged:
+            raise TransientError(
+                f"{files.path(raw, key)} was replaced by another run while it was judged"
+            )
 
     with ledger.partition_lock(warehouse, contract, key):
         with ledger.quarantine(warehouse, contract, key, run_id) as quarantine:

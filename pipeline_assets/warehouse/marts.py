@@ -39,23 +39,29 @@ def group_columns(marts: Sequence[MartContract]) -> list[str]:
 
 
 def note_touched(
-    connection: psycopg.Connection, contract: Contract, marts: Sequence[MartContract]
+    connection: psycopg.Connection,
+    contract: Contract,
+    marts: Sequence[MartContract],
+    appended: sql.Composable,
 ) -> None:
-    """Start the transaction's table `touched` with the groups of staged rows, as they are and were.
+    """Start the transaction's table `touched` with the groups of the load's rows, as they are and were.
 
-    The transaction must be alone with the loaded table by now: what another load is about to change
+    `appended` is the condition of those that are in the table already; the others are staged. The
+    transaction must be alone with the loaded table by now: what another load is about to change
     could not be seen, neither its rows' old groups nor its new ones.
     """
     names = group_columns(marts)
     connection.execute(
         sql.SQL(
             "CREATE TEMP TABLE touched ON COMMIT DROP AS SELECT {columns} FROM staged"
+            " UNION SELECT {columns} FROM {target} WHERE {appended}"
             " UNION SELECT {old} FROM {target} AS t JOIN staged USING ({key})"
         ).format(
             columns=sql.SQL(", ").join(map(sql.Identifier, names)),
             old=sql.SQL(", ").join(sql.Identifier("t", name) for name in names),
             target=relation(contract.target_relation),
             key=sql.SQL(", ").join(map(sql.Identifier, contract.key)),
+            appended=appended,
         )
     )
     # Taken for a thousand groups, as an unknown table is, it would be joined by a full scan.

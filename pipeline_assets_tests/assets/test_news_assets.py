@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from pytest_httpserver import HTTPServer
 
-from pipeline_assets.definitions import build_definitions
+from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.news.assets import mornings
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.resources.http import HttpClient, Limits
@@ -280,7 +280,11 @@ class TestMissedMornings:
         automation = news_automation(assets, mornings(settings), running=True, now=lambda: now)
         (sensor,) = automation.sensors or []
         assert isinstance(sensor, dg.SensorDefinition)
-        context = dg.build_sensor_context(instance, repository_def=definitions.get_repository_def())
+        context = dg.build_sensor_context(
+            instance,
+            repository_def=definitions.get_repository_def(),
+            resources=build_resources(settings),
+        )
         data = sensor.evaluate_tick(context)
         return data.run_requests[0] if data.run_requests else str(data.skip_message)
 
@@ -330,6 +334,32 @@ class TestMissedMornings:
         now = datetime.now(UTC) + timedelta(hours=2)
         asked = self.tick(settings, instance, now)
         assert isinstance(asked, str) or asked.partition_key != "2026-11-20"
+
+    def test_one_that_the_warehouse_has_lost_is_made_again(
+        self, settings: Settings, instance: dg.DagsterInstance, warehouse: psycopg.Connection
+    ) -> None:
+        """As after a failover to a replica without the last transactions: Dagster has it as made."""
+        for day in ("2026-11-17", "2026-11-18", "2026-11-19"):
+            publish(settings, day, instance)
+        now = datetime(2026, 11, 20, 12, tzinfo=UTC)
+        assert self.tick(settings, instance, now) == "No morning was missed."
+        everything = "SELECT url, title, published_at FROM analytics.news_articles ORDER BY url"
+        before = warehouse.execute(everything).fetchall()
+        made = files(settings)
+        for table in ("pipeline.batches", "quarantine.news_articles"):
+            warehouse.execute(f"DELETE FROM {table} WHERE partition_key = '2026-11-18'")
+        warehouse.execute(
+            "DELETE FROM analytics.news_articles WHERE published_at < '2026-11-19T08:00Z'"
+        )
+
+        request = self.tick(settings, instance, now)
+        assert isinstance(request, dg.RunRequest)
+        assert request.partition_key == "2026-11-18"
+        for day in ("2026-11-17", request.partition_key):
+            assert publish(settings, day, instance).success
+        assert warehouse.execute(everything).fetchall() == before
+        assert files(settings) == made
+        assert self.tick(settings, instance, now) == "No morning was missed."
 
     def test_the_newest_is_left_to_the_schedule(
         self, settings: Settings, instance: dg.DagsterInstance

@@ -116,7 +116,7 @@ def test_its_schedule_and_sensor_start_its_own_job(
             tick = repository.get_schedule_def("load_orders_daily").evaluate_tick(ended)
         assert [request.partition_key for request in tick.run_requests or []] == [FIRST]
         sensor = repository.get_sensor_def("source_changes_sensor_orders")
-        assert [job.name for job in sensor.jobs] == ["load_orders"]
+        assert sensor.job_name == "load_orders"
         context = dg.build_sensor_context(
             instance=instance, repository_def=repository, resources=build_resources(settings)
         )

@@ -1,172 +1,265 @@
-"""A worker host that is lost mid-run: what it had to do is done by the other, once, by itself.
+"""Daily loads on two worker hosts, and what becomes of the steps of one that is lost.
 
 Nothing is simulated: two hosts with a network of their own, PostgreSQL, RabbitMQ and S3 on a third, and
 Dagster's daemon, queue and run processes there. `make test-cluster` runs all of it, `make test` nothing.
 """
 
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
-from pathlib import Path
+from itertools import pairwise
 
-import psycopg
 import pytest
 
-from pipeline_assets_tests.cluster import hosts
-from pipeline_assets_tests.cluster.hosts import Cluster, Host, until
+from pipeline_assets_tests.cluster.hosts import Host, until
+from pipeline_assets_tests.cluster.services import BIN, POOL_LIMIT, Cluster
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
+from pipeline_assets_tests.reliability import oracle
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing()),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 ORDERS = 200
-"""Orders a day."""
+"""Orders a day, the last of which breaks the contract."""
+STEPS = ("raw_transactions", "validated_transactions", "fct_transactions")
+QUARTER = 0.25
+"""Cores of a worker host that leaves the rest of a small machine to the services."""
+Tell = Callable[[str], None]
 
 
 @pytest.fixture
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two worker hosts and a daemon, and a source of ninety days."""
-    with hosts.cluster(tmp_path_factory.mktemp("cluster") / "c") as found:
-        with found.connect("source") as source:
-            source.execute(SOURCE_SCHEMA)
-            source.execute(
-                "INSERT INTO shop.transactions SELECT day || '-' || n, n, moment, 10, 'USD', 1,"
-                " 'completed', moment FROM generate_series(0, 89) AS day, generate_series(1, %s) AS n,"
-                " LATERAL (SELECT timestamptz '2026-01-07' + day * interval '1 day'"
-                "   + n * interval '1 s' AS moment) AS m",
-                [ORDERS],
-            )
-        for host in found.workers:
-            found.start_worker(host)
-        found.start_daemon()
-        yield found
+def cluster(empty_cluster: Cluster) -> Cluster:
+    """A worker on each host and a daemon, and a source without orders."""
+    return start(empty_cluster, empty_cluster.workers)
 
 
-def days(count: int) -> list[str]:
-    return [(date(2026, 1, 7) + timedelta(days=n)).isoformat() for n in range(count)]
+def start(cluster: Cluster, workers: list[Host]) -> Cluster:
+    with cluster.connect("source") as source:
+        source.execute(SOURCE_SCHEMA)
+    cluster.prepare()
+    for host in workers:
+        cluster.start_worker(host)
+    cluster.start_daemon()
+    return cluster
+
+
+def load(cluster: Cluster, first: int, count: int) -> None:
+    """Put days of orders into the source, and queue a run for each."""
+    with cluster.connect("source") as source:
+        source.execute(
+            "INSERT INTO shop.transactions SELECT day || '-' || n, n, moment, %(orders)s - n, 'USD', 1,"
+            " 'completed', moment FROM generate_series(%(first)s::int, %(last)s) AS day,"
+            " generate_series(1, %(orders)s::int) AS n, LATERAL (SELECT timestamptz '2026-01-07'"
+            " + day * interval '1 day' + n * interval '1 s' AS moment) AS m",
+            {"orders": ORDERS, "first": first, "last": first + count - 1},
+        )
+    days = [str(date(2026, 1, 7) + timedelta(days=first + n)) for n in range(count)]
+    cluster.launch("load_transactions", days)
 
 
 def loaded(cluster: Cluster) -> int:
     """How many days the ledger has as loaded, whole."""
     query = "SELECT count(*) FROM pipeline.batches WHERE verdict = 'passed' AND loaded_hash = content_hash"
     with cluster.connect("warehouse") as warehouse:
-        try:
-            (count,) = warehouse.execute(query).fetchone() or (0,)
-        except psycopg.errors.UndefinedTable:
-            return 0
+        (count,) = warehouse.execute(query).fetchone() or (0,)
     return int(count)
 
 
-def taken_over(cluster: Cluster, lost: set[str], others: Sequence[Host]) -> float:
-    """Seconds until other hosts have been given every lost step."""
+def lose(cluster: Cluster, host: Host, *, cut: bool) -> str:
+    """Lose a host while it is at work; how long its steps took to be begun, and done, elsewhere."""
+
+    def frozen_at_work() -> set[str]:
+        host.freeze()  # what its log says is true until it is thawed
+        if not (lost := cluster.at_work(host)):
+            host.thaw()
+        return lost
+
+    lost: set[str] = until(frozen_at_work, f"a step on {host.name}")
+    if cut:
+        host.cut()
+        host.thaw()
+    else:
+        host.kill()
     begun = time.monotonic()
-    until(
-        lambda: lost <= set().union(*(cluster.received(host) for host in others)),
-        "the lost steps on the other host",
-    )
-    return time.monotonic() - begun
-
-
-def lose(cluster: Cluster, host: Host, *, cut: bool) -> float:
-    """Lose a host that is at work; seconds until its steps were taken over."""
-    lost = until(lambda: cluster.at_work(host), f"a step on {host.name}")
-    (host.cut if cut else host.kill)()
     others = [other for other in cluster.workers if other is not host]
-    return taken_over(cluster, lost, others)
+
+    def by_others(what: Callable[[Host], set[str]]) -> float:
+        until(lambda: lost <= set().union(*map(what, others)), "the lost steps elsewhere")
+        return time.monotonic() - begun
+
+    again, done = by_others(cluster.received), by_others(cluster.succeeded)
+    what = "was cut off" if cut else "was killed"
+    return f"{host.name} {what}: its step began elsewhere after {again:.1f} s, was done after {done:.1f} s"
 
 
 def assert_done_once(cluster: Cluster, count: int) -> None:
-    """Every run succeeded, every day is loaded, and no row was ever written again."""
-    until(
-        lambda: loaded(cluster) == count,
-        f"{count} days in the ledger",
-        longest=max(600.0, 40.0 * count),
-    )
-    until(lambda: set(cluster.runs()) <= {"SUCCESS", "FAILURE"}, "the runs' end")
-    with cluster.connect("warehouse") as warehouse:
-        query = "SELECT count(*), count(DISTINCT order_id) FROM analytics.fct_transactions"
-        assert warehouse.execute(query).fetchone() == (count * ORDERS, count * ORDERS)
-        query = "SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'fct_transactions'"
-        assert warehouse.execute(query).fetchone() == (0,)
-        query = "SELECT count(*) FROM pipeline.batches"
-        assert warehouse.execute(query).fetchone() == (count,)
+    """Every run succeeded, each day was loaded by one transaction, and nothing is lost or doubled."""
+    until(lambda: cluster.runs() == {"SUCCESS": count}, f"{count} runs that succeeded")
+    assert loaded(cluster) == count
+    assert cluster.most_at_once() <= POOL_LIMIT
+    with cluster.connect("source") as source, cluster.connect("warehouse") as warehouse:
+        assert oracle.source_differences(source, warehouse) == []
+        assert oracle.mart_differences(warehouse) == []
+        # Each row's xmin is the transaction that wrote it last.
+        query = (
+            "SELECT count(*), sum(transactions) FROM (SELECT count(DISTINCT xmin::text) AS transactions"
+            " FROM analytics.fct_transactions GROUP BY business_day) AS days"
+        )
+        assert warehouse.execute(query).fetchone() == (count, count)
+        query = "SELECT count(*), sum(rows_valid), sum(rows_quarantined) FROM pipeline.batches"
+        valid = count * (ORDERS - 1)
+        assert warehouse.execute(query).fetchone() == (count, valid, count)
 
 
-@pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say a figure in the test's report."""
-    writer = request.config.get_terminal_writer()
-    return lambda line: writer.line(f"\n{line}")
+def test_each_host_does_steps_and_hands_their_data_on(cluster: Cluster, tell: Tell) -> None:
+    load(cluster, 0, 12)
+    assert_done_once(cluster, 12)
+    executions = cluster.executions()
+    assert Counter(step for _, step, _ in executions) == dict.fromkeys(STEPS, 12)
+    hosts_of = {
+        day: [
+            host for step in STEPS for host, done, key in executions if (done, key) == (step, day)
+        ]
+        for _, _, day in executions
+    }
+    for day, names in sorted(hosts_of.items()):
+        tell(
+            f"{day}: "
+            + ", ".join(f"{step} on {host}" for step, host in zip(STEPS, names, strict=True))
+        )
+    # What one host wrote another one read, and nothing of it lies on either.
+    assert any(a != b for names in hosts_of.values() for a, b in pairwise(names))
+    for host in cluster.workers:
+        assert not list((cluster.folder / host.name).rglob("*.parquet"))
+        check = [BIN / "pipeline-assets", "worker", "--check"]
+        host.run(check, cluster.on(host), cluster.folder)
 
 
-def test_a_host_that_dies_and_one_that_is_cut_off_lose_nothing(
-    cluster: Cluster, tell: Callable[[str], None]
-) -> None:
+def test_a_host_that_is_back_works_again_by_itself(cluster: Cluster, tell: Tell) -> None:
     first, second = cluster.workers
-    cluster.launch("load_transactions", days(6))
+    load(cluster, 0, 20)
     until(lambda: loaded(cluster) >= 1, "the first day")
-    after_death = lose(cluster, second, cut=False)
+    tell(lose(cluster, second, cut=False))
     cluster.start_worker(second)
-    after_cut = lose(cluster, first, cut=True)
-    assert_done_once(cluster, 6)
-    tell(f"steps taken over {after_death:.1f} s after a death, {after_cut:.1f} s after a cut")
+    tell(lose(cluster, first, cut=True))
+    assert_done_once(cluster, 20)
 
-    # Back on the network it works again, by itself.
     first.join()
     before = cluster.received(first)
-    cluster.launch("load_transactions", days(8)[6:])
+    load(cluster, 20, 6)
     until(lambda: cluster.received(first) - before, "a step on the host that is back")
-    assert_done_once(cluster, 8)
+    assert_done_once(cluster, 26)
     with cluster.connect("dagster") as dagster:
         query = "SELECT client_addr::text, count(*) FROM pg_stat_activity GROUP BY 1"
         assert max(dict(dagster.execute(query).fetchall()).values()) < 40
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["killed", "cut off"])
-def test_sixty_days_survive_the_loss_of_a_host(
-    cluster: Cluster, tell: Callable[[str], None], *, cut: bool
-) -> None:
-    cluster.launch("load_transactions", days(60))
-    until(lambda: loaded(cluster) >= 15, "a quarter of the days", longest=600)
-    lost_for = lose(cluster, cluster.workers[1], cut=cut)
+def test_sixty_days_survive_the_loss_of_a_host(cluster: Cluster, tell: Tell, *, cut: bool) -> None:
+    load(cluster, 0, 60)
+    begun = time.monotonic()
+    until(lambda: loaded(cluster) >= 20, "a third of the days")
+    third = time.monotonic() - begun
+    told = lose(cluster, cluster.workers[1], cut=cut)
     assert_done_once(cluster, 60)
-    tell(f"steps taken over after {lost_for:.1f} s")
+    assert cluster.most_at_once() == POOL_LIMIT, (
+        "neither more than the pool has room for, nor fewer"
+    )
+    tell(f"{told}; 20 of 60 days after {third:.0f} s, all after {time.monotonic() - begun:.0f} s")
+
+
+def test_a_load_that_is_cut_off_holds_nobody_up(cluster: Cluster, tell: Tell) -> None:
+    load(cluster, 0, 1)
+    until(lambda: loaded(cluster) == 1, "the first day")
+    with locked(cluster):
+        load(cluster, 1, 1)
+        host, _ = until(lambda: waiting(cluster), "the load")
+        host.cut()
+        begun = time.monotonic()
+    # Its session goes on now, and answers somebody who doesn't hear it, with the day's lock in its hand.
+    assert_done_once(cluster, 2)
+    tell(f"the day was loaded by the other host after {time.monotonic() - begun:.0f} s")
 
 
 def test_a_step_that_takes_its_workers_with_it_is_given_up(cluster: Cluster) -> None:
-    cluster.launch("load_transactions", days(1))
+    load(cluster, 0, 1)
     until(lambda: loaded(cluster) == 1, "the first day")
-    with cluster.connect("warehouse") as locker:
-        locker.autocommit = False
-        locker.execute("LOCK TABLE analytics.fct_transactions")
-        cluster.launch("load_transactions", days(2)[1:])
+    with locked(cluster):
+        load(cluster, 1, 1)
         for _ in range(3):
-            os.kill(until(lambda: _waiting_process(cluster), "the load"), signal.SIGKILL)
+            _, pid = until(lambda: waiting(cluster), "the load")
+            os.kill(pid, signal.SIGKILL)
         until(lambda: cluster.runs().get("FAILURE"), "the run's end")
     with cluster.connect("dagster") as dagster:
-        query = "SELECT count(*) FROM event_logs WHERE event LIKE '%%workers died in fct_transactions%%'"
+        query = "SELECT count(*) FROM event_logs WHERE event LIKE '%%3 workers died in fct_transactions%%'"
         assert dagster.execute(query).fetchone() != (0,)
         query = "SELECT value FROM run_tags WHERE key = 'dagster/max_retries'"
         assert dagster.execute(query).fetchall() == [("0",)]
     assert sum(cluster.runs().values()) == 2, "it wasn't tried again"
+    # The workers go on.
+    load(cluster, 2, 2)
+    until(lambda: loaded(cluster) == 3, "the days after it")
 
 
-def _waiting_process(cluster: Cluster) -> int | None:
-    """The process on a worker host whose statement waits for the locked table."""
+@contextmanager
+def locked(cluster: Cluster) -> Iterator[None]:
+    """Let no load touch the orders for as long as the block lasts."""
+    with cluster.connect("warehouse") as warehouse, warehouse.transaction():
+        warehouse.execute("LOCK TABLE analytics.fct_transactions")
+        yield
+
+
+def waiting(cluster: Cluster) -> tuple[Host, int] | None:
+    """A process whose statement waits for a lock, and the worker host that it is on."""
     query = (
         "SELECT client_addr::text, client_port FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     )
     with cluster.connect("warehouse") as warehouse:
-        found = warehouse.execute(query).fetchone()
-    if found is None:
-        return None
-    address, port = found
-    (host,) = (host for host in cluster.workers if host.address == address.partition("/")[0])
-    (line,) = host.run(
-        ["ss", "-Htnp", "sport", "=", str(port)], dict(os.environ), Path("/")
-    ).splitlines()
-    return int(line.partition("pid=")[2].partition(",")[0])
+        sessions = warehouse.execute(query).fetchall()
+    for address, port in sessions:
+        (host,) = (host for host in cluster.workers if host.address == address.partition("/")[0])
+        ss = ["ss", "-Htnp", "sport", "=", str(port)]
+        # One whose process was killed has a socket still, but nobody's.
+        if found := re.search(r"pid=(\d+)", host.run(ss, dict(os.environ), cluster.folder)):
+            return host, int(found[1])
+    return None
+
+
+def test_two_workers_against_one(empty_cluster: Cluster, tell: Tell) -> None:
+    cluster = start(empty_cluster, empty_cluster.workers[:1])
+    first, second = cluster.workers
+    first.limit(QUARTER)
+    slow_alone = days_a_minute(cluster, 0)
+    cluster.start_worker(second)
+    second.limit(QUARTER)
+    slow_both = days_a_minute(cluster, 20)
+    for host in cluster.workers:
+        host.limit(cores())
+    both = days_a_minute(cluster, 40)
+    second.kill()
+    alone = days_a_minute(cluster, 60)
+    assert_done_once(cluster, 80)
+    assert slow_both > slow_alone
+    tell(
+        f"days a minute, one worker and two: {slow_alone:.1f} and {slow_both:.1f}"
+        f" ({slow_both / slow_alone:.2f} times) with {QUARTER} of a core a worker, {alone:.1f} and"
+        f" {both:.1f} ({both / alone:.2f} times) with all {cores()} cores, which all hosts share"
+    )
+
+
+def cores() -> int:
+    return os.cpu_count() or 1
+
+
+def days_a_minute(cluster: Cluster, first: int) -> float:
+    """How many days are loaded a minute, from the fifth to the sixteenth of twenty: all hosts have work."""
+    load(cluster, first, 20)
+    until(lambda: loaded(cluster) >= first + 4, "four days")
+    begun, before = time.monotonic(), loaded(cluster)
+    after = until(lambda: (count := loaded(cluster)) >= first + 16 and count, "sixteen days")
+    rate = 60 * (after - before) / (time.monotonic() - begun)
+    until(lambda: cluster.runs() == {"SUCCESS": first + 20}, "twenty days")
+    return rate

@@ -40,6 +40,12 @@ def test_a_server_that_is_away_is_transient_and_a_refused_login_is_not(
     assert [is_transient(error) for error in (away, password, database)] == [True, False, False]
 
 
+def test_a_replica_before_its_promotion_is_transient(server: embedded_postgres.Server) -> None:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("SET default_transaction_read_only = on")
+        assert is_transient(raised(lambda: connection.execute("CREATE TABLE written (n int)")))
+
+
 def test_a_lost_connection_a_deadlock_and_a_conflict_are_transient(
     server: embedded_postgres.Server,
 ) -> None:

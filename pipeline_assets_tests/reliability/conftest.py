@@ -4,12 +4,15 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
+from pipeline_assets_tests.reliability.jobs import FIRST_MORNING, DigestSite, ModelSite
 from pipeline_assets_tests.reliability.site import Site
 
 
@@ -52,3 +55,42 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 def site(settings: Settings, server: embedded_postgres.Server, seed: int) -> Site:
     """Empty databases, and the seed's changes to come."""
     return Site(settings, server, random.Random(seed))
+
+
+@pytest.fixture
+def job_settings(settings: Settings, server: embedded_postgres.Server) -> Iterator[Settings]:
+    """Settings with databases for Dagster and MLflow too, and a gate that knows no favourites."""
+    names = {role: f"{role}_{uuid4().hex}" for role in ("dagster", "mlflow")}
+    urls = {role: embedded_postgres.ensure_database(server, name) for role, name in names.items()}
+    yield Settings.model_validate(
+        {
+            **dict(settings),
+            "dagster_database_url": urls["dagster"],
+            "mlflow_tracking_uri": urls["mlflow"],
+            "news_start_date": FIRST_MORNING,
+            "models_training_snapshots": 2,
+            "models_min_auc": 0.6,
+            "models_min_precision_over_base_rate": 1,
+            "models_min_precision_over_baseline": -1,
+            "models_champion_precision_margin": 1,
+            "models_champion_log_loss_margin": 9,
+            "models_calibration_fail": (0.01, 100),
+        }
+    )
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        for name in names.values():
+            connection.execute(
+                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            )
+
+
+@pytest.fixture
+def model_site(job_settings: Settings, server: embedded_postgres.Server, seed: int) -> ModelSite:
+    """An empty registry."""
+    return ModelSite(job_settings, server, random.Random(seed))
+
+
+@pytest.fixture
+def digest_site(job_settings: Settings, server: embedded_postgres.Server, seed: int) -> DigestSite:
+    """No edition yet."""
+    return DigestSite(job_settings, server, random.Random(seed))

@@ -18,12 +18,15 @@ from functools import cache
 from typing import Any, Literal
 
 import psycopg
+import sqlalchemy.exc
 from psycopg import sql
 
 Victim = Literal["process", "backend", "postmaster"]
 TRANSIENT = 75
 """Exit code of a run that failed in a way that is tried again (EX_TEMPFAIL of sysexits.h)."""
 LONGEST = 120.0
+MARK = f"RELIABILITY_SUITE={os.getpid()}"
+"""In the environment of all that is forked here, and of what that starts; nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Moment:
     when: Literal["before", "after"]
     what: str
     """A function as `module:name`, or how a statement begins."""
+    often: int = 1
+    """How often the moment comes in a run: any of these times is the one."""
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.when} {self.what.rpartition('.')[2]}"
@@ -60,6 +65,7 @@ class Trap:
         """Kill."""
         if self.victim == "process":
             os.kill(os.getpid(), signal.SIGKILL)
+        assert self.backend, f"{self.moment}: there is no connection yet, and so no backend"
         os.kill(
             self.backend if self.victim == "backend" else postmaster(self.backend), signal.SIGKILL
         )
@@ -93,7 +99,12 @@ class Trap:
                         setattr(other, key, trapped)
 
     def watch_statements(self) -> None:
-        execute, copy = psycopg.Cursor.execute, psycopg.Cursor.copy
+        connect, execute, copy = psycopg.connect, psycopg.Cursor.execute, psycopg.Cursor.copy
+
+        def noting_connect(*arguments: Any, **named: Any) -> Any:
+            found = connect(*arguments, **named)
+            self.backend = found.info.backend_pid
+            return found
 
         def is_meant(cursor: psycopg.Cursor[Any], query: Any) -> bool:
             self.backend = cursor.connection.info.backend_pid
@@ -114,6 +125,7 @@ class Trap:
                 self.comes("before")
             return copy(cursor, query, *arguments, **named)
 
+        psycopg.connect = noting_connect
         psycopg.Cursor.execute = trapped_execute  # type: ignore[method-assign, assignment]  # that is the trap
         psycopg.Cursor.copy = trapped_copy  # type: ignore[method-assign, assignment]  # the same
 
@@ -127,17 +139,25 @@ def postmaster(backend: int) -> int:
 
 @cache
 def _forks() -> Any:
+    name, value = MARK.split("=")
+    os.environ[name] = value
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
             "pipeline_assets.definitions",
+            "pipeline_assets.models.registration",
             "pipeline_assets.news.digest",
-            "pipeline_assets_tests.reliability.site",
+            "pipeline_assets.resources.dagster_instance",
+            "pipeline_assets_tests.reliability.jobs",
             "adbc_driver_postgresql.dbapi",
             "adbc_driver_manager",
+            "dagster_mlflow",
+            "mlflow.sklearn",
             "pandas",
             "pgpq",
             "pyarrow.parquet",
+            "skops.io",
+            "sklearn.ensemble",
             "sklearn.feature_extraction.text",
         ]
     )
@@ -183,7 +203,7 @@ def until(happened: Callable[[], Any], wanted: str) -> Any:
         try:
             if found := happened():
                 return found
-        except psycopg.OperationalError:
+        except (psycopg.OperationalError, sqlalchemy.exc.OperationalError):
             pass
         time.sleep(0.02)
     raise AssertionError(f"in {LONGEST:g} s not {wanted}")

@@ -6,9 +6,12 @@ function returns what is wrong, one sentence a thing; an empty list says that al
 """
 
 import hashlib
+import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 import pyarrow.parquet as pq
 
@@ -138,3 +141,31 @@ def left_behind(connection: psycopg.Connection, databases: list[str]) -> list[st
         "SELECT gid FROM pg_prepared_xacts WHERE database = ANY (%s)", [databases]
     ).fetchall()
     return [f"left behind: {row}" for row in (*sessions, *locks, *prepared)]
+
+
+def left_files(data: Path) -> list[str]:
+    """Parts of files whose writers died, and what they had in their folder for temporary files."""
+    parts = [*data.rglob("*.part"), *(data / "tmp").glob("*")]
+    return [f"left behind: {file.relative_to(data)}" for file in parts]
+
+
+def left_processes(mark: str, cluster: Path, server: int) -> list[str]:
+    """Processes of runs, by a variable that only they have, and of PostgreSQL servers but the living one.
+
+    The asking process and its own children, from which runs are forked, are none of a run.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            name, value = mark.split("=")
+            is_run = process.environ().get(name) == value and os.getpid() not in (
+                process.pid,
+                process.ppid(),
+            )
+            is_stray = process.cwd() == str(cluster) and server not in (
+                process.pid,
+                process.ppid(),
+            )
+            if is_run or is_stray:
+                found.append(f"left behind: {process.pid} {process.cmdline()}")
+    return found

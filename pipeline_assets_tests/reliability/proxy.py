@@ -18,10 +18,14 @@ class Fault:
     """Bytes from the server until the connection is reset, which both ends see."""
     stalls: float = 0
     """Seconds of silence before that reset."""
+    orderly: bool = False
+    """It is closed instead, so that the end of a connection may look like the end of the answer."""
     delays: float = 0
     """Seconds that each piece takes longer."""
     piece: int = 65_536
     """Bytes that a reader gets at once, at most."""
+    connections: int | None = None
+    """So many of them, the first; by default all."""
 
 
 @contextmanager
@@ -38,8 +42,10 @@ def proxy(host: str, port: int, fault: Fault) -> Iterator[int]:
                     return
                 server = socket.create_connection((host, port))
                 ends.extend((client, server))
+                spared = fault.connections is not None and len(ends) > 2 * fault.connections
+                what = Fault("none") if spared else fault
                 for pair in ((client, server, False), (server, client, True)):
-                    threading.Thread(target=_forward, args=(*pair, fault), daemon=True).start()
+                    threading.Thread(target=_forward, args=(*pair, what), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
         yield int(listener.getsockname()[1])
@@ -57,6 +63,9 @@ def _forward(source: socket.socket, target: socket.socket, answers: bool, fault:
                 passed += len(data)
                 if passed > fault.resets_after:
                     sleep(fault.stalls)
+                    if fault.orderly:
+                        target.sendall(data[: len(data) - passed + fault.resets_after])
+                        break
                     _reset(source, target)
                     return
             sleep(fault.delays if answers else 0)

@@ -3,10 +3,12 @@
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from time import sleep
+from typing import Any, ClassVar
 
 import psycopg
 
@@ -14,9 +16,10 @@ from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import extract
 from pipeline_assets_tests.conftest import Shop
-from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline
+from pipeline_assets_tests.load_steps import KEYS, Pipeline
 from pipeline_assets_tests.reliability import oracle
 from pipeline_assets_tests.reliability.kills import (
+    MARK,
     TRANSIENT,
     Moment,
     Trap,
@@ -46,6 +49,9 @@ class Site:
     random: Random
     kills: int = 0
     step: int = 0
+    spoils: bool = True
+    """Whether the source has orders that break the contract; Dagster's runs hold their days."""
+    databases: ClassVar[tuple[str, ...]] = ("source", "warehouse")
 
     @property
     def root(self) -> Path:
@@ -58,34 +64,45 @@ class Site:
     def change(self) -> None:
         self.step += 1
         shop = Shop(self.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
-        change(shop, self.random, self.step)
+        change(shop, self.random, self.step, spoils=self.spoils)
         shop.connection.close()
+
+    def begin(self, trap: Trap | None = None) -> Any:
+        """Start what is attacked, in a process of its own."""
+        return start(load_all, (self.settings,), trap)
 
     def kill_at(self, moment: Moment, victim: Victim) -> None:
         self.change()
-        trap = Trap(moment, victim, self.random.randint(1, DAYS))
+        trap = Trap(moment, victim, self.random.randint(1, moment.often))
         with self.connect("warehouse") as witness:
-            code = ended(start(load_all, (self.settings,), trap))
-            if victim == "process":
-                assert code == -signal.SIGKILL, f"{moment}: the run ended with {code}"
-            else:
-                # All it had left to do may have been done already, by a backend that outlived its postmaster.
-                assert code in (TRANSIENT, 0), f"{moment}, {victim}: the run ended with {code}"
+            run = self.begin(trap)
+            if victim != "process":
                 until(lambda: is_lost(witness), f"hit: {moment}, {victim}")
+                # Whoever keeps the server starts it again: a job's steps wait for that, and go on.
+                embedded_postgres.connect_or_start(self.server.folder)
+        code = ended(run)
+        if victim == "process":
+            assert code == -signal.SIGKILL, f"{moment}: the run ended with {code}"
+        else:
+            # All it had left to do may have been done already, by a backend that outlived its postmaster.
+            assert code in (TRANSIENT, 0), f"{moment}, {victim}: the run ended with {code}"
         self.killed(f"{moment} ({victim})")
 
     def kill_at_random(self, victim: Victim, longest: float) -> None:
         """At a moment of the run's duration; one that was over by then is no kill."""
         self.change()
         with self.connect("warehouse") as looker:
-            process = start(load_all, (self.settings,))
+            process = self.begin()
             sleep(self.random.uniform(0, longest))
             backend = looker.info.backend_pid
+            in_time = process.is_alive()
             if victim == "process":
                 process.kill()
             else:
                 os.kill(backend if victim == "backend" else postmaster(backend), signal.SIGKILL)
-        if ended(process) == 0:
+                embedded_postgres.connect_or_start(self.server.folder)
+        code = ended(process)
+        if not in_time or (victim == "process" and code == 0):
             self.recover(f"over before {victim} was killed")
             return
         self.killed(f"random ({victim})")
@@ -96,8 +113,7 @@ class Site:
 
     def recover(self, what: str) -> None:
         """What isn't done is run again; then the oracle is asked."""
-        embedded_postgres.connect_or_start(self.server.folder)
-        until(self.is_reachable, "reachable")
+        self.restart_server()
         with self.connect("source") as source, self.connect("warehouse") as warehouse:
             assert oracle.torn(warehouse, self.root) == [], what
             pipeline = Pipeline(self.settings)
@@ -108,19 +124,34 @@ class Site:
             assert oracle.torn(warehouse, self.root) == [], what
             assert oracle.unloaded(warehouse, self.root) == [], what
 
+    def restart_server(self) -> None:
+        embedded_postgres.connect_or_start(self.server.folder)
+        until(self.is_reachable, "reachable")
+
     def is_reachable(self) -> bool:
         self.connect("warehouse").close()
         return True
 
     def left_behind(self) -> list[str]:
-        names = [
-            str(psycopg.conninfo.conninfo_to_dict(url.get_secret_value())["dbname"])
-            for url in (self.settings.source_database_url, self.settings.warehouse_database_url)
-            if url
-        ]
+        """What no run may leave: sessions and locks, processes, temporary files."""
+        names = []
+        for role in self.databases:
+            with self.connect(role) as connection:
+                names.append(connection.info.dbname)
+        cluster = self.server.folder / "data"
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
-            until(lambda: not oracle.left_behind(connection, names), "free of sessions and locks")
-            return oracle.left_behind(connection, names)
+
+            def left() -> list[str]:
+                postmaster_pid = postmaster(connection.info.backend_pid)
+                return [
+                    *oracle.left_behind(connection, names),
+                    *oracle.left_processes(MARK, cluster, postmaster_pid),
+                    *oracle.left_files(self.settings.pipeline_data_dir),
+                ]
+
+            with suppress(AssertionError):  # the caller's says what is left
+                until(lambda: not left(), "free of what runs leave")
+            return left()
 
 
 def is_lost(connection: psycopg.Connection) -> bool:

@@ -23,20 +23,24 @@ CHANGES = 12
 """Changes of a day, besides one order that is always good and one that is always bad."""
 
 
-def change(shop: Shop, random: Random, step: int) -> None:
-    """Insert, update, move to another day, spoil, mend, double and delete orders."""
+def change(shop: Shop, random: Random, step: int, *, spoils: bool = True) -> None:
+    """Insert, update, move to another day, spoil, mend, double and delete orders.
+
+    Without `spoils` all keep the contract: it holds no day.
+    """
     with shop.connection.transaction():
         for day in range(DAYS):
             second = step % 800 * 100
             shop.put(f"good-{day}", day, second, amount=step + 1)
-            shop.put(f"bad-{day}", day, second, **random.choice(BAD))
+            if spoils:
+                shop.put(f"bad-{day}", day, second, **random.choice(BAD))
             for _ in range(CHANGES):
                 order = f"{random.randrange(60):02}"
                 if random.random() < 0.15:
                     shop.remove(order)
                     continue
-                shop.put(order, day, second + random.randrange(100), **_values(random, day))
-                if random.random() < 0.05:
+                shop.put(order, day, second + random.randrange(100), **_values(random, day, spoils))
+                if spoils and random.random() < 0.05:
                     shop.connection.execute(
                         "INSERT INTO shop.transactions SELECT * FROM shop.transactions"
                         " WHERE order_id = %s",
@@ -44,7 +48,7 @@ def change(shop: Shop, random: Random, step: int) -> None:
                     )
 
 
-def _values(random: Random, day: int) -> dict[str, Any]:
+def _values(random: Random, day: int, spoils: bool) -> dict[str, Any]:
     values = {
         "customer_id": random.randrange(5),
         "amount": Decimal(random.randrange(1, 10_000)) / 100,
@@ -53,4 +57,4 @@ def _values(random: Random, day: int) -> dict[str, Any]:
         "status": random.choice(["completed", "Pending", "refunded "]),
         "ordered_at": FIRST_DAY + timedelta(days=day - random.randrange(40)),
     }
-    return values | random.choice(BAD) if random.random() < 0.15 else values
+    return values | random.choice(BAD) if spoils and random.random() < 0.15 else values

@@ -85,9 +85,7 @@ def test_there_is_no_orphan_and_no_cycle() -> None:
 def test_every_schedule_and_sensor_starts_something_that_exists() -> None:
     jobs = {job.name for job in REPOSITORY.get_all_jobs() if job.name != "__ASSET_JOB"}
     started = {schedule.job_name for schedule in REPOSITORY.schedule_defs}
-    started |= {
-        job.name for sensor in REPOSITORY.sensor_defs if sensor.has_jobs for job in sensor.jobs
-    }
+    started |= {target.job_name for sensor in REPOSITORY.sensor_defs for target in sensor.targets}
     assert started
     assert started <= jobs
     assert all(job == job.lower() for job in jobs)

@@ -369,6 +369,19 @@ class TestHostileFeeds:
         (item,) = collect(feeds.settings("one"), tmp_path).items
         assert item.title == title
 
+    @pytest.mark.parametrize("part", [0.5, 0.9])
+    def test_a_feed_that_is_cut_short_is_asked_again_and_not_archived(
+        self, feeds: FeedServer, tmp_path: Path, part: float
+    ) -> None:
+        """A connection that ends may look like the end of the answer; the entries that came aren't all."""
+        whole = rss(*((f"Number {n}", INSIDE) for n in range(20)))
+        feeds.feeds["one"] = whole[: int(len(whole) * part)]
+        with pytest.raises(FetchError, match="One: World broke off its answer"):
+            collect(feeds.settings("one"), tmp_path)
+        assert len(feeds.requests) == 3
+        feeds.feeds["one"] = whole
+        assert len(collect(feeds.settings("one"), tmp_path).items) == 20
+
     @pytest.mark.parametrize(
         ("declared", "actual"),
         [("utf-8", "utf-8"), ("iso-8859-1", "utf-8"), ("utf-8", "cp1252"), ("utf-16", "utf-8")],

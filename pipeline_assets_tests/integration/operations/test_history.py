@@ -20,7 +20,7 @@ from dagster._core.scheduler.instigation import (
 from dagster._utils.error import serializable_error_info_from_exc_info
 
 from pipeline_assets.resources.dagster_history import Instigator, Watched, instigators
-from pipeline_assets.resources.dagster_instance import remove_ticks
+from pipeline_assets.resources.dagster_instance import newest_ticks, remove_ticks
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -65,6 +65,19 @@ def tick(
             run_ids=[],
         )
     )
+
+
+def test_the_newest_ticks_are_those_that_dagster_finds(instance: dg.DagsterInstance) -> None:
+    for number in range(3):
+        state = sensor(instance, f"sensor_{number}")
+        for hours in range(2 * number):
+            tick(instance, state, hours / 24, TickStatus.SKIPPED)
+    states = instance.all_instigator_state()
+    found = newest_ticks(instance, [state.selector_id for state in states], 3)
+    assert sorted(len(ticks) for ticks in found.values()) == [2, 3]
+    for state in states:
+        dagsters = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=3)
+        assert found.get(state.selector_id, []) == dagsters
 
 
 def test_ticks_are_counted_while_they_fail_and_only_of_what_is_on_and_known(

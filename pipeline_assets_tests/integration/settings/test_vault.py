@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pytest_httpserver import HTTPServer
 
 from pipeline_assets.failures import is_transient
-from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.resources import celery, embedded_postgres
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings, SettingsError, load_settings, reload_settings, vault
 from pipeline_assets_tests.integration.settings.vault_server import VaultServer, vault_server
@@ -377,6 +377,28 @@ def test_dagsters_own_storage_follows_a_password_in_a_secret_file(
     file.write_text(account.change_password("third"))
     again = dg.DagsterInstance.from_ref(instance.get_ref())
     assert again.get_runs_count() == 1
+
+
+def test_celerys_results_follow_a_password_in_a_secret_file(
+    account: Account, use: Use, tmp_path: Path
+) -> None:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    file = folder / "dagster_database_url"
+    file.write_text(account.change_password("first"))
+    use(
+        {
+            **{name: PRODUCTION[name] for name in PRODUCTION if name != "DAGSTER_DATABASE_URL"},
+            "PIPELINE_EXECUTOR": "celery",
+            "CELERY_BROKER_URL": "amqp://u:p@rabbitmq:5672//",
+            "PIPELINE_FILES_URL": "s3://bucket/partitions",
+            "PIPELINE_SECRETS_DIR": str(folder),
+        }
+    )
+    app = celery.worker_app(load_settings())
+    app.backend.store_result("one", "done", "SUCCESS")
+    file.write_text(account.change_password("second"))
+    assert app.AsyncResult("one").get(timeout=10) == "done"
 
 
 def _created(instance: dg.DagsterInstance) -> str | None:

@@ -93,6 +93,14 @@ def test_a_relative_data_folder_lies_beside_dagster_yaml(
             {"SOURCE_DATABASE_URL": "postgresql://me:hunter2@db"},
             "SOURCE_DATABASE_URL is not a PostgreSQL URL",
         ),
+        (
+            {"SOURCE_DATABASE_URL": "postgresql://me:hunter2@one:5432,two:x/shop"},
+            "SOURCE_DATABASE_URL is not a PostgreSQL URL",
+        ),
+        (
+            {"DAGSTER_DATABASE_URL": "postgresql://me:hunter2@one:5432,two:5432/dagster"},
+            "DAGSTER_DATABASE_URL is not a PostgreSQL URL",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_its_variable(

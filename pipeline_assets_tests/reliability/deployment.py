@@ -1,0 +1,188 @@
+"""A deployment to be attacked: a code server, daemons and their runs, real processes of Dagster's.
+
+What a person does in the UI is asked for by the UI's own GraphQL, executed in this process.
+"""
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import GrpcServerTarget
+from dagster._grpc.client import DagsterGrpcClient
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+LONGEST = 300.0
+"""Seconds until a wait gives up; what is waited for takes some 5 to 60 on an idle machine."""
+LAUNCH = """
+mutation ($job: String!, $day: String!) {
+  launchRun(executionParams: {
+    selector: {repositoryLocationName: "code", repositoryName: "__repository__", jobName: $job}
+    executionMetadata: {tags: [{key: "dagster/partition", value: $day}]}
+  }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
+}
+"""
+BACKFILL = """
+mutation ($assets: [AssetKeyInput!], $days: [String!]) {
+  launchPartitionBackfill(backfillParams: {assetSelection: $assets, partitionNames: $days}) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message }
+  }
+}
+"""
+
+
+def until(happened: Callable[[], Any], longest: float = LONGEST) -> Any:
+    """What the function gives, once it gives something."""
+    deadline = time.monotonic() + longest
+    while time.monotonic() < deadline:
+        if found := happened():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"nothing happened in {longest:g} s")
+
+
+class Deployment:
+    """A home folder, and what runs in it."""
+
+    def __init__(
+        self, home: Path, instance: dg.DagsterInstance, started: Mapping[str, psutil.Process]
+    ) -> None:
+        self.home, self.instance, self.started = home, instance, started
+        target = GrpcServerTarget(
+            host="localhost", port=None, socket=str(home / "s"), location_name="code"
+        )
+        self.workspace = WorkspaceProcessContext(instance, target)
+
+    def ask(self, query: str, **variables: Any) -> dict[str, Any]:
+        """What the UI's API answers."""
+        from dagster_graphql.schema import create_schema
+
+        answer = asyncio.run(
+            create_schema().execute_async(
+                query,
+                context_value=self.workspace.create_request_context(),
+                variable_values=variables,
+            )
+        )
+        assert answer.errors is None, answer.errors
+        ((found),) = (answer.data or {}).values()
+        assert found["__typename"] in ("LaunchRunSuccess", "LaunchBackfillSuccess"), found
+        return dict(found)
+
+    def launch(self, job: str, day: str) -> str:
+        """Start a partition's run; its id."""
+        return str(self.ask(LAUNCH, job=job, day=day)["run"]["runId"])
+
+    def backfill(self, assets: list[str], days: list[str]) -> str:
+        """Start the backfill of some assets' partitions; its id."""
+        found = self.ask(BACKFILL, assets=[{"path": [name]} for name in assets], days=days)
+        return str(found["backfillId"])
+
+    def switch(self, sensor: str, *, on: bool) -> None:
+        """Switch a sensor on or off."""
+        location = self.workspace.create_request_context().get_code_location("code")
+        found = location.get_repository("__repository__").get_sensor(sensor)
+        if on:
+            self.instance.start_sensor(found)
+        else:
+            self.instance.stop_sensor(found.get_remote_origin_id(), found.selector_id, found)
+
+    def start_schedule(self, name: str) -> None:
+        """Switch a schedule on."""
+        location = self.workspace.create_request_context().get_code_location("code")
+        self.instance.start_schedule(location.get_repository("__repository__").get_schedule(name))
+
+    def runs(self, *statuses: dg.DagsterRunStatus) -> list[dg.RunRecord]:
+        """All runs, or those of some statuses."""
+        wanted = dg.RunsFilter(statuses=statuses) if statuses else None
+        return list(self.instance.get_run_records(wanted))
+
+    def is_idle(self) -> bool:
+        """Whether no run waits or runs, and no backfill has more to ask for."""
+        backfills = self.instance.get_backfills()
+        ended = ("COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
+        return all(each.status.value in ended for each in backfills) and not self.runs(
+            *(s for s in dg.DagsterRunStatus if s.value not in ("SUCCESS", "FAILURE", "CANCELED"))
+        )
+
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """What lives of the deployment, by what it is: the warm process isn't part of its daemon."""
+        found: dict[str, list[psutil.Process]] = {}
+        for name, process in self.started.items():
+            with suppress(psutil.Error):
+                for each in [process, *process.children(recursive=True)]:
+                    with suppress(psutil.Error):
+                        found.setdefault(_kind(each, process) or name, []).append(each)
+        return found
+
+
+def _kind(process: psutil.Process, root: psutil.Process) -> str:
+    """The warm process by itself, runs that were forked from it by themselves."""
+    if process == root or "warm_process" not in " ".join(process.cmdline()):
+        return ""
+    parent = process.parent()
+    is_run = parent is not None and "warm_process" in " ".join(parent.cmdline())
+    return "runs" if is_run else "launcher"
+
+
+@contextmanager
+def deployment(
+    home: Path, module: str, environment: Mapping[str, str], *, daemons: int = 1
+) -> Iterator[Deployment]:
+    """The project's dagster.yaml with a code server and daemons; all has ended when the context does."""
+    shutil.copy(ROOT / "dagster.yaml", home)
+    (home / "workspace.yaml").write_text(
+        f"load_from:\n  - grpc_server:\n      socket: {home / 's'}\n      location_name: code\n"
+    )
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.chdir(home)  # this process launches too
+        for name, value in {"DAGSTER_HOME": str(home), **environment}.items():
+            patch.setenv(name, value)
+        instance = stack.enter_context(dg.DagsterInstance.get())
+        server: list[str | Path] = [BIN / "dagster", "code-server", "start", "-m", module]
+        server += ["--working-directory", ROOT, "--socket", home / "s"]
+        started = {"code server": stack.enter_context(_running("code server", server, home))}
+        until(lambda: _answers(home / "s"))
+        for number in range(daemons):
+            name = f"daemon {number + 1}" if daemons > 1 else "daemon"
+            command: list[str | Path] = [BIN / "dagster-daemon", "run"]
+            started[name] = stack.enter_context(_running(name, command, home))
+        found = Deployment(home, instance, started)
+        context = stack.enter_context(found.workspace).create_request_context()
+        context.get_code_location("code")  # or the error that it doesn't load for
+        yield found
+
+
+@contextmanager
+def _running(name: str, command: list[str | Path], home: Path) -> Iterator[psutil.Process]:
+    with (home / f"{name}.log").open("wb") as log:
+        process = psutil.Popen(command, cwd=home, stdout=log, stderr=log)
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+def _answers(socket: Path) -> bool:
+    try:
+        DagsterGrpcClient(socket=str(socket)).ping("")
+    except dg.DagsterError:
+        return False
+    return True

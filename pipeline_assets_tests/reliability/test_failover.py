@@ -1,0 +1,91 @@
+"""A failover to a replica that lacks the last transactions: what it lost is found and loaded again.
+
+The settings stay as they are: their URL names both servers, and libpq finds the one that takes writes.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import cycle
+
+import dagster as dg
+import psycopg
+import pytest
+
+from pipeline_assets.definitions import build_definitions
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.conftest import FIRST_DAY, SOURCE_SCHEMA
+from pipeline_assets_tests.integration.operations.test_catch_up import JOB, SENSOR, Daemon
+from pipeline_assets_tests.integration.operations.watch import QUIET
+from pipeline_assets_tests.load_steps import DAYS
+from pipeline_assets_tests.reliability.kills import TRANSIENT, ended, start
+from pipeline_assets_tests.reliability.replication import Replicated, replicated
+from pipeline_assets_tests.reliability.site import Site, load_all
+from pipeline_assets_tests.reliability.test_faults import ROLES, rounds
+from pipeline_assets_tests.reliability.test_together import wrong
+
+
+def moved(site: Site, role: str, servers: Replicated) -> None:
+    """The site with one of its databases on the pair of servers."""
+    with servers.connect(0) as primary:
+        primary.execute(f"CREATE DATABASE {role}")
+    if role == "source":
+        with psycopg.connect(servers.url(role), autocommit=True) as source:
+            source.execute(SOURCE_SCHEMA)
+    url = {f"{role}_database_url": servers.url(role)}
+    site.settings = Settings.model_validate({**dict(site.settings), **url})
+
+
+@rounds(1, 5)
+@pytest.mark.parametrize("role", ROLES)
+def test_what_a_replica_lacks_is_loaded_again(
+    site: Site,
+    role: str,
+    rounds: int,
+    tmp_path_factory: pytest.TempPathFactory,
+    tell: Callable[[str], None],
+) -> None:
+    """Loads that succeeded are lost with their ledger; Dagster, and the days' files, know them as done."""
+    site.spoils = False
+    runs = 0
+    with (
+        replicated(tmp_path_factory.mktemp("replicated")) as servers,
+        dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("instance"))) as instance,
+    ):
+        moved(site, role, servers)
+        # Older days than the newest are compared by the daily reconciliation only.
+        settings = site.settings.model_copy(update={"warehouse_lateness_days": 1})
+        daemon = Daemon(settings, instance, SENSOR, JOB)
+        reconcile = build_definitions(settings).resolve_job_def("reconcile_transactions")
+        hours = cycle(range(1, 23))
+
+        def catch_up() -> None:
+            for _ in range(4):
+                daemon.tick(FIRST_DAY + timedelta(days=DAYS, hours=next(hours)))
+                if not wrong(site):
+                    return
+                reconcile.execute_in_process(instance=instance, run_config=QUIET)
+
+        for number in range(rounds):
+            site.change()
+            catch_up()
+            assert wrong(site) == [], f"{role}, round {number}, before"
+            servers.wait_for_replica()
+            servers.cut_off()
+            site.change()
+            catch_up()
+            assert wrong(site) == [], f"{role}, round {number}, to be lost"
+
+            servers.kill_primary()
+            away = ended(start(load_all, (site.settings,)))
+            assert away == TRANSIENT, "a replica that isn't promoted yet takes no writes"
+            servers.promote()
+            assert wrong(site) != [], "the replica has everything"
+            before = len(daemon.loaded)
+            catch_up()
+            runs += len(daemon.loaded) - before
+            assert wrong(site) == [], f"{role}, round {number}, after"
+            servers.rebuild()
+    tell(
+        f"{rounds} failovers of the {role} to a replica without its last transactions: {runs} days loaded "
+        "again; all exact"
+    )

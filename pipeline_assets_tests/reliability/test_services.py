@@ -1,0 +1,58 @@
+"""`kill -9` of the daemon, the code server, the warm process and the database while runs are under way.
+
+Their keepers start them again; nobody else does anything, and each run comes to its end once.
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import get_args
+
+import pytest
+
+from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.settings import Settings
+from pipeline_assets_tests.reliability.services import STAGES, Service, ServicesSite
+
+SERVICES: tuple[Service, ...] = get_args(Service)
+
+
+@pytest.fixture
+def services_site(
+    job_settings: Settings,
+    server: embedded_postgres.Server,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> ServicesSite:
+    """A deployment that isn't started yet."""
+    for name in ("source", "warehouse", "dagster"):
+        url = getattr(job_settings, f"{name}_database_url").get_secret_value()
+        monkeypatch.setenv(f"{name.upper()}_DATABASE_URL", url)
+    monkeypatch.setenv("PIPELINE_DATA_DIR", str(job_settings.pipeline_data_dir))
+    monkeypatch.setenv("DAGSTER_HOME", str(job_settings.pipeline_data_dir / "home"))
+    return ServicesSite(job_settings, server, Random(seed))
+
+
+@pytest.mark.parametrize(
+    "services",
+    [
+        pytest.param(("daemon", "code server"), id="short", marks=pytest.mark.slow),
+        *(
+            pytest.param((service,), id=service, marks=pytest.mark.reliability)
+            for service in SERVICES
+        ),
+    ],
+)
+def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
+    services_site: ServicesSite, services: Sequence[Service], tell: Callable[[str], None]
+) -> None:
+    """Long: each service at each stage. Short: two services, at a stage each."""
+    site = services_site
+    cases = [(service, stage) for service in services for stage in STAGES]
+    if len(services) > 1:
+        cases = [(service, site.random.choice(STAGES)) for service in services]
+    with site.deployed():
+        site.kill_nothing()
+        for service, stage in cases:
+            site.kill_service(service, stage)
+    assert site.left_behind() == []
+    tell(f"{site.kills} kills of {', '.join(services)}; all days agree, every run has ended")
