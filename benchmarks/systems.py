@@ -301,7 +301,7 @@ class Prefect(System):
         f"prefect=={version}",
         "fastapi==0.139.0",  # its own bound lets in 0.165, with which the server doesn't start
         "starlette==1.10.0",
-        "sqlalchemy==2.1.9",
+        "sqlalchemy==2.0.58",  # with 2.1 it can't start a schedule
         "uvicorn==0.54.0",
         "asyncpg==0.32.0",
         PSYCOPG,

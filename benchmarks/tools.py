@@ -95,11 +95,12 @@ def dagster_storage(server: Server, database: str) -> str:
 
 
 def install(packages: tuple[str, ...], folder: Path) -> Path:
-    """Make an environment of pinned packages with uv, unless it is there, and return its folder."""
+    """Make an environment of pinned packages with uv, unless it is there as it should be; its folder."""
     if not packages:
         return Path(sys.prefix)
     home = folder / packages[0].partition("[")[0].replace("==", "-")
-    if not (home / "installed").exists():
+    installed, wanted = home / "installed", "\n".join(packages)
+    if not installed.exists() or installed.read_text() != wanted:
         uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         if uv is None:
             raise SystemExit("uv is missing: run `make bench`, or install it")
@@ -111,7 +112,7 @@ def install(packages: tuple[str, ...], folder: Path) -> Path:
             [*pip, *packages],
         ):
             subprocess.run([uv, *command], check=True)
-        (home / "installed").touch()
+        installed.write_text(wanted)
     return home
 
 
