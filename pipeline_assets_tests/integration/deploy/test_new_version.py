@@ -123,7 +123,8 @@ class Site:
         )
 
         def serves() -> bool:
-            return client.health_check_query() == "SERVING"  # type: ignore[no-untyped-call]  # it has no types
+            status: str = client.health_check_query()  # type: ignore[no-untyped-call]  # it has no types
+            return status == "SERVING"
 
         until(serves, f"the code server of {version}")
         return process
