@@ -56,7 +56,7 @@ Figures are medians of {rounds} rounds, with minimum and maximum.
 
 CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
 same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
-first run after a start isn't counted.
+first run after a start isn't counted, nor is the first by a schedule.
 
 """
 RATIOS = """
