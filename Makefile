@@ -110,11 +110,11 @@ lock: $(VENV)/installed ## resolve requirements.lock and requirements-dev.lock a
 	$(LOCK) --extra sample --extra vault --extra celery --extra kubernetes --extra s3 --output-file requirements.lock
 	$(LOCK) --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 
-bench: $(VENV)/installed-dev ## install, then measure: the load beside other tools, the digest, the model, Dagster's start
-	@$(BIN)/python -m benchmarks.load $(ARGS)
-	@$(BIN)/python -m benchmarks.news
-	@$(BIN)/python -m benchmarks.models
-	@$(BIN)/python -m benchmarks.overhead
+# Others take up to hours: scale, growth, launches, orchestrators. ARGS are the first one's.
+BENCH ?= load news models overhead
+bench: $(VENV)/installed-dev ## install, then measure the load, the digest, the model, Dagster's start; or BENCH=growth
+	@$(BIN)/python -m benchmarks.$(firstword $(BENCH)) $(ARGS)
+	@set -e; for each in $(wordlist 2,9,$(BENCH)); do $(BIN)/python -m benchmarks.$$each; done
 
 clean: ## remove the environment, the data folder and caches
 	rm -rf $(VENV) .data .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -2,10 +2,9 @@
 
     python -m benchmarks.growth --help
 
-Every table has a contract of 16 columns, a source, a warehouse table, and 3,650 days in the ledger. One
-real run is copied inside Dagster's database with other tables, days and ids: `--histories` tables get a
-run a day, the others one. Figures are medians with their range; where something is kept for later by the
-first look, that look is left out. Each measure has a process of its own.
+Every table has a contract of 16 columns and 3,650 partitions (`benchmarks.growth_data`). Figures are medians
+with their range; where something is kept for later by the first look, that look is left out. Each measure
+has a process of its own.
 """
 
 import json
@@ -16,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,84 +24,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psutil
 import psycopg
 import typer
-from psycopg import sql
 from rich.console import Console
 
-from benchmarks.data import CONTRACT, drop
-from benchmarks.overhead import dagster_dev
+from benchmarks.deployment import ROOT, cpu_seconds, dagster_dev
+from benchmarks.growth_data import LAST, SAMPLE, Tables, copy_run, grown, make, remove_databases
 from benchmarks.report import Spread, growth_table, merge_growth
-from benchmarks.tools import dagster_storage
-from pipeline_assets.resources.embedded_postgres import Server, connect_or_start, ensure_database
+from pipeline_assets.resources.embedded_postgres import connect_or_start
 from pipeline_assets.settings import load_settings
 
 if TYPE_CHECKING:
-    import dagster as dg
     from playwright.sync_api import Page, Request
 
-ROOT = Path(__file__).parents[1]
-DAYS = 3650
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-FIRST, LAST = TODAY - timedelta(days=DAYS), TODAY - timedelta(days=1)
-SAMPLE = "growth_0001"
-"""The table that is looked at, and whose real run is copied."""
-SOURCE = """
-CREATE TABLE shop.{table} AS
-SELECT n::bigint AS line_id, n / 4::bigint AS order_id, n / 20::bigint AS customer_id,
-    n %% 100::bigint AS part_id, 1 AS quantity, 10::numeric(14,2) AS amount,
-    0.05::numeric(5,2) AS discount, 'USD'::text AS currency, 'open'::text AS status,
-    'low'::text AS priority, 'air'::text AS channel, moment AS ordered_at, moment AS updated_at,
-    NULL::text AS note
-FROM (SELECT n, %(first)s::timestamptz + n * interval '1 day' + interval '12 hours' AS moment
-    FROM generate_series(0, %(days)s - 1) AS n) AS daily;
-CREATE INDEX ON shop.{table} (updated_at);
-CREATE INDEX ON shop.{table} (line_id);
-"""
-# As the load leaves it.
-LEDGER = """
-INSERT INTO pipeline.batches (table_name, partition_key, window_start, window_end, verdict,
-    rows_extracted, rows_valid, rows_quarantined, violations, broken_rules, content_hash,
-    contract_version, code_version, validated_by, rows_written, rows_deleted, loaded_hash)
-SELECT %(table)s, to_char(day, 'YYYY-MM-DD'), day, day + interval '1 day', 'passed', 1, 1, 0, '{}', '{}',
-    'copied', '1.0.0', '0.1.0', 'growth', 1, 0, 'copied'
-FROM generate_series(%(first)s::timestamptz, %(last)s::timestamptz, interval '1 day') AS day
-"""
-# The page of an asset, and what looks at all of them, read materializations, what was planned, checks and
-# runs; other events are read with their run.
-COPIES = """
-CREATE TEMP TABLE copies AS
-    SELECT 'growth_' || to_char(number, 'FM0000') AS name, to_char(%(last)s::date - n, 'YYYY-MM-DD') AS day,
-        n, md5(number || ' ' || n)::uuid::text AS copy
-    FROM generate_series(1, %(tables)s) AS number, generate_series(0, %(days)s - 1) AS n
-    WHERE (number <= %(histories)s OR n = 0) AND (number, n) <> (1, 0);
-INSERT INTO runs (run_id, snapshot_id, pipeline_name, mode, status, run_body, create_timestamp,
-        update_timestamp, start_time, end_time)
-    SELECT copy, snapshot_id, replace(pipeline_name, %(sample)s, name), mode, status,
-        replace(replace(replace(run_body, %(run)s, copy), %(day)s, day), %(sample)s, name),
-        create_timestamp - interval '1 min' * n, update_timestamp - interval '1 min' * n,
-        start_time - 60 * n, end_time - 60 * n
-    FROM runs, copies WHERE run_id = %(run)s ORDER BY n DESC, name;
-INSERT INTO run_tags (run_id, key, value)
-    SELECT copy, key, replace(replace(value, %(day)s, day), %(sample)s, name)
-    FROM run_tags, copies WHERE run_id = %(run)s;
-INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
-    SELECT copy, replace(replace(replace(event, %(run)s, copy), %(day)s, day), %(sample)s, name),
-        dagster_event_type, timestamp - interval '1 min' * n, replace(step_key, %(sample)s, name),
-        replace(asset_key, %(sample)s, name), replace(partition, %(day)s, day)
-    FROM event_logs, copies WHERE run_id = %(run)s
-        AND dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_MATERIALIZATION_PLANNED')
-    ORDER BY n DESC, name, event_logs.id;
-INSERT INTO asset_check_executions (asset_key, check_name, partition, run_id, execution_status,
-        evaluation_event, evaluation_event_timestamp, evaluation_event_storage_id)
-    SELECT replace(asset_key, %(sample)s, name), check_name, day, copy, execution_status,
-        evaluation_event, evaluation_event_timestamp, evaluation_event_storage_id
-    FROM asset_check_executions, copies WHERE run_id = %(run)s
-    ORDER BY n DESC, name, asset_check_executions.id;
-INSERT INTO asset_keys (asset_key, last_materialization, last_run_id, asset_details,
-        last_materialization_timestamp, tags)
-    SELECT replace(asset_key, %(sample)s, name), replace(last_materialization, %(sample)s, name),
-        last_run_id, asset_details, last_materialization_timestamp, tags
-    FROM asset_keys, copies WHERE asset_key LIKE '%%' || %(sample)s || '%%' AND n = 0;
-"""
 TICKS = """
 SELECT count(*) FROM job_ticks
 WHERE type = 'SENSOR' AND status IN ('SKIPPED', 'SUCCESS') AND timestamp >= %s
@@ -109,76 +42,12 @@ WHERE type = 'SENSOR' AND status IN ('SKIPPED', 'SUCCESS') AND timestamp >= %s
 app = typer.Typer(help=__doc__, no_args_is_help=False, pretty_exceptions_enable=False)
 
 
-@app.callback(invoke_without_command=True)
-def main(
-    context: typer.Context,
-    tables: Annotated[list[int] | None, typer.Option(help="So many; 10, 100, 1000.")] = None,
-    histories: Annotated[int, typer.Option(help="Tables with a run a day on record.")] = 10,
-    runs: Annotated[int, typer.Option(help="Runs of each measure.", min=1)] = 5,
-    minutes: Annotated[float, typer.Option(help="How long the daemon is watched.")] = 3,
-    folder: Annotated[Path | None, typer.Option(help="Databases; 6 GB.")] = None,
-) -> None:
-    """Measure each number of tables; half an hour, most of it for a thousand."""
-    if context.invoked_subcommand:
-        return
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    folder = (folder or load_settings().pipeline_data_dir / "benchmarks").resolve()
-    console = Console()
-    for count in tables or (10, 100, 1000):
-        with console.status(f"{count:,} tables") as status:
-            figures = _measure(count, min(histories, count), runs, minutes, folder, status.update)
-        merge_growth({"tables": count, "histories": min(histories, count), "figures": figures})
-        console.print(growth_table())
+@dataclass(frozen=True)
+class Effort:
+    """How often and how long to measure."""
 
-
-def _measure(
-    count: int,
-    histories: int,
-    runs: int,
-    minutes: float,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Spread]:
-    server = connect_or_start(folder / "postgres")
-    home = folder / f"growth-{count}"
-    home.mkdir(exist_ok=True)
-    contracts = _contracts(home, count)
-    environment = _databases(server, home)
-    os.environ |= environment
-    say(f"{count:,} tables: making them")
-    _fill(environment, contracts)
-    run = _own_process("run", contracts)[0]
-    with psycopg.connect(server.url("growth_dagster"), autocommit=True) as dagster:
-        say(f"{count:,} tables: copying a run")
-        asked = {
-            "tables": count,
-            "histories": histories,
-            "days": DAYS,
-            "last": LAST,
-            "sample": SAMPLE,
-            "run": run,
-            "day": f"{LAST:%Y-%m-%d}",
-        }
-        with psycopg.ClientCursor(dagster) as cursor:  # CREATE TABLE takes no server's parameters
-            cursor.execute(COPIES, asked)
-        dagster.execute("VACUUM ANALYZE")
-    say(f"{count:,} tables: loading the definitions")
-    loads = [_own_process("load", contracts) for _ in range(runs)]
-    names = ("definitions, s", "definitions, CPU s", "definitions, peak MB")
-    figures = {
-        name: spread(list(values))
-        for name, values in zip(names, zip(*loads, strict=True), strict=True)
-    }
-    for sensor, title in ((f"source_changes_sensor_{SAMPLE}", "a table's"), ("alerts", "alerts'")):
-        say(f"{count:,} tables: ticks of {sensor}")
-        ticks = _own_process("tick", contracts, sensor, str(runs))
-        figures[f"{title} tick, s"] = spread([wall for wall, _ in ticks])
-        figures[f"{title} tick, CPU s"] = spread([cpu for _, cpu in ticks])
-    say(f"{count:,} tables: the UI")
-    figures |= _page(home, runs)
-    say(f"{count:,} tables: the daemon, for {minutes:g} minutes")
-    figures |= _daemon(home, server, minutes)
-    return figures
+    runs: int
+    minutes: float
 
 
 def spread(values: list[float]) -> Spread:
@@ -190,106 +59,51 @@ def spread(values: list[float]) -> Spread:
     }
 
 
-def _contracts(home: Path, count: int) -> Path:
-    """The order lines' contract again and again, and a folder that Dagster loads them from."""
-    contracts = home / "contracts"
-    contracts.mkdir(exist_ok=True)
-    text = CONTRACT.read_text()
-    level = "\nslaProperties:\n  - {property: latency, value: 48, unit: h}\n"
-    for number in range(1, count + 1):
-        name = f"growth_{number:04}"
-        file = contracts / f"{name}.odcs.yaml"
-        file.write_text(text.replace("line_items", name) + level)
-    (home / "workspace.yaml").write_text("load_from:\n  - python_file: grown.py\n")
-    (home / "grown.py").write_text(
-        "from pathlib import Path\n\nfrom benchmarks.growth import grown\n\n"
-        f"defs = grown(Path({str(contracts)!r}))\n"
+def set_up(tables: Tables, effort: Effort) -> dict[str, Spread]:
+    """Make the tables; nothing is measured."""
+    del effort
+    make(tables)
+    return {}
+
+
+def history(tables: Tables, effort: Effort) -> dict[str, Spread]:
+    """Load a day of one table, and copy the run; nothing is measured."""
+    del effort
+    (run_id,) = _own_process("run", tables)
+    copy_run(tables, run_id)
+    return {}
+
+
+def definitions(tables: Tables, effort: Effort) -> dict[str, Spread]:
+    """Loading all definitions, and what a run's process loads of them."""
+    loads = [_own_process("load", tables) for _ in range(effort.runs)]
+    names = (
+        "definitions, s",
+        "definitions, CPU s",
+        "definitions, a run's CPU s",
+        "definitions, peak MB",
     )
-    return contracts
-
-
-def grown(contracts: Path) -> "dg.Definitions":
-    """The project's definitions with a table more for each contract in the folder."""
-    from unittest.mock import patch
-
-    from benchmarks.ours import derive
-    from pipeline_assets import definitions
-    from pipeline_assets.quality.odcs import load_contract
-    from pipeline_assets.warehouse.tables import Table, load_tables
-
-    def more() -> list[Table]:
-        files = sorted(contracts.glob("*.odcs.yaml"))
-        return [*load_tables(), *(Table(load_contract(file), derive=derive) for file in files)]
-
-    with patch.object(definitions, "load_tables", more):
-        return definitions.build_definitions(load_settings())
-
-
-def _databases(server: Server, home: Path) -> dict[str, str]:
-    """New databases, as the settings of the processes that are measured."""
-    with psycopg.connect(server.url(), autocommit=True) as admin:
-        for name in ("growth_source", "growth_warehouse", "growth_dagster"):
-            drop(admin, name)
     return {
-        "DAGSTER_HOME": str(ROOT),
-        "PIPELINE_DATA_DIR": str(home / "data"),
-        "WAREHOUSE_START_DATE": f"{FIRST:%Y-%m-%d}",
-        # No week of the model has closed: nothing of it is missing, so no sensor starts runs.
-        "MODELS_START_DATE": f"{TODAY - timedelta(days=TODAY.weekday()):%Y-%m-%d}",
-        "SOURCE_DATABASE_URL": ensure_database(server, "growth_source"),
-        "WAREHOUSE_DATABASE_URL": ensure_database(server, "growth_warehouse"),
-        "DAGSTER_DATABASE_URL": dagster_storage(server, "growth_dagster"),
-        "PYTHONPATH": str(ROOT),
+        name: spread(list(values))
+        for name, values in zip(names, zip(*loads, strict=True), strict=True)
     }
 
 
-def _fill(environment: dict[str, str], contracts: Path) -> None:
-    """Source, warehouse and ledger as after ten years of loads, a row a day and table."""
-    from pipeline_assets.quality.odcs import load_contract
-    from pipeline_assets.warehouse.load import prepare
-    from pipeline_assets.warehouse.tables import Table
-
-    span = {"first": FIRST, "last": LAST, "days": DAYS}
-    with (
-        psycopg.connect(
-            environment["SOURCE_DATABASE_URL"], cursor_factory=psycopg.ClientCursor
-        ) as source,
-        psycopg.connect(environment["WAREHOUSE_DATABASE_URL"], autocommit=True) as warehouse,
-    ):
-        source.execute("CREATE SCHEMA shop")
-        source.execute("CREATE VIEW shop.transactions AS SELECT now() AS updated_at WHERE false")
-        for file in sorted(contracts.glob("*.odcs.yaml")):
-            contract = load_contract(file)
-            name = sql.Identifier(contract.name)
-            source.execute(sql.SQL(SOURCE).format(table=name), span)
-            source.commit()  # all in one would need more locks than a server has
-            prepare(warehouse, Table(contract))
-            with (
-                source.cursor().copy(
-                    sql.SQL(
-                        "COPY (SELECT *, round(amount * (1 - discount), 2), ordered_at::date FROM shop.{})"
-                        " TO STDOUT"
-                    ).format(name)
-                ) as read,
-                warehouse.cursor().copy(
-                    sql.SQL("COPY analytics.{} ({}) FROM STDIN").format(
-                        name, sql.SQL(", ").join(sql.Identifier(c.name) for c in contract.columns)
-                    )
-                ) as write,
-            ):
-                for line in read:
-                    write.write(line)
-            warehouse.execute(LEDGER, {"table": contract.name, **span})
-        source.commit()
-        for connection in (source, warehouse):
-            connection.autocommit = True
-            connection.execute("VACUUM ANALYZE")
+def ticks(tables: Tables, effort: Effort) -> dict[str, Spread]:
+    """A table's sensor with nothing to do, and the one that looks at everything."""
+    figures = {}
+    for sensor, title in ((f"source_changes_sensor_{SAMPLE}", "a table's"), ("alerts", "alerts'")):
+        found = _own_process("tick", tables, sensor, str(effort.runs))
+        figures[f"{title} tick, s"] = spread([wall for wall, _ in found])
+        figures[f"{title} tick, CPU s"] = spread([cpu for _, cpu in found])
+    return figures
 
 
-def _own_process(command: str, contracts: Path, *arguments: str) -> list[Any]:
+def _own_process(command: str, tables: Tables, *arguments: str) -> list[Any]:
     told = subprocess.run(
-        [sys.executable, "-m", "benchmarks.growth", command, str(contracts), *arguments],
+        [sys.executable, "-m", "benchmarks.growth", command, str(tables.contracts), *arguments],
         cwd=ROOT,
+        env=os.environ | tables.environment(),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -318,15 +132,20 @@ def run_one(contracts: Path) -> None:
 
 @app.command(hidden=True)
 def load(contracts: Path) -> None:
-    """Build all definitions as a code server does; prints seconds, CPU seconds, the process's peak in MB."""
+    """Build all definitions as a code server does.
+
+    Prints seconds, CPU seconds, those of them that a run's process takes too, its peak in MB.
+    """
     import pipeline_assets.definitions  # noqa: F401 - what is imported once isn't the tables' cost
 
     begun, cpu_begun = time.perf_counter(), time.process_time()
     repository = grown(contracts).get_repository_def()
+    repository.get_job(f"load_{SAMPLE}")
+    of_a_run = time.process_time() - cpu_begun
     repository.load_all_definitions()
-    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu_begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps([seconds, cpu_seconds, peak]))  # noqa: T201 - likewise
+    print(json.dumps([seconds, cpu, of_a_run, peak]))  # noqa: T201 - likewise
 
 
 @app.command(hidden=True)
@@ -353,23 +172,23 @@ def tick(contracts: Path, sensor: str, runs: int) -> None:
     print(json.dumps(seconds[1:]))  # noqa: T201 - likewise
 
 
-def _page(home: Path, runs: int) -> dict[str, Spread]:
+def page(tables: Tables, effort: Effort) -> dict[str, Spread]:
     """The page of one asset in Chromium: first paint, last answer, what was asked."""
     from playwright.sync_api import sync_playwright
 
     measured: dict[str, list[float]] = {}
     with (
-        _dagster(home, "stopped") as address,
+        _dagster(tables, "stopped") as address,
         sync_playwright() as playwright,
         playwright.chromium.launch(
             executable_path="/usr/bin/chromium",
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         ) as browser,
     ):
-        for number in range(runs + 1):
-            page = browser.new_page()
-            found = _look(page, f"{address}/assets/validated_{SAMPLE}?view=partitions")
-            page.close()
+        for number in range(effort.runs + 1):
+            tab = browser.new_page()
+            found = _look(tab, f"{address}/assets/validated_{SAMPLE}?view=partitions")
+            tab.close()
             if number:  # the first one makes Dagster sum up the partitions, and keep that
                 for name, value in found.items():
                     measured.setdefault(name, []).append(value)
@@ -398,51 +217,90 @@ def _look(page: "Page", address: str) -> dict[str, float]:
     }
 
 
-def _daemon(home: Path, server: Server, minutes: float) -> dict[str, Spread]:
+def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
     """Memory and CPU of Dagster's processes, and the ticks that they manage, all sensors switched on."""
     memory: dict[str, list[float]] = {"dagster._daemon run": [], "dagster api grpc": []}
     with (
-        _dagster(home, "running"),
-        psycopg.connect(server.url("growth_dagster"), autocommit=True) as dagster,
+        _dagster(tables, "running"),
+        psycopg.connect(tables.server.url(tables.database("dagster")), autocommit=True) as dagster,
     ):
-        time.sleep(30)  # the first ticks import and connect
-        begun, before = time.time(), _cpu_seconds()
-        while time.time() < begun + 60 * minutes:
+        started = datetime.now(UTC).replace(tzinfo=None)
+        while not _ticks(dagster, started):
+            time.sleep(1)
+        time.sleep(10 * effort.minutes)  # the first ticks import and connect
+        begun, before = time.time(), cpu_seconds(*psutil.Process().children())
+        since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
+        while time.time() < begun + 60 * effort.minutes or not _ticks(dagster, since):
             time.sleep(5)
             for each in psutil.Process().children(recursive=True):
                 words = " ".join(each.cmdline())
                 for name, values in memory.items():
                     if name in words:
                         values.append(each.memory_full_info().uss / (1 << 20))
-        elapsed, cpu = time.time() - begun, _cpu_seconds() - before
-        since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
-        ((ticks,),) = dagster.execute(TICKS, [since]).fetchall()
+        elapsed, cpu = time.time() - begun, cpu_seconds(*psutil.Process().children()) - before
+        done = _ticks(dagster, since)
     return {
         "daemon, MB": spread(memory["dagster._daemon run"]),
         "code server, MB": spread(memory["dagster api grpc"]),
         "Dagster's cores in use": spread([cpu / elapsed]),
-        "sensor ticks a minute": spread([60 * ticks / elapsed]),
+        "sensor ticks a minute": spread([60 * done / elapsed]),
     }
 
 
+def _ticks(dagster: psycopg.Connection, since: datetime) -> int:
+    """Sensors' ticks that have worked since a moment."""
+    ((count,),) = dagster.execute(TICKS, [since]).fetchall()
+    return int(count)
+
+
 @contextmanager
-def _dagster(home: Path, automation: str) -> Iterator[str]:
+def _dagster(tables: Tables, automation: str) -> Iterator[str]:
     """`dagster dev` on the tables, their sensors on or off: its address."""
-    os.environ["PIPELINE_AUTOMATION"] = automation
-    with dagster_dev(home, home / "data") as (address, _):
+    settings = {**tables.environment(), "PIPELINE_AUTOMATION": automation}
+    with dagster_dev(tables.home, tables.home / "data", **settings) as (address, _):
         yield address
 
 
-def _cpu_seconds() -> float:
-    """CPU seconds of all processes that were started from here."""
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+PARTS: dict[str, Callable[[Tables, Effort], dict[str, Spread]]] = {
+    part.__name__: part for part in (set_up, history, definitions, ticks, page, daemon)
+}
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    tables: Annotated[list[int] | None, typer.Option(help="So many; 10, 100, 1000.")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of {', '.join(PARTS)}, on what those before it have left; all."),
+    ] = None,
+    days: Annotated[int, typer.Option(help="Partitions of each table.", min=2)] = 3650,
+    recent: Annotated[
+        int, typer.Option(help="Days of each in Dagster's history; of the first all are.", min=1)
+    ] = 7,
+    runs: Annotated[int, typer.Option(help="Runs of each measure.", min=1)] = 5,
+    minutes: Annotated[float, typer.Option(help="How long the daemon is watched.")] = 3,
+    folder: Annotated[Path | None, typer.Option(help="Databases; 6 GB.")] = None,
+) -> None:
+    """Measure each number of tables; an hour, most of it for a thousand."""
+    if context.invoked_subcommand:
+        return
+    if unknown := set(part or ()) - set(PARTS):
+        raise typer.BadParameter(f"There is no part {', '.join(sorted(unknown))}.")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    folder = (folder or load_settings().pipeline_data_dir / "benchmarks").resolve()
+    server = connect_or_start(folder / "postgres")
+    console = Console()
+    for count in tables or (10, 100, 1000):
+        grown_to = Tables(server, folder / f"growth-{count}", count, days, recent)
+        for name in part or PARTS:
+            with console.status(f"{count:,} tables: {name}"):
+                figures = PARTS[name](grown_to, Effort(runs, minutes))
+            if figures:
+                merge_growth({"tables": count, "days": days, "recent": recent, "figures": figures})
+        if not part:
+            remove_databases(grown_to)
+    console.print(growth_table())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.overhead import LAUNCH, ROOT, STATUS, dagster_dev, graphql
+from benchmarks.deployment import ROOT, cpu_seconds, dagster_dev, launch, wait
 
 THREE = """
 import dagster as dg
@@ -45,7 +45,6 @@ defs = dg.Definitions(
 )
 """
 AT_ONCE = 10
-ENDS = ("SUCCESS", "FAILURE", "CANCELED")
 
 
 def deploy(folder: Path, *, warm: bool) -> tuple[Path, Path]:
@@ -64,35 +63,10 @@ def deploy(folder: Path, *, warm: bool) -> tuple[Path, Path]:
 def run(address: str, number: int = 1) -> float:
     """Seconds from the request of some runs at once to the end of the last."""
     begun = time.perf_counter()
-    runs = []
-    for day in range(number):
-        answer = graphql(
-            address, LAUNCH, location="three.py", job="all_three", day=f"2026-02-{day + 1:02}"
-        )["launchRun"]
-        if "run" not in answer:
-            raise SystemExit(f"a run could not be launched: {answer}")
-        runs.append(answer["run"]["runId"])
-    while runs:
-        status = graphql(address, STATUS, id=runs[0])["runOrError"]["status"]
-        if status in ENDS:
-            if status != "SUCCESS":
-                raise SystemExit(f"run {runs[0]} ended as {status}")
-            runs.pop(0)
-        else:
-            time.sleep(0.05)
+    days = [f"2026-02-{day + 1:02}" for day in range(number)]
+    for run_id in [launch(address, "three.py", "all_three", day) for day in days]:
+        wait(address, run_id)
     return time.perf_counter() - begun
-
-
-def cpu_seconds(server: psutil.Process) -> float:
-    """CPU of a deployment's processes so far, those that have ended too."""
-    total = 0.0
-    for process in (server, *server.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
 
 
 def settled_cpu(server: psutil.Process, action: Callable[[], float]) -> tuple[float, float]:

@@ -6,25 +6,22 @@ machines are noisy. `python -m benchmarks.overhead --help`.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import psutil
-import requests
 import typer
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
+from benchmarks.deployment import ROOT, dagster_dev, launch, wait
+
 EMPTY = """
 import dagster as dg
 
@@ -35,15 +32,6 @@ defs = dg.Definitions(
     assets=[nothing], jobs=[dg.define_asset_job("empty", [nothing])], executor=dg.in_process_executor
 )
 """
-LAUNCH = """
-mutation ($location: String!, $job: String!, $day: String!) {
-  launchRun(executionParams: {
-    selector: {repositoryLocationName: $location, repositoryName: "__repository__", jobName: $job}
-    executionMetadata: {tags: [{key: "dagster/partition", value: $day}]}
-  }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
-}
-"""
-STATUS = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 app = typer.Typer(help=__doc__)
 
 
@@ -56,36 +44,6 @@ def import_seconds(module: str) -> float:
     return float(found.stdout)
 
 
-@contextmanager
-def dagster_dev(folder: Path, data: Path) -> Iterator[tuple[str, float]]:
-    """`dagster dev` in a folder: its address, and the seconds until it answered."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    begun = time.perf_counter()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        [str(BIN / "dagster"), "dev", "--port", str(port)],
-        cwd=folder,
-        env=os.environ | {"PIPELINE_DATA_DIR": str(data)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        while True:
-            try:
-                requests.get(f"{address}/server_info", timeout=1).raise_for_status()
-                break
-            except requests.RequestException:
-                if process.poll() is not None:
-                    raise SystemExit(f"dagster dev in {folder} ended by itself") from None
-                time.sleep(0.02)
-        try:
-            yield address, time.perf_counter() - begun
-        finally:
-            process.send_signal(signal.SIGINT)
-
-
 def start_seconds(folder: Path, data: Path) -> float:
     """Seconds until the UI of `dagster dev` answers."""
     with dagster_dev(folder, data) as (_, seconds):
@@ -95,15 +53,7 @@ def start_seconds(folder: Path, data: Path) -> float:
 def run_cpu_seconds(address: str, location: str, job: str, day: str) -> float:
     """CPU seconds of the process of a run that is launched as the UI does."""
     before = ended_children_cpu_seconds()
-    answer = graphql(address, LAUNCH, location=location, job=job, day=day)["launchRun"]
-    if "run" not in answer:
-        raise SystemExit(f"{job} {day} could not be launched: {answer}")
-    status = "QUEUED"
-    while status not in ("SUCCESS", "FAILURE", "CANCELED"):
-        time.sleep(0.2)
-        status = graphql(address, STATUS, id=answer["run"]["runId"])["runOrError"]["status"]
-    if status != "SUCCESS":
-        raise SystemExit(f"{job} {day} ended as {status}")
+    wait(address, launch(address, location, job, day))
     time.sleep(3)  # until its process has ended and been reaped
     return ended_children_cpu_seconds() - before
 
@@ -118,13 +68,6 @@ def ended_children_cpu_seconds() -> float:
             continue
         total += times.children_user + times.children_system
     return total
-
-
-def graphql(address: str, query: str, **variables: str) -> dict[str, Any]:
-    """The data that the UI's own interface answers with."""
-    body = {"query": query, "variables": variables}
-    found: dict[str, Any] = requests.post(f"{address}/graphql", json=body, timeout=60).json()
-    return dict(found["data"])
 
 
 def pairs(

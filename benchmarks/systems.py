@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import requests
 import yaml
 
-from benchmarks.overhead import LAUNCH, graphql
+from benchmarks.deployment import LAUNCH, graphql
 from benchmarks.tools import PEERS
 from pipeline_assets import __version__
 

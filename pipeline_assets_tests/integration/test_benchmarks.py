@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks import data, load, orchestrators, report, services
+from benchmarks import data, growth, load, orchestrators, report, services
 from benchmarks.systems import Dagster
 from pipeline_assets.resources import embedded_postgres
 
@@ -34,6 +36,43 @@ def test_the_harness_measures_and_finds_what_a_tool_did_wrong(
         assert 0 < result["seconds"]["min"] <= result["seconds"]["max"]
         assert result["server_cpu_seconds"] > 0
         assert result["peak_mb"] > 0
+
+
+@pytest.mark.slow
+def test_growth_is_measured_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "GROWTH_RESULTS", tmp_path / "growth.json")
+
+    def measure(*parts: str) -> None:
+        arguments = ["--tables=2", "--days=20", "--recent=3", "--runs=2", "--minutes=0.1"]
+        arguments += [f"--folder={tmp_path / 'bench'}", *(f"--part={part}" for part in parts)]
+        done = CliRunner().invoke(growth.app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    def figures() -> dict[str, report.Spread]:
+        (result,) = report.load_growth()
+        assert (result["tables"], result["days"], result["recent"]) == (2, 20, 3)
+        return result["figures"]
+
+    measure("set_up", "history")
+    server = embedded_postgres.connect_or_start(tmp_path / "bench" / "postgres")
+    with psycopg.connect(server.url("growth_2_dagster")) as history:
+        assert (
+            history.execute(
+                """SELECT partition, asset_key FROM event_logs
+               WHERE dagster_event_type = 'ASSET_MATERIALIZATION' AND asset_key LIKE '%validated%'"""
+            ).rowcount
+            == 20 + 3
+        )
+    measure("definitions", "ticks")
+    found = figures()
+    assert 0 < found["definitions, a run's CPU s"]["min"] < found["definitions, CPU s"]["max"]
+    assert found["a table's tick, s"]["median"] > 0
+    # Sensors have every table to look at, and start nothing.
+    measure("daemon")
+    watched = figures()
+    assert found.items() < watched.items()
+    assert watched["sensor ticks a minute"]["median"] > 0
+    assert watched["daemon, MB"]["min"] > 50
 
 
 @pytest.mark.slow
