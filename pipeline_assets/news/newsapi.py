@@ -12,6 +12,7 @@ from typing import Any
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.news.items import Answer, Item, Run, Source
 from pipeline_assets.resources.http import FetchError, Response, is_transient
+from pipeline_assets.settings.rotation import current, read_again, replace
 
 SECTIONS = {
     "general": "Top stories",
@@ -52,16 +53,9 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
         FetchError: another failure, in words that complete "<source> ...".
     """
     del before
-    secret = run.settings.newsapi_key
-    key = secret.get_secret_value() if secret else ""
     pages: list[Answer] = []
     for page in range(1, MAX_PAGES + 1):
-        response = run.client.get(
-            source.url,
-            params=_question(source, run) | {"page": str(page)},
-            headers={"X-Api-Key": key, "Accept": "application/json"},
-            transient=_transient,
-        )
+        response = _ask(source, run, page)
         answer = _json(response)
         if response.status == 426 and answer.get("code") == "maximumResultsReached":
             break  # not a failure: this is how the plan says that there is no more
@@ -71,6 +65,32 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
         if page * PAGE_SIZE >= int(answer.get("totalResults") or 0) or not answer.get("articles"):
             break
     return pages
+
+
+def _ask(source: Source, run: Run, page: int) -> Response:
+    """One page; of a key that is refused, and was changed, by the new one.
+
+    Raises:
+        PermanentError: the key is refused, and no other is there.
+    """
+    while True:
+        key = current(run.settings, "newsapi_key")
+        response = run.client.get(
+            source.url,
+            params=_question(source, run) | {"page": str(page)},
+            headers={
+                "X-Api-Key": key.get_secret_value() if key else "",
+                "Accept": "application/json",
+            },
+            transient=_transient,
+        )
+        if response.status != 401:
+            return response
+        refusal = _failure(401, _json(response))
+        newest = read_again("newsapi_key", refusal)
+        if newest is None or newest == key:
+            raise refusal
+        replace(run.settings, "newsapi_key", newest)
 
 
 def parse(source: Source, answer: Answer) -> list[Item]:

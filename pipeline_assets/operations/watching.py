@@ -22,6 +22,7 @@ from pipeline_assets.operations.problems import Kind, Problem, moment
 from pipeline_assets.operations.runs import Outside, View
 from pipeline_assets.resources.dagster_history import stored_value
 from pipeline_assets.settings import Settings
+from pipeline_assets.settings.rotation import current, read_again, replace
 
 TIME_TO_TELL = timedelta(seconds=20)
 """Dagster ends a sensor's tick after 60 s; what isn't delivered by then waits for the next."""
@@ -144,7 +145,7 @@ def tell(
     if book.looked_at is None or view.now - book.looked_at > ASLEEP:
         book.awake_since = view.now
     book.looked_at = view.now
-    addresses = delivery.channels(settings.alert_urls)
+    addresses = delivery.channels(current(settings, "alert_urls"))
     secrets = sorted(secret_values(settings), key=len, reverse=True)
     problems, unknown = find(book.awake_since or view.now)
     alerts.update(
@@ -169,9 +170,21 @@ def tell(
 
     deadline = clock() + TIME_TO_TELL
     alerts.deliver(book, send, clock, save, channels=addresses, deadline=deadline)
+    if book.messages:
+        _read_addresses_again(settings)
     if beats and settings.heartbeat_url and not _unheard(book, addresses):
         delivery.beat(settings.heartbeat_url)
     return _summary(book, addresses)
+
+
+def _read_addresses_again(settings: Settings) -> None:
+    """Some channel fails: if ALERT_URLS was changed since, the next look tells the new ones.
+
+    What waited for an address that is gone goes to those that are new.
+    """
+    newest = read_again("alert_urls", alerts.DeliveryError("a channel fails"))
+    if newest:
+        replace(settings, "alert_urls", newest)
 
 
 def _unheard(book: Book, addresses: dict[str, str]) -> bool:

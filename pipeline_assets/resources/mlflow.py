@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
+from pipeline_assets.settings.rotation import current, read_again, replace
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -39,6 +42,12 @@ QUIET = {
 """Environment of everything that imports MLflow: no progress bars, no advice on git, no calls home."""
 
 
+def _place(uri: SecretStr) -> str:
+    """All that an address says but who logs in."""
+    parts = urlsplit(uri.get_secret_value())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 @dataclass(frozen=True)
 class Mlflow:
     """MLflow as the settings place it. Nothing connects or starts before it is used."""
@@ -52,7 +61,7 @@ class Mlflow:
 
     def tracking_uri(self) -> str:
         """Where runs and models are recorded, with the password if there is one: never log it."""
-        stated = self.settings.mlflow_tracking_uri
+        stated = current(self.settings, "mlflow_tracking_uri")
         uri = stated.get_secret_value() if stated else Database("mlflow", self.settings).url()
         scheme, _, rest = uri.partition("://")
         # A bare postgresql:// may come to mean psycopg 3, which MLflow's store doesn't know.
@@ -69,17 +78,32 @@ class Mlflow:
         uri = self.tracking_uri()
         if not uri.startswith("http"):
             return None
-        parts = urlsplit(uri)
-        # Without the login that it may have.
-        host = parts.netloc.rpartition("@")[2]
         page = f"/#/experiments/{_experiment_id(self.client(), self.experiment)}/runs/{run_id}"
-        return f"{parts.scheme}://{host}{parts.path.rstrip('/')}{page}"
+        return f"{_place(SecretStr(uri)).rstrip('/')}{page}"
 
     def client(self) -> "MlflowClient":
         """A client for tracking and registry, once database and experiment are there.
 
-        MLflow's own functions then use the same place.
+        MLflow's own functions then use the same place. A login that is refused, and was changed, is read
+        again.
         """
+        try:
+            return self._client()
+        except Exception as error:
+            if not self._has_another_login(error):
+                raise
+        return self._client()
+
+    def _has_another_login(self, error: Exception) -> bool:
+        """Whether the settings have one by now, for the same place, which is used from then on."""
+        name = "mlflow_tracking_uri"
+        tried, now = current(self.settings, name), read_again(name, error)
+        if tried is None or now is None or now == tried or _place(now) != _place(tried):
+            return False
+        replace(self.settings, name, now)
+        return True
+
+    def _client(self) -> "MlflowClient":
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         import mlflow
 

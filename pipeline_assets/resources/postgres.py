@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pipeline_assets.settings import Settings, SettingsError, reload_settings
+from pipeline_assets.settings import Settings
+from pipeline_assets.settings.rotation import current, read_again, replace
 
 if TYPE_CHECKING:
     import psycopg
@@ -35,8 +36,6 @@ ENDS_LOST_SESSIONS["tcp_user_timeout"] = str(_UNHEARD)
 """Session settings: of a host that is cut off, the server drops sessions and locks after half a minute."""
 FINDS_LOST_SERVERS: dict[str, Any] = {**_SILENCE, "tcp_user_timeout": _UNHEARD}
 """The other way round: parameters by which a client gives a server up that it doesn't hear from."""
-_replaced: dict[str, str] = {}
-"""URLs of the settings that this process was started with, and what has taken their place since."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Database:
         the sample shop when it is first used.
         """
         if not self.is_embedded:
-            url: str = getattr(self.settings, f"{self.role}_database_url").get_secret_value()
-            return _replaced.get(url, url)
+            url: str = current(self.settings, f"{self.role}_database_url").get_secret_value()
+            return url
         from pipeline_assets.resources import embedded_postgres
         from pipeline_assets.resources.local_files import make_private
 
@@ -87,17 +86,11 @@ class Database:
     def _read_again(self, error: Exception) -> str | None:
         """The URL that the settings have by now, if it leads to the same database."""
         name = f"{self.role}_database_url"
-        try:
-            stated = getattr(reload_settings(), name)
-        except SettingsError as problem:
-            error.add_note(f"The settings couldn't be read again: {problem}")
+        before, now = getattr(self.settings, name), read_again(name, error)
+        if now is None or _place(now.get_secret_value()) != _place(before.get_secret_value()):
             return None
-        before: str = getattr(self.settings, name).get_secret_value()
-        now: str = stated.get_secret_value() if stated else ""
-        if _place(now) != _place(before):
-            return None
-        _replaced[before] = now
-        return now
+        replace(self.settings, name, now)
+        return str(now.get_secret_value())
 
     def connect(self, **options: Any) -> "psycopg.Connection":
         """A psycopg connection in UTC; close it, or use it as a context manager."""

@@ -1,6 +1,7 @@
 """Settings: what differs between deployments, where each value comes from, and Vault as one such source."""
 
 from pipeline_assets.settings.model import (
+    DATABASE_URLS,
     ENVIRONMENTS,
     Settings,
     SettingsError,
@@ -10,6 +11,7 @@ from pipeline_assets.settings.model import (
 )
 
 __all__ = [
+    "DATABASE_URLS",
     "ENVIRONMENTS",
     "Settings",
     "SettingsError",

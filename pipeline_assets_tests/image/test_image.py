@@ -1,83 +1,16 @@
-"""The image as Podman builds and runs it: `make image-test`, on Linux as root, with no image registry.
-
-The base is made by debootstrap, once a machine, so that this needs Debian's packages and PyPI and nothing
-else. IMAGE names an image that is there already, and only runs that one.
-"""
+"""The image as Podman builds and runs it: `make image-test`."""
 
 import json
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-PODMAN = shutil.which("podman") or ""
-BASE = "localhost/debian-python:bookworm"
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+from pipeline_assets_tests.image.conftest import podman, until
+
 GRACE = 30
 """Seconds that a container has to end in, once it is asked to."""
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.image,
-    pytest.mark.skipif(
-        not (PODMAN and shutil.which("debootstrap")) or os.geteuid() != 0,
-        reason="needs root and Debian's podman, runc, netavark, catatonit and debootstrap",
-    ),
-]
-
-
-def podman(*arguments: str, check: bool = True) -> str:
-    """What Podman prints; its configuration stands beside this file."""
-    environment = {
-        **os.environ,
-        "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf")),
-    }
-    found = subprocess.run(
-        [PODMAN, "--log-level", "fatal", *arguments],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not check or found.returncode == 0, found.stderr or found.stdout
-    return found.stdout
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The image that IMAGE names, or one that is built on a base of Debian's packages."""
-    if stated := os.environ.get("IMAGE"):
-        return stated
-    if not podman("images", "--quiet", BASE):
-        folder = tmp_path_factory.mktemp("base")
-        packages = "--include=ca-certificates,python3-minimal,libpython3-stdlib,python3-venv"
-        for command in (
-            ["debootstrap", "--variant=minbase", packages, "bookworm", str(folder / "root")],
-            [
-                "tar",
-                "--create",
-                "--file",
-                str(folder / "base.tar"),
-                "-C",
-                str(folder / "root"),
-                ".",
-            ],
-        ):
-            subprocess.run(command, check=True, capture_output=True)
-        podman("import", str(folder / "base.tar"), BASE)
-    podman(
-        *("build", "--format", "docker", "--network", "host", "--build-arg", f"BASE={BASE}"),
-        # The authorities that this machine trusts.
-        *("--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"),
-        *("--file", "deploy/Dockerfile", "--tag", "pipeline-assets", "."),
-    )
-    return "pipeline-assets"
 
 
 @pytest.fixture
@@ -94,13 +27,6 @@ def hardened(volume: str) -> list[str]:
         *("--read-only", "--tmpfs", "/tmp", "--volume", f"{volume}:/data"),  # noqa: S108 - in the container
         *("--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none"),
     ]
-
-
-def until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
 
 
 def test_what_is_in_it(image: str, request: pytest.FixtureRequest) -> None:

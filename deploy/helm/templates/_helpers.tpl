@@ -22,17 +22,49 @@ capabilities: {drop: [ALL]}
 {{- .Values.secrets.existingSecret | default (printf "%s-secrets" .Release.Name) }}
 {{- end }}
 
+{{/* The same secrets, for what comes before the rest of a release. */}}
+{{- define "firstSecretName" -}}
+{{- .Values.secrets.existingSecret | default (printf "%s-migrate" .Release.Name) }}
+{{- end }}
+
 {{- define "volumes" -}}
-- name: tmp
-  emptyDir: {}
 - name: data
   persistentVolumeClaim:
     claimName: {{ .Values.data.existingClaim | default (printf "%s-data" .Release.Name) }}
-{{- if not .Values.secrets.vault.role }}
+{{ include "ownVolumes" (dict "root" . "secret" (include "secretName" .)) }}
+{{- end }}
+
+{{- define "ownVolumes" -}}
+- name: tmp
+  emptyDir: {}
+{{- if not .root.Values.secrets.vault.role }}
 - name: secrets
   secret:
-    secretName: {{ include "secretName" . }}
+    secretName: {{ .secret }}
     defaultMode: 0440
+    optional: false
+{{- end }}
+{{- end }}
+
+{{/* How an External Secrets store makes a Secret of that name. */}}
+{{- define "externalSecret" -}}
+{{- $external := .root.Values.secrets.external }}
+refreshInterval: {{ $external.refresh }}
+secretStoreRef: {name: {{ $external.store }}, kind: {{ $external.kind }}}
+target: {name: {{ .name }}}
+data:
+  {{- range .root.Values.secrets.names }}
+  - secretKey: {{ . }}
+    remoteRef: {key: {{ $external.key }}, property: {{ . }}}
+  {{- end }}
+{{- end }}
+
+{{- define "settings" -}}
+PIPELINE_ENV: {{ .Values.environment }}
+{{- range $name, $value := .Values.settings }}
+{{- if $value }}
+{{ $name }}: {{ $value | quote }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -65,6 +97,8 @@ vault.hashicorp.com/agent-inject-template-{{ . }}: {{ printf `{{- with secret %q
 {{/* The inside of a Deployment of the image; the dict has the chart's root, the part and what is its own. */}}
 {{- define "pod" -}}
 {{- $root := .root }}
+{{- $isFirst := eq .part "migrate" }}
+{{- $launches := has .part (list "daemon" "webserver") }}
 metadata:
   labels:
     {{- include "labels" $root | nindent 4 }}
@@ -73,12 +107,12 @@ metadata:
     # A change of the configuration starts the pods anew.
     checksum/config: {{ include (print $root.Template.BasePath "/config.yaml") $root | sha256sum }}
     {{- include "vaultAnnotations" $root | nindent 4 }}
-    {{- if and $root.Values.secrets.vault.role (eq .part "migrate") }}
+    {{- if and $root.Values.secrets.vault.role $isFirst }}
     vault.hashicorp.com/agent-pre-populate-only: "true"
     {{- end }}
 spec:
-  serviceAccountName: {{ $root.Release.Name }}{{ if eq .part "daemon" }}-launcher{{ end }}
-  automountServiceAccountToken: {{ eq .part "daemon" }}
+  serviceAccountName: {{ $root.Release.Name }}{{ if $launches }}-launcher{{ else if $isFirst }}-migrate{{ end }}
+  automountServiceAccountToken: {{ $launches }}
   enableServiceLinks: false
   securityContext:
     {{- include "podSecurity" $root | nindent 4 }}
@@ -106,8 +140,18 @@ spec:
       image: {{ $root.Values.image.reference }}
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       args: {{ .args | toJson }}
+      {{- if $isFirst }}
+      # It comes before the ConfigMap, and before the volume.
+      env:
+        {{- range $name, $value := include "settings" $root | fromYaml }}
+        - {name: {{ $name }}, value: {{ $value | quote }}}
+        {{- end }}
+      {{- else }}
+      env:
+        - {name: DAGSTER_HOME, value: /config}
       envFrom:
         - configMapRef: {name: {{ $root.Release.Name }}-settings}
+      {{- end }}
       securityContext:
         {{- include "containerSecurity" $root | nindent 8 }}
       {{- with .port }}
@@ -121,10 +165,17 @@ spec:
       {{- end }}
       volumeMounts:
         {{- include "mounts" $root | nindent 8 }}
-        - {name: config, mountPath: /app/dagster.yaml, subPath: dagster.yaml, readOnly: true}
-        - {name: config, mountPath: /app/grpc.yaml, subPath: grpc.yaml, readOnly: true}
+        {{- if not $isFirst }}
+        - {name: config, mountPath: /config, readOnly: true}
+        {{- end }}
   volumes:
+    {{- if $isFirst }}
+    - name: data
+      emptyDir: {}
+    {{- include "ownVolumes" (dict "root" $root "secret" (include "firstSecretName" $root)) | nindent 4 }}
+    {{- else }}
     {{- include "volumes" $root | nindent 4 }}
     - name: config
       configMap: {name: {{ $root.Release.Name }}-config}
+    {{- end }}
 {{- end }}

@@ -84,7 +84,10 @@ def test_every_pod_is_hardened_bounded_and_probed(environment: str) -> None:
     for name, pod in pods(render(values(environment))).items():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["automountServiceAccountToken"] is name.endswith("-daemon")
+        # One starts runs, the other ends them when an operator asks for it.
+        launches = name.endswith(("-daemon", "-webserver"))
+        assert spec["automountServiceAccountToken"] is launches
+        assert spec["serviceAccountName"].endswith("-launcher") is launches
         for container in spec["containers"]:
             assert container["image"] == IMAGE
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -119,15 +122,17 @@ def test_what_runs_how_often_and_how_it_is_replaced() -> None:
 
 def test_secrets_reach_the_pods_as_files_of_the_settings_names() -> None:
     staging = render(values("staging"))
-    (external,) = of_kind(staging, "ExternalSecret").values()
-    assert {one["secretKey"] for one in external["spec"]["data"]} == {
-        "source_database_url",
-        "warehouse_database_url",
-        "dagster_database_url",
-    }
-    for pod in pods(staging).values():
+    external = of_kind(staging, "ExternalSecret")
+    for one in external.values():
+        assert {secret["secretKey"] for secret in one["spec"]["data"]} == {
+            "source_database_url",
+            "warehouse_database_url",
+            "dagster_database_url",
+        }
+    for name, pod in pods(staging).items():
         (volume,) = (v for v in pod["spec"]["volumes"] if v["name"] == "secrets")
-        assert volume["secret"]["secretName"] == external["spec"]["target"]["name"]
+        own = "pipeline-assets-migrate" if name.endswith("-migrate") else "pipeline-assets-secrets"
+        assert volume["secret"]["secretName"] == external[own]["spec"]["target"]["name"]
     for name, pod in pods(render(values("production"))).items():
         told = pod["metadata"]["annotations"]
         assert told["vault.hashicorp.com/secret-volume-path"] == "/run/secrets"
@@ -138,6 +143,32 @@ def test_secrets_reach_the_pods_as_files_of_the_settings_names() -> None:
         # A job would never end beside an agent that doesn't.
         once = "vault.hashicorp.com/agent-pre-populate-only" in told
         assert once == name.endswith("-migrate")
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_the_tables_are_made_before_anything_else_and_need_nothing_else(environment: str) -> None:
+    """At the first install a hook finds nothing of the release but the hooks before it."""
+    manifests = render(values(environment))
+    hooks = [one for one in manifests if "helm.sh/hook" in one["metadata"].get("annotations", {})]
+    weights = {}
+    for one in hooks:
+        told = one["metadata"]["annotations"]
+        assert told["helm.sh/hook"] == "pre-install,pre-upgrade"
+        weights[one["kind"], one["metadata"]["name"]] = int(told["helm.sh/hook-weight"])
+    job = of_kind(hooks, "Job")["pipeline-assets-migrate"]
+    spec = job["spec"]["template"]["spec"]
+    needed = {("ServiceAccount", spec["serviceAccountName"])}
+    for volume in spec["volumes"]:
+        assert volume.keys() <= {"name", "emptyDir", "secret"}
+        if "secret" in volume:
+            needed.add(("ExternalSecret", volume["secret"]["secretName"]))
+    (container,) = spec["containers"]
+    assert "envFrom" not in container
+    assert {one for one, weight in weights.items() if weight < 0} == needed
+    assert weights["Job", "pipeline-assets-migrate"] == 0
+    # It has the settings of all the others.
+    shared = of_kind(manifests, "ConfigMap")["pipeline-assets-settings"]["data"]
+    assert {one["name"]: one["value"] for one in container["env"]} == shared
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
