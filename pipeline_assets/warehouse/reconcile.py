@@ -65,7 +65,7 @@ def compare(
 ) -> dict[str, Comparison]:
     """Partition key -> what source and warehouse hold of it; one query a side for all windows.
 
-    Windows that differ then cost a look at their keys, for rows that have moved on.
+    Windows with more rows than the source's then cost a look at their keys, for rows that have moved on.
     """
     there = source_digests(source, contract, windows)
     here = warehouse_digests(warehouse, contract, windows)
@@ -83,11 +83,11 @@ def settled(
     """What both sides hold, but for rows that the source has in a later window by now.
 
     An order of yesterday that changes today would otherwise have yesterday loaded again, in vain, until
-    today has ended.
+    today has ended. Only a window with more rows than the source's can have such, and nothing else.
     """
 
     def stayed(key: str) -> Digest:
-        if there[key] == here[key] or not here[key].rows:
+        if here[key].rows <= there[key].rows:
             return here[key]
         return here[key].without(_moved_on(source, warehouse, contract, windows[key]))
 
