@@ -9,6 +9,9 @@ import errno
 import sys
 from collections.abc import Iterator
 
+PERMANENT = "pipeline_assets/permanent"
+"""The tag of runs that failed for good: no sensor starts their partition again by itself."""
+
 
 class PermanentError(Exception):
     """Trying again won't help: somebody has to mend the data, the contract or the settings."""

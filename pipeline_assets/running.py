@@ -11,16 +11,13 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from pipeline_assets.failures import NotYetError, PermanentError, is_transient
+from pipeline_assets.failures import PERMANENT, NotYetError, PermanentError, is_transient
 from pipeline_assets.quality.contract import Contract
 
 # What a database or a network needs to come back, and not all workers in the same second.
 RETRY = dg.RetryPolicy(
     max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
-
-PERMANENT = "pipeline_assets/permanent"
-"""The tag of runs that failed for good: no sensor starts their partition again by itself."""
 
 TRIED_AGAIN = timedelta(hours=1)
 """How long a partition whose run failed is left alone: what was away at 8 may be back at 9."""

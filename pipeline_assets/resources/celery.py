@@ -5,14 +5,13 @@ used at all, and where its broker is, say the settings (`PIPELINE_EXECUTOR`). Ce
 needs it: definitions load without it.
 """
 
-import gc
 from collections.abc import Sequence
 from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import PERMANENT, PermanentError
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings, SettingsError, load_settings
 
@@ -105,7 +104,7 @@ def _executor(settings: Settings) -> "CeleryExecutor":
     # RabbitMQ's own way back, rpc://, forgets results when it restarts, and the run waits for ever.
     backend = (settings.celery_backend_url or database).get_secret_value()
     scheme, _, rest = backend.partition("://")
-    configuration = {"task_default_queue": QUEUE, **SURVIVE}
+    configuration: dict[str, Any] = {"task_default_queue": QUEUE, **SURVIVE}
     if settings.celery_backend_url is None:
         configuration["database_engine_callback"] = Database("dagster", settings).follow
     return CeleryExecutor(
@@ -122,6 +121,8 @@ def _step_task() -> Any:
     from dagster._core.storage.tags import MAX_RETRIES_TAG
     from dagster._grpc.types import ExecuteStepArgs
     from dagster._serdes import unpack_value
+
+    from pipeline_assets.resources.dagster_instance import close_connections
 
     class StepTask(Task):  # type: ignore[misc]  # Celery ships no types
         """A step that came back from a lost worker isn't begun blindly; each cleans up behind itself."""
@@ -141,7 +142,8 @@ def _step_task() -> Any:
                 known = step.known_state
                 tries = known.get_retry_state().get_attempt_count(key) if known else 0
                 if _begun(instance, step.run_id, key) - tries >= WORKERS_A_STEP:
-                    instance.add_run_tags(step.run_id, {MAX_RETRIES_TAG: "0"})
+                    tags = {MAX_RETRIES_TAG: "0", PERMANENT: "true"}
+                    instance.add_run_tags(step.run_id, tags)
                     raise PermanentError(
                         f"{WORKERS_A_STEP} workers died in {key}: give them more memory, or look in "
                         "their log for what ended them"
@@ -149,9 +151,7 @@ def _step_task() -> Any:
 
         def after_return(self, *outcome: object) -> None:
             del outcome
-            # Dagster opens its storage for each step and leaves it to the collector: 19 connections
-            # after 13 steps.
-            gc.collect()
+            close_connections()
 
     return StepTask
 

@@ -213,7 +213,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.load import load, prepare
         from pipeline_assets.warehouse.marts import differing_groups
-        from pipeline_assets.warehouse.reconcile import Comparison, warehouse_digests
+        from pipeline_assets.warehouse.reconcile import settled, warehouse_digests
 
         windows = partition_windows(partitions, context.partition_keys)
         loads: dict[str, dict[str, dict[str, int]]] = {}
@@ -251,7 +251,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
             if held:
                 _report_held(context, loads, held)
             here, there = warehouse_digests(connection, contract, windows), at_source.result()
-            comparisons = {key: Comparison(there[key], here[key]) for key in windows}
+            comparisons = settled(source_connection, connection, contract, windows, there, here)
             span = (min(windows.values())[0], max(windows.values())[1])
             differing = {
                 target_name(mart): differing_groups(connection, contract, mart, span)

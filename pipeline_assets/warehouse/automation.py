@@ -11,10 +11,11 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from pipeline_assets.failures import PERMANENT
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import PERMANENT, with_own_checks
+from pipeline_assets.running import with_own_checks
 from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
 
 DAY = timedelta(days=1)

@@ -319,21 +319,21 @@ def _delete_gone(
         "SELECT {identity}, {version}, {key} FROM {source}"
         # A row whose version is infinite belongs to no day: it spares nothing.
         " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND isfinite({version})"
-    ).format(identity=ledger.identity_sql(contract), arrays=_key_arrays(contract), **names)
+    ).format(identity=ledger.identity_sql(contract), arrays=key_arrays(contract), **names)
     delete = _noting(
         table,
         sql.SQL(
             "DELETE FROM {target} AS t WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
             # A newer version that another load put there meanwhile stays.
             " AND {version} >= %(start)s AND {version} < %(end)s"
-        ).format(arrays=_key_arrays(contract), **names),
+        ).format(arrays=key_arrays(contract), **names),
     )
     gone: list[tuple[Any, ...]] = []
     with _whole_joins(warehouse):
         absent = warehouse.execute(missing, window)
-    for rows in _chunks(absent):
+    for rows in chunks(absent):
         here = {tuple(key): version for version, *key in rows}
-        asked = _key_lists(contract, list(here))
+        asked = key_lists(contract, list(here))
         found = source.execute(held, asked).fetchall() if source else []
         quarantined = ledger.quarantined(
             warehouse, contract, {identity: version for identity, version, *_ in found}
@@ -346,18 +346,20 @@ def _delete_gone(
         gone += [key for key in here if key not in spared]
     return sum(
         warehouse.execute(
-            delete, {**window, **_key_lists(contract, gone[i : i + KEYS_PER_QUESTION])}
+            delete, {**window, **key_lists(contract, gone[i : i + KEYS_PER_QUESTION])}
         ).rowcount
         for i in range(0, len(gone), KEYS_PER_QUESTION)
     )
 
 
-def _chunks(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+def chunks(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """What a cursor has, so many rows at a time as one question may name."""
     while keys := cursor.fetchmany(KEYS_PER_QUESTION):
         yield keys
 
 
-def _key_arrays(contract: Contract) -> sql.Composed:
+def key_arrays(contract: Contract) -> sql.Composed:
+    """The key's columns as arrays of a statement's parameters, which `key_lists` makes of rows."""
     arrays = [
         sql.SQL("{}::{}[]").format(
             sql.Placeholder(f"key{index}"),
@@ -368,7 +370,8 @@ def _key_arrays(contract: Contract) -> sql.Composed:
     return sql.SQL(", ").join(arrays)
 
 
-def _key_lists(contract: Contract, keys: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+def key_lists(contract: Contract, keys: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    """The keys of rows as the parameters of `key_arrays`."""
     return {f"key{index}": [row[index] for row in keys] for index in range(len(contract.key))}
 
 

@@ -3,7 +3,8 @@
 A partition is in step when source and warehouse (with its quarantine) hold the same set of keys and
 versions in its window: the same count, and the same digest whatever the order. A count or a watermark
 alone misleads: a later update moves a row to a later window, a long transaction commits one into an
-old window, a hard delete leaves no trace.
+old window, a hard delete leaves no trace. A row that the source has moved to a later window stays in the
+warehouse until that is loaded, and is no difference of its old one.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,9 @@ import psycopg
 from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.ddl import relation
+from pipeline_assets.quality.ddl import exist, relation
 from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.load import chunks, key_arrays, key_lists
 
 # The key's hash, seeded with the version's: a third of what hashing one text of both costs. They give
 # the same on every PostgreSQL since 11 of the same byte order (hash indexes and hash partitions depend
@@ -36,6 +38,10 @@ class Digest:
 
     rows: int = 0
     hash: int = 0
+
+    def without(self, some: "Digest") -> "Digest":
+        """What is left of the set without some of its rows."""
+        return Digest(self.rows - some.rows, self.hash ^ some.hash)
 
     def __str__(self) -> str:
         return f"{self.rows}-{self.hash & 0xFFFFFFFFFFFFFFFF:016x}"
@@ -57,10 +63,78 @@ class Comparison:
 def compare(
     source: psycopg.Connection, warehouse: psycopg.Connection, contract: Contract, windows: Windows
 ) -> dict[str, Comparison]:
-    """Partition key -> what source and warehouse hold of it; one query a side for all windows."""
+    """Partition key -> what source and warehouse hold of it; one query a side for all windows.
+
+    Windows that differ then cost a look at their keys, for rows that have moved on.
+    """
     there = source_digests(source, contract, windows)
     here = warehouse_digests(warehouse, contract, windows)
-    return {key: Comparison(there[key], here[key]) for key in windows}
+    return settled(source, warehouse, contract, windows, there, here)
+
+
+def settled(
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+    contract: Contract,
+    windows: Windows,
+    there: Mapping[str, Digest],
+    here: Mapping[str, Digest],
+) -> dict[str, Comparison]:
+    """What both sides hold, but for rows that the source has in a later window by now.
+
+    An order of yesterday that changes today would otherwise have yesterday loaded again, in vain, until
+    today has ended.
+    """
+
+    def stayed(key: str) -> Digest:
+        if there[key] == here[key] or not here[key].rows:
+            return here[key]
+        return here[key].without(_moved_on(source, warehouse, contract, windows[key]))
+
+    return {key: Comparison(there[key], stayed(key)) for key in windows}
+
+
+def _moved_on(
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+    contract: Contract,
+    window: tuple[datetime, datetime],
+) -> Digest:
+    """The warehouse's rows of a window that the source has in a later one, not held by the quarantine."""
+    target = contract.target_relation
+    found = Digest()
+    if not exist(warehouse, [target]):
+        return found
+    names = {
+        "key": sql.SQL(", ").join(map(sql.Identifier, contract.key)),
+        "version": sql.Identifier(contract.change_column),
+        "target": relation(target),
+        "source": relation(contract.source_relation),
+        "identity": ledger.identity_sql(contract),
+        "arrays": key_arrays(contract),
+        "digest": DIGEST,
+    }
+    bounds = {"start": window[0], "end": window[1]}
+    mine = sql.SQL(
+        "SELECT {key} FROM {target} WHERE {version} >= %(start)s AND {version} < %(end)s"
+    ).format(**names)
+    later = sql.SQL(
+        "SELECT {identity}, {version}, {key} FROM {source}"
+        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {version} >= %(end)s AND isfinite({version})"
+    ).format(**names)
+    digest = sql.SQL(
+        "SELECT {digest} FROM (SELECT {version} AS version, {identity} AS identity FROM {target}"
+        " WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
+        " AND {version} >= %(start)s AND {version} < %(end)s) AS moved"
+    ).format(**names)
+    for keys in chunks(warehouse.execute(mine, bounds)):
+        rows = source.execute(later, {**bounds, **key_lists(contract, keys)}).fetchall()
+        held = ledger.quarantined(warehouse, contract, {row[0]: row[1] for row in rows})
+        # A key that is in the source twice is there once.
+        moved = list({tuple(row[2:]) for row in rows if row[0] not in held})
+        if some := warehouse.execute(digest, {**bounds, **key_lists(contract, moved)}).fetchone():
+            found = Digest(found.rows + some[0], found.hash ^ some[1])
+    return found
 
 
 def source_digests(

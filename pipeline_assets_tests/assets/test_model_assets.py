@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline_assets.definitions import build_definitions, build_resources
+from pipeline_assets.failures import PERMANENT
 from pipeline_assets.models.assets import weeks
 from pipeline_assets.models.automation import stored_weeks
-from pipeline_assets.running import PERMANENT
 from pipeline_assets_tests.model_world import (
     NEXT,
     SNAPSHOTS,

@@ -20,7 +20,7 @@ SERVICES = "10.80.0.1"
 """The address of the first host."""
 SWITCH = "pa-switch"
 IP = shutil.which("ip") or "ip"
-LONGEST = 600.0
+LONGEST = 1200.0
 """Seconds until a wait gives up."""
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -56,7 +56,7 @@ class Host:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(
-        self, what: str, command: Sequence[str | Path], environment: dict[str, str], cwd: Path
+        self, what: str, command: Sequence[str], environment: dict[str, str], cwd: Path
     ) -> None:
         """Start a program on the host; its output goes to a file of that name."""
         with (self.logs / f"{what}.log").open("ab") as log:
@@ -70,7 +70,7 @@ class Host:
             )
         self.processes.append(process)
 
-    def run(self, command: Sequence[str | Path], environment: dict[str, str], cwd: Path) -> str:
+    def run(self, command: Sequence[str], environment: dict[str, str], cwd: Path) -> str:
         """Run a program on the host to its end; what it printed."""
         return subprocess.run(
             self._there(command),
@@ -82,7 +82,7 @@ class Host:
             timeout=LONGEST,
         ).stdout
 
-    def _there(self, command: Sequence[str | Path]) -> list[str | Path]:
+    def _there(self, command: Sequence[str]) -> list[str]:
         named = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', self.name]
         return [IP, "netns", "exec", self.name, *named, *command]
 

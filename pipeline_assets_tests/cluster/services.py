@@ -30,6 +30,11 @@ POOL_LIMIT = 4
 """Runs at once that work on the warehouse; those beyond it wait in the queue."""
 
 
+def program(name: str) -> str:
+    """Where a program of the environment is."""
+    return str(BIN / name)
+
+
 def missing() -> str:
     """What keeps this machine from having such a cluster; empty if nothing does."""
     return hosts.missing() or ("" if RABBITMQ.exists() else "needs Debian's rabbitmq-server")
@@ -58,11 +63,11 @@ class Cluster:
     def prepare(self) -> None:
         """Make the tables, before anything uses them: two processes that find none would both make them."""
         for command in ("upgrade", "migrate"):
-            self.services.run([BIN / "pipeline-assets", command], self.environment, self.folder)
+            self.services.run([program("pipeline-assets"), command], self.environment, self.folder)
 
     def start_worker(self, host: Host, concurrency: int = 1) -> None:
         """Start a Celery worker on a host, and wait until it takes steps."""
-        command = [BIN / "pipeline-assets", "worker", "--concurrency", str(concurrency)]
+        command = [program("pipeline-assets"), "worker", "--concurrency", str(concurrency)]
         log = host.logs / f"{host.name}.log"
         before = log.read_bytes().count(b" ready.") if log.exists() else 0
         host.start(host.name, command, self.on(host), self.folder)
@@ -74,7 +79,7 @@ class Cluster:
 
     def start_daemon(self) -> None:
         """Start Dagster's daemon, with its code server, beside the databases."""
-        command = [BIN / "dagster-daemon", "run", "-m", "pipeline_assets.definitions"]
+        command = [program("dagster-daemon"), "run", "-m", "pipeline_assets.definitions"]
         self.services.start("daemon", command, self.environment, self.folder)
 
     def start_mlflow(self) -> None:
@@ -82,7 +87,7 @@ class Cluster:
         store = self.environment["DAGSTER_DATABASE_URL"].replace("/dagster", "/mlflow")
         store = store.replace("postgresql", "postgresql+psycopg2", 1)
         direct = {"MLFLOW_TRACKING_URI": store, "PIPELINE_EXECUTOR": "in_process"}
-        upgrade = [BIN / "pipeline-assets", "upgrade"]
+        upgrade = [program("pipeline-assets"), "upgrade"]
         self.services.run(upgrade, {**self.environment, **direct}, self.folder)
         own = {
             "MLFLOW_BACKEND_STORE_URI": store,
@@ -91,9 +96,9 @@ class Cluster:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PATH": f"{BIN}:{self.environment['PATH']}",
         }
-        artifacts = ["--artifacts-destination", self.folder / "mlflow"]
+        artifacts = ["--artifacts-destination", str(self.folder / "mlflow")]
         address = ["--host", SERVICES, "--port", "5000", "--workers", "1"]
-        command = [BIN / "mlflow", "server", *address, *artifacts]
+        command = [program("mlflow"), "server", *address, *artifacts]
         self.services.start("mlflow", command, {**self.environment, **own}, self.folder)
         log = self.services.logs / "mlflow.log"
         until(lambda: "Application startup complete" in log.read_text(), "MLflow")
@@ -109,7 +114,7 @@ class Cluster:
         ]
         answer = self.services.run(
             [
-                BIN / "dagster-graphql",
+                program("dagster-graphql"),
                 *("-m", "pipeline_assets.definitions"),
                 *("-t", f"mutation {{ {' '.join(launches)} }}"),
             ],
@@ -184,7 +189,7 @@ def _services(machines: list[Host], folder: Path, settings: Mapping[str, str]) -
     environment = {**_deployment(folder), **settings}
     sockets = _postgresql(services, folder, environment)
     _rabbitmq(services, folder, environment)
-    s3 = [BIN / "moto_server", "-H", SERVICES, "-p", "9000"]
+    s3 = [program("moto_server"), "-H", SERVICES, "-p", "9000"]
     services.start("s3", s3, environment, folder)
     return Cluster(services, workers, folder, environment, sockets)
 
@@ -251,7 +256,10 @@ def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
     }
     settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     host.start(
-        "postgres", [*nobody, binaries / "postgres", "-D", data, *settings], environment, folder
+        "postgres",
+        [*nobody, str(binaries / "postgres"), "-D", str(data), *settings],
+        environment,
+        folder,
     )
     until((sockets / ".s.PGSQL.5432").exists, "PostgreSQL")
     until(lambda: _accepts(folder, sockets), "PostgreSQL that answers")
@@ -293,6 +301,6 @@ def _rabbitmq(host: Host, folder: Path, environment: dict[str, str]) -> None:
         # Its processes don't spin while they wait.
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
     }
-    host.start("rabbitmq", [RABBITMQ], {**environment, **own}, folder)
+    host.start("rabbitmq", [str(RABBITMQ)], {**environment, **own}, folder)
     log = host.logs / "rabbitmq.log"
     until(lambda: log.exists() and "Server startup complete" in log.read_text(), "RabbitMQ")

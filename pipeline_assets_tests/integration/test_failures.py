@@ -10,10 +10,10 @@ import pytest
 import requests
 from pytest_httpserver import HTTPServer
 
-from pipeline_assets.failures import NotYetError, PermanentError, is_transient
+from pipeline_assets.failures import PERMANENT, NotYetError, PermanentError, is_transient
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.resources.http import FetchError, HttpClient, Limits, PermanentFetchError
-from pipeline_assets.running import PERMANENT, permanent_failures
+from pipeline_assets.running import permanent_failures
 
 
 def raised(function: Callable[[], object]) -> Exception:

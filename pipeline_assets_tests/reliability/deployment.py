@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,30 @@ def until(happened: Callable[[], Any], longest: float = LONGEST) -> Any:
 class Deployment:
     """A home folder, and what runs in it."""
 
-    def __init__(
-        self, home: Path, instance: dg.DagsterInstance, started: Mapping[str, psutil.Process]
-    ) -> None:
-        self.home, self.instance, self.started = home, instance, started
+    def __init__(self, home: Path, instance: dg.DagsterInstance, stack: ExitStack) -> None:
+        self.home, self.instance, self.stack = home, instance, stack
+        self.started: dict[str, psutil.Popen] = {}
+
+    @cached_property
+    def workspace(self) -> WorkspaceProcessContext:
+        """The code location, once it has a server."""
         target = GrpcServerTarget(
-            host="localhost", port=None, socket=str(home / "s"), location_name="code"
+            host="localhost", port=None, socket=str(self.home / "s"), location_name="code"
         )
-        self.workspace = WorkspaceProcessContext(instance, target)
+        return WorkspaceProcessContext(self.instance, target)
+
+    def start(self, name: str, command: list[str | Path]) -> None:
+        """Start one of its processes; it is ended with the deployment."""
+        self.started[name] = self.stack.enter_context(_running(name, command, self.home))
+
+    def kill(self, name: str) -> None:
+        """`kill -9` one of its processes, and start it again as its keeper does."""
+        process = self.started[name]
+        command = process.args
+        process.kill()
+        process.wait()
+        self.start(name, command)
+        until(lambda: _answers(self.home / "s"))
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """What the UI's API answers."""
@@ -128,8 +145,11 @@ class Deployment:
 
 
 def _kind(process: psutil.Process, root: psutil.Process) -> str:
-    """The warm process by itself, runs that were forked from it by themselves."""
-    if process == root or "warm_process" not in " ".join(process.cmdline()):
+    """The warm process by itself, and runs, which are forked from it or started cold."""
+    command = " ".join(process.cmdline())
+    if "execute_run" in command:
+        return "runs"
+    if process == root or "warm_process" not in command:
         return ""
     parent = process.parent()
     is_run = parent is not None and "warm_process" in " ".join(parent.cmdline())
@@ -153,26 +173,26 @@ def deployment(
         instance = stack.enter_context(dg.DagsterInstance.get())
         server: list[str | Path] = [BIN / "dagster", "code-server", "start", "-m", module]
         server += ["--working-directory", ROOT, "--socket", home / "s"]
-        started = {"code server": stack.enter_context(_running("code server", server, home))}
+        found = Deployment(home, instance, stack)
+        found.start("code server", server)
         until(lambda: _answers(home / "s"))
         for number in range(daemons):
             name = f"daemon {number + 1}" if daemons > 1 else "daemon"
-            command: list[str | Path] = [BIN / "dagster-daemon", "run"]
-            started[name] = stack.enter_context(_running(name, command, home))
-        found = Deployment(home, instance, started)
+            found.start(name, [BIN / "dagster-daemon", "run"])
         context = stack.enter_context(found.workspace).create_request_context()
         context.get_code_location("code")  # or the error that it doesn't load for
         yield found
 
 
 @contextmanager
-def _running(name: str, command: list[str | Path], home: Path) -> Iterator[psutil.Process]:
-    with (home / f"{name}.log").open("wb") as log:
+def _running(name: str, command: list[str | Path], home: Path) -> Iterator[psutil.Popen]:
+    with (home / f"{name}.log").open("ab") as log:
         process = psutil.Popen(command, cwd=home, stdout=log, stderr=log)
         try:
             yield process
         finally:
-            process.send_signal(signal.SIGINT)
+            with suppress(psutil.NoSuchProcess):  # it was killed
+                process.send_signal(signal.SIGINT)
             try:
                 process.wait(timeout=120)
             except subprocess.TimeoutExpired:

@@ -50,12 +50,12 @@ def unfinished(folder: Path, editions: int) -> list[str]:
     """What must hold once all is done: each edition has its files and is linked from where it should be."""
     days = sorted(file.stem for file in folder.glob("*.json"))
     found = [] if len(days) == editions else [f"{len(days)} editions instead of {editions}"]
+    names = {"index.html", "feed.xml", *(f"{day}.{kind}" for day in days for kind in KINDS)}
+    if missing := names - {file.name for file in folder.iterdir()}:
+        return [*found, *(f"{name} is missing" for name in sorted(missing))]
     index = (folder / "index.html").read_text()
     feed = ElementTree.fromstring((folder / "feed.xml").read_text())  # noqa: S314  # our own file
     for place, day in enumerate(days):
-        found += [
-            f"{day}.{kind} is missing" for kind in KINDS if not (folder / f"{day}.{kind}").exists()
-        ]
         if f'href="{day}.html"' not in index:
             found.append(f"the index lacks {day}")
         page = (folder / f"{day}.html").read_text()

@@ -24,7 +24,8 @@ from psycopg import sql
 Victim = Literal["process", "backend", "postmaster"]
 TRANSIENT = 75
 """Exit code of a run that failed in a way that is tried again (EX_TEMPFAIL of sysexits.h)."""
-LONGEST = 120.0
+LONGEST = 300.0
+"""Seconds until a wait gives up; what is waited for takes some 1 to 20 on an idle machine."""
 MARK = f"RELIABILITY_SUITE={os.getpid()}"
 """In the environment of all that is forked here, and of what that starts; nowhere else."""
 
@@ -190,15 +191,13 @@ def _child(run: Callable[..., None], arguments: tuple[Any, ...], trap: Trap | No
     try:
         run(*arguments)
     except Exception as error:
-        if is_transient(error):
-            sys.exit(TRANSIENT)
-        traceback.print_exc()
-        sys.exit(1)
+        traceback.print_exc()  # pytest shows it if that wasn't expected
+        sys.exit(TRANSIENT if is_transient(error) else 1)
 
 
-def until(happened: Callable[[], Any], wanted: str) -> Any:
+def until(happened: Callable[[], Any], wanted: str, longest: float = LONGEST) -> Any:
     """What the function gives, once it gives something; a server that is away gives nothing."""
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + longest
     while time.monotonic() < deadline:
         try:
             if found := happened():
@@ -206,4 +205,4 @@ def until(happened: Callable[[], Any], wanted: str) -> Any:
         except (psycopg.OperationalError, sqlalchemy.exc.OperationalError):
             pass
         time.sleep(0.02)
-    raise AssertionError(f"in {LONGEST:g} s not {wanted}")
+    raise AssertionError(f"in {longest:g} s not {wanted}")

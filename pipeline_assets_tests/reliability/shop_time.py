@@ -67,7 +67,9 @@ def build(time: ShopTime, settings: Settings) -> dg.Definitions:
         jobs=found.jobs,
         sensors=found.sensors,
         schedules=[
-            _each_minute(each.job, found.resolve_schedule_def(each.name), found, time, settings)
+            _each_minute(
+                _target(each), found.resolve_schedule_def(each.name), found, time, settings
+            )
             for each in found.schedules or []
         ],
         resources=found.resources,
@@ -75,8 +77,14 @@ def build(time: ShopTime, settings: Settings) -> dg.Definitions:
     )
 
 
+def _target(schedule: Any) -> dict[str, Any]:
+    """What a schedule starts: a job that comes with it, or one by its name."""
+    by_name = isinstance(schedule, dg.ScheduleDefinition) and not schedule.has_job
+    return {"job_name": schedule.job_name} if by_name else {"job": schedule.job}
+
+
 def _each_minute(
-    job: Any,
+    target: dict[str, Any],
     schedule: dg.ScheduleDefinition,
     found: dg.Definitions,
     time: ShopTime,
@@ -84,7 +92,7 @@ def _each_minute(
 ) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=schedule.name,
-        job=job,
+        **target,
         cron_schedule="* * * * *",
         default_status=schedule.default_status,
     )

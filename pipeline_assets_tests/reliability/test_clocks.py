@@ -23,9 +23,12 @@ EACH = timedelta(minutes=30)
 HOUR = timedelta(hours=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25)], ids=["spring", "autumn"]
+    ("day", "hours"),
+    [
+        pytest.param("2026-03-29", 23, id="spring", marks=pytest.mark.slow),
+        pytest.param("2026-10-25", 25, id="autumn", marks=pytest.mark.reliability),
+    ],
 )
 def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
     site: Site, day: str, hours: int, tmp_path_factory: pytest.TempPathFactory
@@ -79,17 +82,13 @@ def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
 
 @rounds(2, 25)
 def test_a_source_whose_clock_goes_back_is_in_step_in_the_end(
-    site: Site,
-    rounds: int,
-    tmp_path_factory: pytest.TempPathFactory,
-    tell: Callable[[str], None],
+    site: Site, rounds: int, tell: Callable[[str], None]
 ) -> None:
     """Changes are stamped with an earlier time of the day, or with a day before, then rightly again."""
     site.spoils = False
     shop = Shop(site.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
-    folder = str(tmp_path_factory.mktemp("instance"))
     ticks = 0
-    with dg.DagsterInstance.local_temp(folder) as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         daemon = Daemon(site.settings, instance, SENSOR, JOB)
         for number in range(rounds):
             site.change()
@@ -115,15 +114,12 @@ def test_a_source_whose_clock_goes_back_is_in_step_in_the_end(
 
 
 @rounds(1, 5)
-def test_a_worker_whose_clock_jumps_loads_every_day_in_the_end(
-    site: Site, rounds: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_worker_whose_clock_jumps_loads_every_day_in_the_end(site: Site, rounds: int) -> None:
     """Back, far ahead and back again: a day that was loaded before it came is loaded when it has."""
     site.spoils = False
     for _ in range(rounds):
         site.change()
-        folder = str(tmp_path_factory.mktemp("instance"))
-        with dg.DagsterInstance.local_temp(folder) as instance:
+        with dg.DagsterInstance.ephemeral() as instance:
             daemon = Daemon(site.settings, instance, SENSOR, JOB)
             jumps = [1, DAYS, -400, 2, 40, 0, DAYS, 1, 60, DAYS]
             site.random.shuffle(jumps)

@@ -49,7 +49,7 @@ def test_what_a_replica_lacks_is_loaded_again(
     runs = 0
     with (
         replicated(tmp_path_factory.mktemp("replicated")) as servers,
-        dg.DagsterInstance.local_temp(str(tmp_path_factory.mktemp("instance"))) as instance,
+        dg.DagsterInstance.ephemeral() as instance,
     ):
         moved(site, role, servers)
         # Older days than the newest are compared by the daily reconciliation only.

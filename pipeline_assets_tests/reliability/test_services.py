@@ -18,17 +18,9 @@ SERVICES: tuple[Service, ...] = get_args(Service)
 
 @pytest.fixture
 def services_site(
-    job_settings: Settings,
-    server: embedded_postgres.Server,
-    seed: int,
-    monkeypatch: pytest.MonkeyPatch,
+    job_settings: Settings, server: embedded_postgres.Server, seed: int
 ) -> ServicesSite:
     """A deployment that isn't started yet."""
-    for name in ("source", "warehouse", "dagster"):
-        url = getattr(job_settings, f"{name}_database_url").get_secret_value()
-        monkeypatch.setenv(f"{name.upper()}_DATABASE_URL", url)
-    monkeypatch.setenv("PIPELINE_DATA_DIR", str(job_settings.pipeline_data_dir))
-    monkeypatch.setenv("DAGSTER_HOME", str(job_settings.pipeline_data_dir / "home"))
     return ServicesSite(job_settings, server, Random(seed))
 
 
@@ -43,16 +35,18 @@ def services_site(
     ],
 )
 def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
-    services_site: ServicesSite, services: Sequence[Service], tell: Callable[[str], None]
+    services_site: ServicesSite,
+    services: Sequence[Service],
+    tmp_path_factory: pytest.TempPathFactory,
+    tell: Callable[[str], None],
 ) -> None:
     """Long: each service at each stage. Short: two services, at a stage each."""
     site = services_site
     cases = [(service, stage) for service in services for stage in STAGES]
     if len(services) > 1:
         cases = [(service, site.random.choice(STAGES)) for service in services]
-    with site.deployed():
-        site.kill_nothing()
+    with site.deployed(tmp_path_factory.mktemp("h")):
         for service, stage in cases:
-            site.kill_service(service, stage)
+            site.kill(service, stage)
     assert site.left_behind() == []
     tell(f"{site.kills} kills of {', '.join(services)}; all days agree, every run has ended")

@@ -16,7 +16,7 @@ from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.automation import REQUESTS
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
-from pipeline_assets_tests.integration.operations.watch import QUIET
+from pipeline_assets_tests.integration.operations.watch import QUIET, load
 
 SENSOR, JOB = "source_changes_sensor_transactions", "load_transactions"
 
@@ -161,6 +161,30 @@ def test_a_day_is_left_alone_until_it_has_settled(daemon: Daemon) -> None:
         daemon.requests(ended + timedelta(minutes=19)) == []
     )  # the first quarter is the schedule's
     assert [r.partition_key for r in daemon.requests(ended + timedelta(minutes=20))] == [key(1)]
+
+
+def test_an_order_that_changes_today_has_no_ended_day_loaded_again(
+    daemon: Daemon, settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """The warehouse shows its old version until today has ended; a soak loaded such days each minute."""
+    assert daemon.tick(moment(2)) == [key(1)]
+    shop.put("order 1", day=2, second=3600, amount=5)
+    for hour in (2, 3):
+        assert daemon.requests(moment(2, hour)) == []
+    again = load(settings, daemon.instance, key(1))
+    (in_step,) = (
+        check
+        for check in again.get_asset_check_evaluations()
+        if check.check_name == "in_step_with_source"
+    )
+    assert in_step.passed
+    shop.remove("order 0")
+    assert daemon.tick(moment(2, hour=4)) == [key(0)], "what is gone is a difference"
+
+    assert daemon.tick(moment(3)) == [key(2)]
+
+    rows = warehouse.execute("SELECT order_id, amount FROM analytics.fct_transactions ORDER BY 1")
+    assert [(order, int(amount)) for order, amount in rows] == [("order 1", 5), ("order 2", 10)]
 
 
 def test_a_day_that_fails_for_a_while_is_tried_each_hour(

@@ -1,13 +1,15 @@
-"""What the server is told about clients that are lost, by a power cut, a dead network or a kill."""
+"""What the server has of clients that are lost, by a power cut, a dead network or a kill, or are done."""
 
 import subprocess
 import sys
+from pathlib import Path
 
+import dagster as dg
 import psycopg
 import pytest
 import sqlalchemy
 
-from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.resources import dagster_instance, embedded_postgres
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger
@@ -50,6 +52,28 @@ def test_so_do_those_of_dagster_and_celery(server: embedded_postgres.Server) -> 
             }
             assert connection.execute(sqlalchemy.text("SHOW work_mem")).scalar() == "5MB"
         assert show == EXPECTED
+
+
+def test_a_worker_holds_no_connection_of_the_steps_it_has_done(
+    server: embedded_postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = embedded_postgres.ensure_database(server, "steps")
+    root = Path(__file__).parents[3]
+    (tmp_path / "dagster.yaml").write_text((root / "dagster.yaml").read_text())
+    for name, value in {"DAGSTER_HOME": tmp_path, "DAGSTER_DATABASE_URL": url}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("PIPELINE_DATA_DIR", str(tmp_path / "data"))
+    reference = dg.DagsterInstance.get().get_ref()
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'steps'"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        for _ in range(5):  # what dagster-celery does for a step
+            instance = dg.DagsterInstance.from_ref(reference)
+            assert instance.get_runs_count() == 0
+            assert not instance.all_asset_keys()
+            assert connection.execute(query).fetchone() != (0,)
+            dagster_instance.close_connections()
+            until(lambda: connection.execute(query).fetchone() == (0,), "closed")
+            assert instance.get_runs_count() == 0, "it can be used again"
 
 
 HOLD = """

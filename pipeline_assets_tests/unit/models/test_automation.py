@@ -7,9 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 import pytest
 
+from pipeline_assets.failures import PERMANENT
 from pipeline_assets.models import automation
 from pipeline_assets.models.automation import BUILD, SCORE, TRAIN, Weeks, next_step
-from pipeline_assets.running import PERMANENT
 from pipeline_assets.settings import Settings
 
 SETTINGS = Settings(models_training_snapshots=2)
