@@ -70,8 +70,10 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
 def _is_cut_short(response: Response) -> bool:
     """Whether the document doesn't end: a connection that closes may look like the end of an answer.
 
-    The reader would take the entries that came for all there are.
+    The reader would take the entries that came for all there are. An empty answer was cut before its start.
     """
+    if response.status == 200 and not response.body:
+        return True
     opened = ROOT.search(response.body)
     return opened is not None and b"</" + opened[1] not in response.body[opened.end() :]
 
@@ -99,7 +101,7 @@ def parse(source: Source, answer: Answer) -> list[Item]:
         sanitize_html=False,
         resolve_relative_uris=False,
     )
-    if not feed.version and not feed.entries:
+    if not feed.get("version") and not feed.entries:  # of nothing it says no version at all
         raise FetchError("answered with something that isn't a feed")
     declared = str(feed.feed.get("language") or "")
     return [_item(entry, source, answer, declared) for entry in feed.entries[:MAX_ENTRIES]]

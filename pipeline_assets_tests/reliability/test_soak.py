@@ -143,15 +143,9 @@ def soak(tmp_path_factory: pytest.TempPathFactory, minutes: int, seed: int) -> I
     embedded_postgres.stop(folder)
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(
-    "minutes",
-    [
-        pytest.param(1, marks=pytest.mark.slow),
-        pytest.param(
-            os.environ.get("RELIABILITY_SOAK_MINUTES", "20"), marks=pytest.mark.reliability
-        ),
-    ],
-    indirect=True,
+    "minutes", [os.environ.get("RELIABILITY_SOAK_MINUTES", "20")], indirect=True
 )
 def test_a_fast_shop_leaves_nothing_growing_late_or_behind(
     soak: Soak,

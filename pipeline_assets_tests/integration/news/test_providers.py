@@ -369,7 +369,7 @@ class TestHostileFeeds:
         (item,) = collect(feeds.settings("one"), tmp_path).items
         assert item.title == title
 
-    @pytest.mark.parametrize("part", [0.5, 0.9])
+    @pytest.mark.parametrize("part", [0, 0.5, 0.9])
     def test_a_feed_that_is_cut_short_is_asked_again_and_not_archived(
         self, feeds: FeedServer, tmp_path: Path, part: float
     ) -> None:
