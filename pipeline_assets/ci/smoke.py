@@ -65,29 +65,34 @@ class Materialized:
 def smoke_test(url: str, timeout: float, jobs: tuple[str, ...] = JOBS) -> Iterator[Materialized]:
     """Run the newest partition of each job on the Dagster at `url`, one after another.
 
-    `timeout` is in seconds, for each job: from its launch, through the queue, to its end.
+    `timeout` is in seconds, for each job: until the code is loaded, which just after a deployment it may
+    not be yet, and from the launch, through the queue, to the end.
 
     Raises:
         SmokeTestError: it can't be reached, doesn't know a job, a run fails, isn't over in time, or
             ended without materializing its partition.
     """
     for job in jobs:
-        selector = _selector(url, job)
+        selector = _selector(url, job, timeout)
         partition = _newest_partition(url, selector)
         run_id = _launch(url, selector, partition)
         yield Materialized(job, partition, run_id, _outcome(url, job, partition, run_id, timeout))
 
 
-def _selector(url: str, job: str) -> dict[str, str]:
-    found = _ask(url, _REPOSITORIES, "repositoriesOrError")
-    for repository in found["nodes"]:
-        if job in {each["name"] for each in repository["jobs"]}:
-            return {
-                "repositoryLocationName": repository["location"]["name"],
-                "repositoryName": repository["name"],
-                "pipelineName": job,
-            }
-    raise SmokeTestError(f"{url} has no job {job}: did its code load? See {url}/locations")
+def _selector(url: str, job: str, timeout: float) -> dict[str, str]:
+    deadline = time.monotonic() + timeout
+    while True:
+        found = _ask(url, _REPOSITORIES, "repositoriesOrError")
+        for repository in found["nodes"]:
+            if job in {each["name"] for each in repository["jobs"]}:
+                return {
+                    "repositoryLocationName": repository["location"]["name"],
+                    "repositoryName": repository["name"],
+                    "pipelineName": job,
+                }
+        if time.monotonic() > deadline:
+            raise SmokeTestError(f"{url} has no job {job}: did its code load? See {url}/locations")
+        time.sleep(POLL)
 
 
 def _newest_partition(url: str, selector: dict[str, str]) -> str:

@@ -223,7 +223,7 @@ def test_the_services_come_up_in_their_order_and_a_day_is_loaded_by_the_workers(
             {"order": "one", "at": FIRST_DAY},
         )
     url = f"http://{deployment.address('webserver')}:3000"
-    run = _launch(url, _selector(url, "load_transactions"), DAY)
+    run = _launch(url, _selector(url, "load_transactions", 60), DAY)
     assert "fct_transactions" in _outcome(url, "load_transactions", DAY, run, 240)
     with psycopg.connect(f"{login}/warehouse") as warehouse:
         query = "SELECT order_id, net_amount::text FROM analytics.fct_transactions"

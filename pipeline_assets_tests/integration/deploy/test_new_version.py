@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,8 @@ ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 LONGEST = 240.0
 """Seconds until a wait gives up; what is waited for takes a few on an idle machine."""
+PATIENCE = 35.0
+"""Seconds that runs go on after their code server was asked to end: `dagster code-server` waits for 30."""
 JOB = "load_transactions"
 OLD, NEW = "0.1.0", "0.2.0"
 CHANGES = {
@@ -112,9 +115,7 @@ class Site:
 
     def code(self, version: str) -> subprocess.Popen[bytes]:
         module = ("--module-name", "pipeline_assets.definitions")
-        process = self.start(
-            version, "dagster", "code-server", "start", *self.code_address, *module
-        )
+        process = self.start(version, "dagster", "api", "grpc", *self.code_address, *module)
         option, address = self.code_address[-2:]
         client = (
             DagsterGrpcClient(port=int(address), host="127.0.0.1")
@@ -193,7 +194,7 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
     for back in range(6, 0, -1):
         for number in range(5):
             shop.put(f"{back}-{number}", day=today - back, second=number, customer_id=number)
-    active, queued, later = days[:3], days[3:5], days[5]
+    asked, later = days[:5], days[5]
     home = tmp_path / "home"
     home.mkdir()
     patient = (ROOT / "dagster.yaml").read_text()
@@ -245,12 +246,17 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
         old_code = site.code(OLD)
         old_daemon = site.daemon(OLD)
         old_webserver, url = site.webserver(OLD)
-        job = _selector(url, JOB)
-        with at_work(warehouse, active) as held:
-            for day in [*active, *queued]:
+        job = _selector(url, JOB, LONGEST)
+        with at_work(warehouse, asked) as held:
+            for day in asked:
                 _launch(url, job, day)
-            before = {*((day, "STARTED") for day in active), *((day, "QUEUED") for day in queued)}
-            until(lambda: {*runs()} == before, "runs at work")
+            places = Counter(STARTED=3, QUEUED=2)
+            until(lambda: Counter(dict(runs()).values()) == places, "as many runs as have room")
+            # On a busy machine not always the oldest: one that couldn't be started is asked for again.
+            active = [day for day, status in runs() if status == "STARTED"]
+            queued = [day for day in asked if day not in active]
+            for day in queued:
+                held[day].close()
             until(lambda: waiting(warehouse) == len(active), "runs at their ledger")
 
             migrate(NEW)
@@ -260,12 +266,14 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
                 process.wait(LONGEST)
             site.daemon(NEW)
             old_code.send_signal(signal.SIGTERM)
+            patience_ends = time.monotonic() + PATIENCE
             first, *others = active
             if drains:
                 # There is room for a run that waits, and only the old code server to start it.
                 held[first].close()
                 until(lambda: (first, "SUCCESS") in runs(), "a run at work")
                 until(lambda: said("re-submitting the run into the queue"), "a run that waits")
+                time.sleep(max(0.0, patience_ends - time.monotonic()))
                 assert old_code.poll() is None
                 for day in others:
                     held[day].close()
@@ -275,9 +283,9 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
                 until(lambda: old_code.poll() is not None, "the old code server's end")
                 site.code(NEW)
                 held[first].close()
-                until(lambda: (queued[0], "SUCCESS") in runs(), "a run that waited")
+                until(lambda: {(day, "SUCCESS") for day in queued} & {*runs()}, "a run that waited")
                 assert {(day, "STARTED") for day in others} < {*runs()}
-        _launch(url, job, later)
+        _launch(url, _selector(url, JOB, LONGEST), later)
         until(lambda: {status for _, status in runs()} == {"SUCCESS"}, "all runs")
         # One run a day, and by which code.
         assert sorted(runs()) == [(day, "SUCCESS") for day in days]
@@ -285,11 +293,12 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
         assert {
             loader for (loader,) in warehouse.execute("SELECT loaded_by FROM pipeline.batches")
         } == {run for (run,) in runs("run_id")}
-        label = "CASE WHEN updated_at >= %s THEN status || ' ' || currency END"
-        wanted = WANTED.replace("status || ' ' || currency", label)
+        by_new_code = "(updated_at AT TIME ZONE 'UTC')::date::text <> ALL(%s)"
+        label = "status || ' ' || currency"
+        wanted = WANTED.replace(label, f"CASE WHEN {by_new_code} THEN {label} END")
         assert (
             warehouse.execute(FOUND).fetchall()
-            == shop.connection.execute(wanted, [f"{queued[0]}T00:00Z"]).fetchall()
+            == shop.connection.execute(wanted, [active]).fetchall()
         )
 
         # What the old code loaded lacks the new column: the sensor has the new code load it again.
