@@ -72,12 +72,14 @@ class Deployment:
         """Start one of its processes; it is ended with the deployment."""
         self.started[name] = self.stack.enter_context(_running(name, command, self.home))
 
-    def kill(self, name: str) -> None:
-        """`kill -9` one of its processes, and start it again as its keeper does."""
+    @contextmanager
+    def killed(self, name: str) -> Iterator[None]:
+        """`kill -9` one of its processes, and start it again after the block as its keeper does."""
         process = self.started[name]
         command = process.args
         process.kill()
         process.wait()
+        yield
         self.start(name, command)
         until(lambda: _answers(self.home / "s"))
 

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 import dagster as dg
 import psutil
+from dagster._core.events import DagsterEvent
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.resources.warm_process import process_of
@@ -82,6 +83,26 @@ class ServicesSite(Site):
         self.kills += 1
         self.finish(runs, f"{victim} killed when {stage}")
 
+    def abandon(self) -> list[str]:
+        """Kill the daemon when it has taken a run from the queue and hasn't started it; judge as `kill` does.
+
+        The moment is too short to be hit: what the daemon writes before is written here. How that run and
+        its retries have ended.
+        """
+        assert self.place
+        self.change()
+        with self.place.killed("daemon"):
+            runs = self.launch(self.out_of_step())
+            first = self.instance.get_run_by_id(runs[0])
+            assert first
+            assert first.status == dg.DagsterRunStatus.QUEUED
+            taken = DagsterEvent(dg.DagsterEventType.PIPELINE_STARTING.value, first.job_name)
+            self.instance.report_dagster_event(taken, first.run_id)
+        self.kills += 1
+        self.finish(runs, "daemon killed between taking a run and starting it")
+        _, group = self.instance.get_run_group(first.run_id) or ("", [])
+        return sorted(each.status.value for each in group)
+
     def finish(self, runs: list[str], what: str) -> None:
         """Wait for runs and their retries; what is out of step then is requested again, as by the sensor."""
         until(lambda: all(map(self.has_succeeded, runs)), f"over: {what}", PATIENCE)
@@ -102,7 +123,8 @@ class ServicesSite(Site):
             until(lambda: not psutil.pid_exists(server.pid), "dead")
             self.restart_server()
         elif victim in ("daemon", "code server"):
-            self.place.kill(victim)
+            with self.place.killed(victim):
+                pass
         else:
             for pid in self.pids(victim, runs):
                 os.kill(pid, signal.SIGKILL)

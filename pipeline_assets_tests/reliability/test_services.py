@@ -3,6 +3,7 @@
 Their keepers start them again; nobody else does anything, and each run comes to its end once.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import get_args
@@ -50,3 +51,18 @@ def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
             site.kill(service, stage)
     assert site.left_behind() == []
     tell(f"{site.kills} kills of {', '.join(services)}; all days agree, every run has ended")
+
+
+@pytest.mark.reliability
+def test_a_daemon_that_dies_before_it_starts_the_run_it_took_has_it_run_again(
+    services_site: ServicesSite,
+    tmp_path_factory: pytest.TempPathFactory,
+    tell: Callable[[str], None],
+) -> None:
+    site = services_site
+    with site.deployed(tmp_path_factory.mktemp("h")):
+        begun = time.monotonic()
+        assert site.abandon() == ["FAILURE", "SUCCESS"]
+        took = time.monotonic() - begun
+    assert site.left_behind() == []
+    tell(f"found, failed and run again by run monitoring, after {took:.0f} s")
