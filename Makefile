@@ -63,7 +63,7 @@ compose-secrets: ## make the secrets of the Compose deployment: SOURCE=postgresq
 test-security: $(VENV)/installed-dev ## install, then attack it: every test of docs/security.md
 	$(BIN)/pytest --numprocesses auto --quiet -m security
 
-check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definitions and the CI files
+check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definitions, the CI files and the Dockerfile
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -72,6 +72,7 @@ check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definit
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci .gitlab-ci.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/hadolint deploy/Dockerfile
 
 # The commit that a change is compared with.
 BASE ?= origin/main

@@ -56,10 +56,16 @@ class Host:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(
-        self, what: str, command: Sequence[str], environment: dict[str, str], cwd: Path
+        self,
+        what: str,
+        command: Sequence[str],
+        environment: dict[str, str],
+        cwd: Path,
+        ready: Callable[[], Any] | None = None,
     ) -> None:
-        """Start a program on the host; its output goes to a file of that name."""
-        with (self.logs / f"{what}.log").open("ab") as log:
+        """Start a program on the host, and wait until it is ready; its output goes to a file of that name."""
+        output = self.logs / f"{what}.log"
+        with output.open("ab") as log:
             process = subprocess.Popen(
                 self._there(command),
                 env=environment,
@@ -69,6 +75,9 @@ class Host:
                 start_new_session=True,
             )
         self.processes.append(process)
+        if ready:
+            until(lambda: ready() or process.poll() is not None, what)
+            assert process.poll() is None, f"{what} ended: {output.read_text()[-2000:]}"
 
     def run(self, command: Sequence[str], environment: dict[str, str], cwd: Path) -> str:
         """Run a program on the host to its end; what it printed."""

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets_tests.cluster import hosts
-from pipeline_assets_tests.cluster.hosts import SERVICES, Host, until
+from pipeline_assets_tests.cluster.hosts import SERVICES, Host
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -70,8 +70,13 @@ class Cluster:
         command = [program("pipeline-assets"), "worker", "--concurrency", str(concurrency)]
         log = host.logs / f"{host.name}.log"
         before = log.read_bytes().count(b" ready.") if log.exists() else 0
-        host.start(host.name, command, self.on(host), self.folder)
-        until(lambda: log.read_bytes().count(b" ready.") > before, f"worker on {host.name}")
+        host.start(
+            host.name,
+            command,
+            self.on(host),
+            self.folder,
+            lambda: log.read_bytes().count(b" ready.") > before,
+        )
 
     def on(self, host: Host) -> dict[str, str]:
         """A worker host's environment: its data folder is its own, so nothing passes by it."""
@@ -99,9 +104,14 @@ class Cluster:
         artifacts = ["--artifacts-destination", str(self.folder / "mlflow")]
         address = ["--host", SERVICES, "--port", "5000", "--workers", "1"]
         command = [program("mlflow"), "server", *address, *artifacts]
-        self.services.start("mlflow", command, {**self.environment, **own}, self.folder)
         log = self.services.logs / "mlflow.log"
-        until(lambda: "Application startup complete" in log.read_text(), "MLflow")
+        self.services.start(
+            "mlflow",
+            command,
+            {**self.environment, **own},
+            self.folder,
+            lambda: "Application startup complete" in log.read_text(),
+        )
 
     def launch(self, job: str, partitions: Sequence[str]) -> None:
         """Queue a run of a job for each partition, as the UI does it."""
@@ -260,9 +270,8 @@ def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
         [*nobody, str(binaries / "postgres"), "-D", str(data), *settings],
         environment,
         folder,
+        lambda: _accepts(folder, sockets),
     )
-    until((sockets / ".s.PGSQL.5432").exists, "PostgreSQL")
-    until(lambda: _accepts(folder, sockets), "PostgreSQL that answers")
     return str(sockets)
 
 
@@ -301,6 +310,11 @@ def _rabbitmq(host: Host, folder: Path, environment: dict[str, str]) -> None:
         # Its processes don't spin while they wait.
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
     }
-    host.start("rabbitmq", [str(RABBITMQ)], {**environment, **own}, folder)
     log = host.logs / "rabbitmq.log"
-    until(lambda: log.exists() and "Server startup complete" in log.read_text(), "RabbitMQ")
+    host.start(
+        "rabbitmq",
+        [str(RABBITMQ)],
+        {**environment, **own},
+        folder,
+        lambda: "Server startup complete" in log.read_text(),
+    )

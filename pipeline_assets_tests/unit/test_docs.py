@@ -1,4 +1,4 @@
-"""The pages say what is there: each link leads to a file, each heading and each name that it means."""
+"""The pages say what is there: each link leads to a file, each heading, name, path and command to its own."""
 
 import ast
 import re
@@ -6,13 +6,23 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from pipeline_assets.cli import app
 
 ROOT = Path(__file__).parents[2]
+MAKEFILE = ROOT / "Makefile"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\[(?P<text>[^][]*)\]\((?P<target>[^()\s]+)\)")
 NAMED = re.compile(r"`(?P<file>[\w/.]+\.py)::(?P<name>\w+)`")
 """A function, class or setting, written `folder/file.py::name`."""
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+COMMAND = re.compile(r"^\s*(?:\w+=\S+ )*(make|pipeline-assets)((?: [a-z][a-z-]*)+)", re.MULTILINE)
+"""A command at the start of a line, after variables of its own, without its options and arguments."""
+PATH = re.compile(r"^(?:deploy|docs|benchmarks|pipeline_assets|pipeline_assets_tests)/[\w./-]+$")
+MADE = {"deploy/compose/secrets"}
+"""What isn't in the repository: the page says what makes it."""
 
 
 def links(page: Path) -> list[tuple[str, str]]:
@@ -71,12 +81,58 @@ def wrong(page: Path) -> list[str]:
     return found
 
 
+def is_there(program: str, words: list[str]) -> bool:
+    """Whether the Makefile, or the project's own program, has that command."""
+    if program == "make":
+        return set(words) <= set(re.findall(r"^([a-z-]+):", MAKEFILE.read_text(), re.MULTILINE))
+    command = get_command(app)
+    for word in words:
+        if not (commands := getattr(command, "commands", {})):
+            return True  # the rest are arguments
+        if word not in commands:
+            return False
+        command = commands[word]
+    return True
+
+
+def unknown(page: Path) -> list[str]:
+    """The page's commands and paths, written as code, that aren't there."""
+    text = page.read_text()
+    spans = SPAN.findall(CODE.sub("", text))
+    commands = COMMAND.findall("\n".join([*spans, *CODE.findall(text)]))
+    found = [name + words for name, words in commands if not is_there(name, words.split())]
+    paths = (path for path in spans if PATH.match(path) and path not in MADE)
+    return found + [path for path in paths if not (ROOT / path).exists()]
+
+
 TOPS = (".", "pipeline_assets", "pipeline_assets_tests")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_and_name_leads_somewhere(page: Path) -> None:
     assert wrong(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_path_is_there(page: Path) -> None:
+    assert unknown(page) == []
+
+
+def test_a_command_or_path_that_is_not_there_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`make run` `pipeline-assets run` `deploy/Dockerfile` `pipeline-assets ci smoke --url x`\n"
+    )
+    assert unknown(page) == []
+    page.write_text(
+        "`make walk` `deploy/Dockerfiles` `pipeline-assets ci smok`\n```\nA=b pipeline-assets runs --all\n```"
+    )
+    assert unknown(page) == [
+        "make walk",
+        "pipeline-assets ci smok",
+        "pipeline-assets runs",
+        "deploy/Dockerfiles",
+    ]
 
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
