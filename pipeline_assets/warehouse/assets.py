@@ -8,7 +8,7 @@ one process, and one that breaks its contract is held back alone.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -33,9 +33,6 @@ from pipeline_assets.warehouse.checks import (
     source_key,
 )
 from pipeline_assets.warehouse.tables import Table
-
-if TYPE_CHECKING:
-    from pipeline_assets.warehouse.reconcile import Digest, Windows
 
 GROUP = "warehouse"
 
@@ -213,7 +210,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         from pipeline_assets.warehouse import ledger
         from pipeline_assets.warehouse.load import load, prepare
         from pipeline_assets.warehouse.marts import differing_groups
-        from pipeline_assets.warehouse.reconcile import settled, warehouse_digests
+        from pipeline_assets.warehouse.reconcile import settled, source_digests, warehouse_digests
 
         windows = partition_windows(partitions, context.partition_keys)
         loads: dict[str, dict[str, dict[str, int]]] = {}
@@ -224,8 +221,8 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
             warehouse.connect(autocommit=True) as connection,
             ThreadPoolExecutor(max_workers=1) as beside,
         ):
-            # The source is asked while the warehouse writes.
-            at_source = beside.submit(_at_source, source, contract, windows)
+            # The source is asked while the warehouse writes; a question of the load's waits for it.
+            at_source = beside.submit(source_digests, source_connection, contract, windows)
             prepare(connection, table)
             for key in progress(windows, target):
                 begun = perf_counter()
@@ -271,14 +268,6 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
                     log_partition(context, name, key, [rebuild_result(name, groups)])
 
     return warehouse_tables
-
-
-def _at_source(source: Database, contract: Contract, windows: "Windows") -> "dict[str, Digest]":
-    """What the source holds, over a connection of its own: the load needs the other."""
-    from pipeline_assets.warehouse.reconcile import source_digests
-
-    with source.connect(autocommit=True) as connection:
-        return source_digests(connection, contract, windows)
 
 
 def _common(contract: Contract, partitions: dg.DailyPartitionsDefinition) -> dict[str, Any]:

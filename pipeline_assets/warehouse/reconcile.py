@@ -63,7 +63,7 @@ class Comparison:
 def compare(
     source: psycopg.Connection, warehouse: psycopg.Connection, contract: Contract, windows: Windows
 ) -> dict[str, Comparison]:
-    """Partition key -> what source and warehouse hold of it; one query a side for all windows.
+    """Partition key -> what source and warehouse hold of it; one round trip a side for all windows.
 
     Windows with more rows than the source's then cost a look at their keys, for rows that have moved on.
     """
@@ -163,18 +163,11 @@ def source_counts(
     source: psycopg.Connection, contract: Contract, windows: Windows
 ) -> dict[str, int]:
     """Partition key -> how many rows the source counts in its window."""
-    rows = source.execute(
-        sql.SQL(
-            "SELECT key, (SELECT count(*) FROM {source} WHERE {version} >= starts AND {version} < ends)"
-            " FROM unnest(%s::text[], %s::timestamptz[], %s::timestamptz[])"
-            " AS windows (key, starts, ends)"
-        ).format(
-            source=relation(contract.source_relation),
-            version=sql.Identifier(contract.change_column),
-        ),
-        _arrays(windows),
+    rows = sql.SQL("SELECT {} AS version FROM {}").format(
+        sql.Identifier(contract.change_column), relation(contract.source_relation)
     )
-    return dict(rows.fetchall())
+    counted = _by_window(source, rows, sql.SQL("count(*)"), windows)
+    return {key: count for key, (count,) in counted.items()}
 
 
 def rows_without_a_day(source: psycopg.Connection, contract: Contract) -> int:
@@ -197,18 +190,29 @@ def _digests(
     sides: list[sql.Composed],
     windows: Windows,
 ) -> dict[str, Digest]:
-    rows = connection.execute(
-        sql.SQL(
-            "SELECT key, {digest} FROM unnest(%s::text[], %s::timestamptz[], %s::timestamptz[])"
-            " AS windows (key, starts, ends)"
-            " JOIN LATERAL (SELECT identity, version FROM ({rows}) AS r"
-            " WHERE r.version >= starts AND r.version < ends) AS held ON true GROUP BY key"
-        ).format(digest=DIGEST, rows=sql.SQL(" UNION ALL ").join(sides)),
-        _arrays(windows),
-    ).fetchall()
-    found = {key: Digest(count, digest) for key, count, digest in rows}
-    return {key: found.get(key, Digest()) for key in windows}
+    rows = sql.SQL(" UNION ALL ").join(sides)
+    return {
+        key: Digest(*found) for key, found in _by_window(connection, rows, DIGEST, windows).items()
+    }
 
 
-def _arrays(windows: Windows) -> list[list[Any]]:
-    return [list(windows), *(list(times) for times in zip(*windows.values(), strict=True))]
+def _by_window(
+    connection: psycopg.Connection,
+    rows: sql.Composable,
+    aggregates: sql.SQL,
+    windows: Windows,
+) -> dict[str, tuple[Any, ...]]:
+    """Partition key -> aggregates of the rows whose `version` lies in its window.
+
+    A statement for each window, sent all at once. Joined with a list of windows the planner takes each for
+    a ninth of the table: a tick over seven days of a table that isn't in the order of time read all of it
+    (three million rows: 4.7 s of CPU instead of 0.03), and no day could be gone through in parallel.
+    """
+    query = sql.SQL("SELECT {} FROM ({}) AS held WHERE version >= %s AND version < %s")
+    found = {}
+    with connection.cursor() as cursor:
+        cursor.executemany(query.format(aggregates, rows), list(windows.values()), returning=True)
+        for key in windows:
+            found[key] = cursor.fetchone() or ()
+            cursor.nextset()
+    return found
