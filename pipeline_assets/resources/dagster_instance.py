@@ -9,9 +9,12 @@ place with SQL on Dagster's tables.
 import gc
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
@@ -25,12 +28,17 @@ from dagster import (
     Field,
 )
 from dagster._config.config_schema import UserConfigSchema
-from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
+from dagster._core.storage.local_compute_log_manager import (
+    IO_TYPE_EXTENSION,
+    LocalComputeLogManager,
+)
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData, deserialize_value
 from dagster_postgres import DagsterPostgresStorage
 
 from pipeline_assets.operations.logs import configure_logging
+from pipeline_assets.resources.compute_logs import captured
 from pipeline_assets.resources.local_files import make_private
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import load_settings
@@ -136,6 +144,17 @@ class PipelineComputeLogs(LocalComputeLogManager):
         """Build it from the project's settings."""
         del config_value
         return cls(_in_data_folder("compute_logs"), inst_data=inst_data)
+
+    @contextmanager
+    def capture_logs(self, log_key: Sequence[str]) -> Generator[CapturedLogContext, None, None]:
+        """Capture both streams of this process, and leave a sign when that is complete."""
+        out, err = (
+            Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
+            for kind in (ComputeIOType.STDOUT, ComputeIOType.STDERR)
+        )
+        with captured(sys.stdout, out), captured(sys.stderr, err):
+            yield CapturedLogContext(log_key)
+        Path(self.complete_artifact_path(log_key)).touch()
 
 
 class PipelineArtifacts(LocalArtifactStorage):
