@@ -16,7 +16,7 @@ import helm_python
 import kubernetes_validate
 import pytest
 import yaml
-from dagster._cli.code_server import start_command
+from dagster._cli.api import grpc_command
 from dagster._config import process_config
 from dagster._core.instance.config import dagster_instance_config, dagster_instance_config_schema
 from dagster_k8s.job import (
@@ -109,7 +109,7 @@ def test_each_part_is_hardened_as_in_our_own_chart(name: str) -> None:
 
 def test_the_code_server_takes_its_arguments() -> None:
     port = ["--port", str(CODE["port"]), "--host", "0.0.0.0"]  # noqa: S104 - as the chart adds it
-    assert start_command.make_context("start", [*CODE["codeServerArgs"], *port])
+    assert grpc_command.make_context("grpc", [*CODE["dagsterApiGrpcArgs"], *port])
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
