@@ -20,7 +20,7 @@ from pipeline_assets.models import gate
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.rules import RULES
-from pipeline_assets.quality.ddl import changing_tables, exist
+from pipeline_assets.quality.ddl import changing_tables, exist, wait_for_other_changes
 
 SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS pipeline;
@@ -128,7 +128,7 @@ def ensure_schema(connection: psycopg.Connection) -> None:
     if exist(connection, tables) and not _is_before_withdrawals(connection):
         return
     with changing_tables(), connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+        wait_for_other_changes(connection)
         connection.execute(SCHEMA)
         if _is_before_withdrawals(connection):
             connection.execute(WITHDRAWALS)

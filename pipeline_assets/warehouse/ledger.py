@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.ddl import changing_tables, exist
+from pipeline_assets.quality.ddl import changing_tables, exist, wait_for_other_changes
 from pipeline_assets.quality.validation import Verdict
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
     if exist(connection, ["pipeline.batches", quarantine_relation(contract)]):
         return
     with changing_tables(), connection.transaction():
-        # CREATE ... IF NOT EXISTS fails when two sessions create at the same moment.
-        connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
+        wait_for_other_changes(connection)
         connection.execute(SCHEMA)
         indexes = [sql.Identifier(f"{contract.name}_{name}") for name in ("partition", "version")]
         connection.execute(

@@ -1,6 +1,8 @@
 """What the ledger answers, held against the same said in Python."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
+from threading import Barrier
 
 import psycopg
 import pyarrow as pa
@@ -9,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from pipeline_assets.models import records
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.tables import load_tables
@@ -74,3 +77,27 @@ def test_the_identity_of_a_row_is_what_the_database_makes_of_its_key(
         ).format(ledger.identity_sql(things))
         told = connection.execute(query, [list(ids), list(parts)]).fetchall()
     assert ledger.source_identity(table, things) == [identity for (identity,) in told]
+
+
+def test_a_new_warehouse_may_be_opened_by_any_number_at_once(
+    server: embedded_postgres.Server,
+) -> None:
+    """As the sensors of a deployment that starts do it."""
+    sessions = 6
+
+    def open_it(number: int) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            together.wait()
+            if number % 2:
+                records.ensure_schema(connection)
+            ledger.ensure_schema(connection, CONTRACT)
+
+    for attempt in range(5):
+        url = embedded_postgres.ensure_database(server, f"opened_at_once_{attempt}")
+        together = Barrier(sessions)
+        with ThreadPoolExecutor(sessions) as pool:
+            list(pool.map(open_it, range(sessions)))
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            admin.execute(
+                sql.SQL("DROP DATABASE {}").format(sql.Identifier(f"opened_at_once_{attempt}"))
+            )
