@@ -1,5 +1,6 @@
 """What a run prints: in its file at once, passed on to where it went before, by the process itself."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline_assets.resources.compute_logs import captured
 
 PRINTS = r"""
 import os, subprocess, sys, time
@@ -90,3 +93,21 @@ def test_nobody_reads_what_is_passed_on(tmp_path: Path) -> None:
 def test_no_process_is_started_for_it(tmp_path: Path) -> None:
     ran = run(tmp_path / "out", "print(f'children: {children()!r}')")
     assert ran.stdout == f"before\n{INSIDE}children: ''\nafter\n"
+
+
+class StandIn(io.StringIO):
+    """As Celery replaces a worker's streams."""
+
+    def fileno(self) -> int:
+        return None  # type: ignore[return-value]  # it does
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), StandIn(), None])
+def test_a_stream_without_a_descriptor_is_left_alone(
+    tmp_path: Path, stream: io.StringIO | None
+) -> None:
+    with captured(stream, tmp_path / "out"):  # type: ignore[arg-type]  # Python's own may be None
+        if stream:
+            stream.write("said")
+    assert (tmp_path / "out").read_text() == ""
+    assert stream is None or stream.getvalue() == "said"
