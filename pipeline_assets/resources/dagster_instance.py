@@ -154,7 +154,8 @@ class PipelineComputeLogs(LocalComputeLogManager):
         )
         with captured(sys.stdout, out), captured(sys.stderr, err):
             yield CapturedLogContext(log_key)
-        Path(self.complete_artifact_path(log_key)).touch()
+        complete = self.complete_artifact_path(log_key)  # type: ignore[no-untyped-call]  # it has no types
+        Path(complete).touch()
 
 
 class PipelineArtifacts(LocalArtifactStorage):
