@@ -41,12 +41,13 @@ dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:30
 mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
 	@$(BIN)/pipeline-assets mlflow ui
 
+# The slow ones of a file go to one worker: they share what they set up, models, servers, browsers.
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow and not reliability"
-	$(BIN)/pytest --numprocesses auto --quiet -m "slow and not cluster and not image and not reliability"
+	$(BIN)/pytest --numprocesses auto --dist loadfile --quiet -m "slow and not cluster and not image and not reliability"
 
 test-reliability: $(VENV)/installed-dev ## install, then attack for an hour: kills, bad data, faults between
-	$(BIN)/pytest --quiet -m reliability pipeline_assets_tests/reliability $(ARGS)
+	$(BIN)/pytest --quiet -m reliability $(ARGS)
 
 test-cluster: $(VENV)/installed-dev ## two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (root)
 	$(BIN)/pytest --quiet -rA pipeline_assets_tests/cluster

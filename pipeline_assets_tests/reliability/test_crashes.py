@@ -109,7 +109,7 @@ def each_victim(rounds: int, random_kills: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("victims", "rounds", "random_kills"),
         [
-            pytest.param(VICTIMS, 0, 3, id="short", marks=pytest.mark.slow),
+            pytest.param(VICTIMS, 0, 1, id="short", marks=pytest.mark.slow),
             *(
                 pytest.param(
                     [victim], rounds, random_kills, id=victim, marks=pytest.mark.reliability

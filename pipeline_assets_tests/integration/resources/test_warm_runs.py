@@ -424,11 +424,13 @@ def test_what_starts_runs_is_nobody_elses(deployment: Deployment) -> None:
     assert deployment.ended(run_id) == "SUCCESS"
 
 
-@pytest.mark.slow
-def test_nothing_is_left_of_200_runs(
-    deployment: Deployment, server: embedded_postgres.Server
+@pytest.mark.parametrize(
+    "many",
+    [pytest.param(50, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.reliability)],
+)
+def test_nothing_is_left_of_many_runs(
+    deployment: Deployment, server: embedded_postgres.Server, many: int
 ) -> None:
-    """The command for a thousand: `python -m benchmarks.launches --leaks 1000`."""
     launcher = deployment.instance.run_launcher
 
     def runs(number: int) -> None:
@@ -445,7 +447,7 @@ def test_nothing_is_left_of_200_runs(
     runs(10)
     (warm,) = (psutil.Process(each.process.pid) for each in launcher._warm.values())  # type: ignore[attr-defined]  # ours
     before, memory = held(warm), warm.memory_full_info().uss
-    runs(200)
+    runs(many)
     assert held(warm) == before
     assert warm.memory_full_info().uss - memory < 1 << 20
     with psycopg.connect(server.url()) as connection:
