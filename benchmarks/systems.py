@@ -111,17 +111,19 @@ class System(ABC):
         """Start the schedule that is due every minute."""
 
 
+CONFIGURATION = (
+    "queue asked each second, 4 runs at once, pools of 3, one process a run; `dagster dev` (webserver,"
+    " daemon, code server); a range of days is one run"
+)
+
+
 class Dagster(System):
     """Dagster with this project's dagster.yaml, but for the run launcher: Dagster's default."""
 
     key = "dagster"
     name = "pipeline_assets, default launcher"
     version = f"{__version__}, Dagster {installed('dagster')}"
-    configuration = (
-        "this project's `dagster.yaml` without its `run_launcher`: queue asked each second, 4 runs at"
-        " once, pools of 3, one process a run; `dagster dev` (webserver, daemon, code server); a range"
-        " of days is one run"
-    )
+    configuration = f"this project's `dagster.yaml` without its `run_launcher`: {CONFIGURATION}"
     runs = """
         SELECT extract(epoch FROM value::timestamptz)::float, end_time, status = 'SUCCESS'
         FROM runs LEFT JOIN run_tags
@@ -193,7 +195,7 @@ class WarmDagster(Dagster):
 
     key = "ours"
     name = "pipeline_assets"
-    configuration = "the same with the `run_launcher` of this project's `dagster.yaml`"
+    configuration = f"this project's `dagster.yaml`: {CONFIGURATION}"
 
     def settings(self) -> dict[str, Any]:
         """What stands in dagster.yaml."""
