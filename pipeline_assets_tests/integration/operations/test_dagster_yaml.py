@@ -74,10 +74,9 @@ RUNS = "{ runsOrError { ... on Runs { results { status startTime endTime } } } }
 def test_runs_wait_in_the_queue_while_their_pool_is_full(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    environment |= {"DAGSTER_HOME": str(ROOT)}
     subprocess.run(
         [str(BIN / "dagster"), "instance", "concurrency", "set", "source", "1"],
-        env=environment,
+        env=environment | {"DAGSTER_HOME": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         check=True,
