@@ -37,7 +37,7 @@ from pipeline_assets.resources.progress import Progress
 from pipeline_assets.running import RETRY, freshness, permanent_failures
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.assets import target_name
-from pipeline_assets.warehouse.checks import log_partition, rule_results, rule_specs
+from pipeline_assets.warehouse.checks import log_partitions, rule_results, rule_specs
 from pipeline_assets.warehouse.tables import Table
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def snapshots_asset(
                         dg.AssetMaterialization(SNAPSHOTS, partition=key, metadata=about)
                     )
         if len(results) > 1:
-            for key, result in results.items():
-                log_partition(context, SNAPSHOTS, key, [result])
+            by_week = ((key, [result]) for key, result in results.items())
+            log_partitions(context, SNAPSHOTS, by_week)
         worst = max(results.values(), key=lambda result: not result.passed)
         return dg.MaterializeResult(check_results=[worst])
 

@@ -39,6 +39,7 @@ from dagster_postgres import DagsterPostgresStorage
 
 from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.resources.compute_logs import captured
+from pipeline_assets.resources.dagster_event_log import BatchingEventLog
 from pipeline_assets.resources.local_files import make_private
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import load_settings
@@ -76,6 +77,10 @@ def close_connections() -> None:
 
 class PipelineStorage(DagsterPostgresStorage):
     """Runs, events and schedules in the database at DAGSTER_DATABASE_URL, else the embedded one."""
+
+    def __init__(self, url: str, create: bool, inst_data: ConfigurableClassData | None) -> None:
+        super().__init__(url, create, inst_data)
+        self._event_log_storage = BatchingEventLog(url, should_autocreate_tables=False)
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:

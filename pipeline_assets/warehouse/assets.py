@@ -25,7 +25,7 @@ from pipeline_assets.warehouse.checks import (
     complete_spec,
     in_step_result,
     in_step_spec,
-    log_partition,
+    log_partitions,
     rebuild_result,
     rebuild_spec,
     rule_results,
@@ -112,8 +112,10 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
                 )
             counted = source_counts(connection, contract, windows)
         if len(windows) > 1:
-            for key, rows in extracted.items():
-                log_partition(context, name, key, [complete_result({key: rows}, counted)])
+            by_day = (
+                (key, [complete_result({key: rows}, counted)]) for key, rows in extracted.items()
+            )
+            log_partitions(context, name, by_day)
         return dg.MaterializeResult(check_results=[complete_result(extracted, counted)])
 
     return raw
@@ -173,8 +175,11 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
             counts = ledger.rows_by_day(connection, contract, newest)
             context.add_asset_metadata({"recent_days": daily_plot(counts)}, partition_key=newest)
         if len(windows) > 1:
-            for key, judgement in judgements.items():
-                log_partition(context, name, key, rule_results(contract, {key: judgement}))
+            by_day = (
+                (key, rule_results(contract, {key: judgement}))
+                for key, judgement in judgements.items()
+            )
+            log_partitions(context, name, by_day)
         return dg.MaterializeResult(check_results=rule_results(contract, judgements))
 
     return validated
@@ -262,10 +267,13 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         for name, result in results.items():
             yield dg.MaterializeResult(name, check_results=[result])
         if len(windows) > 1:
-            for key, found in comparisons.items():
-                log_partition(context, target, key, [in_step_result(target, {key: found})])
-                for name, groups in differing.items():
-                    log_partition(context, name, key, [rebuild_result(name, groups)])
+            by_day = (
+                (key, [in_step_result(target, {key: found})]) for key, found in comparisons.items()
+            )
+            log_partitions(context, target, by_day)
+            for name, groups in differing.items():
+                rebuilt = [rebuild_result(name, groups)]
+                log_partitions(context, name, ((key, rebuilt) for key in comparisons))
 
     return warehouse_tables
 

@@ -7,6 +7,7 @@ rule; each partition's own result is logged beside it.
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import dagster as dg
 
@@ -69,16 +70,27 @@ def rule_results(
     return results
 
 
-def log_partition(
-    context: dg.AssetExecutionContext, asset: str, day: str, results: Iterable[dg.AssetCheckResult]
+def log_partitions(
+    context: dg.AssetExecutionContext,
+    asset: str,
+    results: Iterable[tuple[str, Iterable[dg.AssetCheckResult]]],
 ) -> None:
-    """Store results for one partition of a ranged run.
+    """Store an asset's results for each single partition of a ranged run.
 
     Dagster itself stores them for the range as a whole only, and then shows every partition's checks
-    as skipped. An event takes 4 ms.
+    as skipped. By `context.log_event`, which has no batches, an event takes 4 ms.
     """
-    for result in results:
-        context.log_event(
+    from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata, DagsterEventType
+
+    step, batch = context.op_execution_context.get_step_execution_context(), uuid4().hex
+    each = ((partition, result) for partition, found in results for result in found)
+    following = next(each, None)
+    while following:
+        (partition, result), following = following, next(each, None)
+        verdict = "passed" if result.passed else "did not pass"
+        DagsterEvent.from_step(
+            DagsterEventType.ASSET_CHECK_EVALUATION,
+            step,
             dg.AssetCheckEvaluation(
                 asset_key=dg.AssetKey(asset),
                 check_name=str(result.check_name),
@@ -86,8 +98,10 @@ def log_partition(
                 metadata=result.metadata,
                 severity=result.severity,
                 description=result.description,
-                partition=day,
-            )
+                partition=partition,
+            ),
+            f"Check {result.check_name} of {asset} {verdict} for {partition}.",
+            DagsterEventBatchMetadata(batch, is_end=following is None),
         )
 
 

@@ -1,0 +1,127 @@
+"""Batches leave in Dagster's tables what its own one-by-one writing leaves there."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from pipeline_assets.warehouse.checks import log_partitions
+from pipeline_assets_tests.integration.operations.conftest import instance
+
+__all__ = ["instance"]  # a fixture
+
+DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-20")
+RANGE = ["2026-01-03", "2026-01-12"]
+CHECKS = ["even", "positive"]
+
+
+def specs(asset: str) -> list[dg.AssetCheckSpec]:
+    return [dg.AssetCheckSpec(name, asset=asset, partitions_def=DAYS) for name in CHECKS]
+
+
+def results(day: str) -> Iterator[dg.AssetCheckResult]:
+    for name in CHECKS:
+        passed = name == "positive" or int(day[-1]) % 2 == 0
+        yield dg.AssetCheckResult(
+            check_name=name,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"{day}'s" if passed else None,
+            metadata={"rows": int(day[-2:]), "text": "O'Neil; %s :x"},
+        )
+
+
+@dg.asset(
+    partitions_def=DAYS,
+    check_specs=specs("first"),
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def first(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    # One day more than the run's, which wasn't planned.
+    keys = [*context.partition_keys, "2026-01-15"]
+    log_partitions(context, "first", ((key, results(key)) for key in keys))
+    yield dg.MaterializeResult(check_results=list(results(keys[0])))
+
+
+@dg.asset(
+    partitions_def=DAYS,
+    deps=[first],
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[dg.AssetCheckSpec("whole", asset="second")],
+)
+def second() -> Iterator[Any]:
+    yield dg.MaterializeResult(check_results=[dg.AssetCheckResult(check_name="whole", passed=True)])
+
+
+def stored(instance: dg.DagsterInstance, run_id: str) -> dict[str, list[tuple[Any, ...]]]:
+    """A run's events and check executions, without what is another's each time."""
+    queries = {
+        "events": "SELECT dagster_event_type, step_key, asset_key, partition, event FROM event_logs"
+        " WHERE run_id = :run AND dagster_event_type LIKE 'ASSET_%' ORDER BY id",
+        "executions": "SELECT found.asset_key, check_name, found.partition, execution_status,"
+        " evaluation_event, materialization_event_storage_id IS NULL,"
+        " evaluation_event_timestamp = logged.timestamp, evaluation_event = logged.event"
+        " FROM asset_check_executions AS found"
+        " LEFT JOIN event_logs AS logged ON logged.id = evaluation_event_storage_id"
+        " WHERE found.run_id = :run ORDER BY 1, 2, 3",
+        "assets": "SELECT asset_key, last_run_id = :run FROM asset_keys ORDER BY 1",
+        "tags": "SELECT logged.partition, tag.asset_key, tag.key FROM asset_event_tags AS tag"
+        " JOIN event_logs AS logged ON logged.id = tag.event_id"
+        " WHERE logged.run_id = :run ORDER BY 1, 2, 3",
+    }
+    found = {}
+    with instance.event_log_storage.index_connection() as connection:  # type: ignore[attr-defined]  # SQL storages have it
+        for name, query in queries.items():
+            rows = connection.execute(sa.text(query), {"run": run_id}).fetchall()
+            found[name] = [
+                tuple(
+                    _comparable(value, run_id) if isinstance(value, str) else value for value in row
+                )
+                for row in rows
+            ]
+    return found
+
+
+def _comparable(value: str, run_id: str) -> str:
+    value = value.replace(run_id, "RUN")
+    # Storage ids, moments and versions that Dagster makes up.
+    value = re.sub(r'"(timestamp|storage_id|pid|[^"]*pointer/first)": "?[\d.]+', r'"\1": 0', value)
+    return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{64}", "ID", value)
+
+
+def run(instance: dg.DagsterInstance) -> str:
+    done = dg.materialize(
+        [first, second],
+        instance=instance,
+        tags={
+            "dagster/asset_partition_range_start": RANGE[0],
+            "dagster/asset_partition_range_end": RANGE[1],
+        },
+    )
+    assert done.success
+    return done.run_id
+
+
+@pytest.mark.parametrize("size", ["7", "200"])
+def test_a_ranged_run_leaves_what_it_leaves_event_by_event(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "0")
+    expected = stored(instance, run(instance))
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", size)
+    written = run(instance)
+
+    found = stored(instance, written)
+    assert found == expected
+    statuses = {row[1:4] for row in found["executions"] if "first" in row[0]}
+    assert ("even", "2026-01-03", "FAILED") in statuses
+    assert ("even", "2026-01-04", "SUCCEEDED") in statuses
+    assert ("positive", "2026-01-15", "SUCCEEDED") in statuses
+    assert len(statuses) == 2 * (10 + 1 + 1)  # the range as a whole is the last
+    assert all(row[6:] == (True, True) for row in found["executions"])
+    key = dg.AssetCheckKey(dg.AssetKey("first"), "even")
+    (newest,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+    assert newest.run_id == written
