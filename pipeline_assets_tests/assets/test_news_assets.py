@@ -17,6 +17,7 @@ from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.news.assets import mornings
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.resources.http import HttpClient, Limits
+from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
 
 KEY, NEXT = "2026-11-20", "2026-11-21"
@@ -27,6 +28,14 @@ START = datetime(2026, 11, 20, 8, tzinfo=UTC)
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is tried as often as ever, but at once: the pauses of one that fails are fifty seconds."""
+    monkeypatch.setattr(
+        "pipeline_assets.news.assets.RETRY", dg.RetryPolicy(max_retries=RETRY.max_retries)
+    )
 
 
 def publish(
