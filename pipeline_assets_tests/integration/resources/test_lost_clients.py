@@ -1,5 +1,6 @@
 """What the server has of clients that are lost, by a power cut, a dead network or a kill, or are done."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import dagster as dg
 import psycopg
 import pytest
 import sqlalchemy
+from dagster._core.instance import InstanceRef
 
 from pipeline_assets.resources import dagster_instance, embedded_postgres
 from pipeline_assets.resources.postgres import Database
@@ -54,26 +56,54 @@ def test_so_do_those_of_dagster_and_celery(server: embedded_postgres.Server) -> 
         assert show == EXPECTED
 
 
-def test_a_worker_holds_no_connection_of_the_steps_it_has_done(
+STEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'steps'"
+
+
+@pytest.fixture
+def reference(
     server: embedded_postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> InstanceRef:
+    """What a process opens an instance by, on a database of its own."""
     url = embedded_postgres.ensure_database(server, "steps")
     root = Path(__file__).parents[3]
     (tmp_path / "dagster.yaml").write_text((root / "dagster.yaml").read_text())
     for name, value in {"DAGSTER_HOME": tmp_path, "DAGSTER_DATABASE_URL": url}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("PIPELINE_DATA_DIR", str(tmp_path / "data"))
-    reference = dg.DagsterInstance.get().get_ref()
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'steps'"
+    with dg.DagsterInstance.get() as instance:
+        return instance.get_ref()
+
+
+def test_a_worker_holds_no_connection_of_the_steps_it_has_done(
+    server: embedded_postgres.Server, reference: InstanceRef
+) -> None:
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for _ in range(5):  # what dagster-celery does for a step
             instance = dg.DagsterInstance.from_ref(reference)
             assert instance.get_runs_count() == 0
             assert not instance.all_asset_keys()
-            assert connection.execute(query).fetchone() != (0,)
+            assert connection.execute(STEPS).fetchone() != (0,)
             dagster_instance.close_connections()
-            until(lambda: connection.execute(query).fetchone() == (0,), "closed")
+            until(lambda: connection.execute(STEPS).fetchone() == (0,), "closed")
             assert instance.get_runs_count() == 0, "it can be used again"
+
+
+def test_an_instance_that_is_closed_holds_no_connection(
+    server: embedded_postgres.Server, reference: InstanceRef
+) -> None:
+    """A code server opens and closes one for each tick; the collector comes when it likes."""
+    gc.collect()  # what other tests have left
+    gc.disable()
+    try:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            for _ in range(3):
+                with dg.DagsterInstance.from_ref(reference) as instance:
+                    assert instance.get_runs_count() == 0
+                    assert not instance.all_asset_keys()
+                    assert connection.execute(STEPS).fetchone() != (0,)
+                until(lambda: connection.execute(STEPS).fetchone() == (0,), "closed")
+    finally:
+        gc.enable()
 
 
 HOLD = """
