@@ -113,7 +113,7 @@ class System(ABC):
 
 CONFIGURATION = (
     "queue asked each second, 4 runs at once, pools of 3, one process a run; `dagster dev` (webserver,"
-    " daemon, code server); a range of days is one run"
+    " daemon, code server); a range of days is one run, which Dagster asks for within 30 s"
 )
 
 
@@ -296,8 +296,8 @@ class Prefect(System):
     version = "3.8.8"
     configuration = (
         "server and one worker of a process work pool, 10 runs at once; asks for work every 10 s"
-        " and fetches it 10 s ahead; results aren't persisted; analytics off; it has no backfill: 30 runs are"
-        " asked for at once"
+        " and starts a scheduled run's process up to 10 s ahead of its moment, from which its time counts;"
+        " results aren't persisted; analytics off; it has no backfill: 30 runs are asked for at once"
     )
     packages = (
         f"prefect=={version}",

@@ -51,7 +51,8 @@ The same daily pipeline in each system: extract a day's 10,000 rows from one Pos
 them, and upsert them into another. The three steps are the same plain Python functions
 (`benchmarks/peers/daily_steps.py`). Each system has an environment of its own, and its metadata in a
 database of its own on the same PostgreSQL server, with fsync. They take turns, one at a time, from the same
-state each round; after each round the target is compared with the source by SQL. Figures are medians of {rounds} rounds, with minimum and maximum.
+state each round; after each round the target is compared with the source by SQL. Figures are medians of
+{rounds} rounds, with minimum and maximum.
 
 CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
 same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
