@@ -211,7 +211,8 @@ python -m benchmarks.scale
 measures, through the assets and on transactions spread evenly over days: `tick`, the change sensor's
 tick when all is in step, and comparing every day with the source; `ranged`, a range of days in one run,
 one of which breaks its contract and is held alone; `day`, one day of many rows. Peak memory is the
-run's own process.
+run's own process. `ranged` is the newest, measured with other work beside it on a machine of half the
+speed of the others'.
 
 """
 
