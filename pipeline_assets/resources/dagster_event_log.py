@@ -3,17 +3,15 @@
 What is removed from it and asked of it stands in `dagster_instance.py`.
 """
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
-from dagster import DagsterEvent, DagsterEventType, EventLogEntry
+from dagster import AssetCheckKey, DagsterEvent, DagsterEventType, EventLogEntry
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     SqlEventLogStorageTable,
 )
-from dagster._serdes import serialize_value
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy.dialects import postgresql
 
@@ -21,18 +19,23 @@ from sqlalchemy.dialects import postgresql
 class BatchingEventLog(PostgresEventLogStorage):
     """Dagster's own, which also takes together what a ranged run plans and says of its partitions' checks.
 
-    One by one, each of these is three statements and three commits, 4 ms: most of what a ranged run took.
+    Dagster stores each of these by three statements and three commits, 4 ms: most of what a ranged run
+    took. The results come from `warehouse/checks.py::log_partitions`.
     """
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """Store events by a statement a table where they are of these kinds; others as Dagster does."""
+        """Store events by a statement a table where they are of these kinds.
+
+        Others go Dagster's way, which for a check's result without a partition is one by one.
+        """
         found = [event.get_dagster_event() for event in events]
-        if not all(map(_is_batched, found)):
+        if not events or not all(map(_is_batched, found)):
             super().store_event_batch(events)
             return
         rows = [self._event_to_row(event) for event in events]
-        newest: dict[str, tuple[EventLogEntry, int]] = {}
-        checks: list[dict[str, Any]] = []
+        assets: dict[str, tuple[EventLogEntry, int]] = {}
+        planned: list[dict[str, Any]] = []
+        results: list[dict[str, Any]] = []
         with self.index_transaction() as connection:
             ids = connection.execute(
                 SqlEventLogStorageTable.insert().returning(
@@ -42,24 +45,39 @@ class BatchingEventLog(PostgresEventLogStorage):
             ).scalars()
             for entry, row, event, number in zip(events, rows, found, ids, strict=True):
                 if event.event_type is DagsterEventType.ASSET_MATERIALIZATION_PLANNED:
-                    newest[row["asset_key"]] = entry, number
+                    assets[row["asset_key"]] = entry, number  # the newest is what the table keeps
+                elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED:
+                    planned += _planned_checks(event, row, number)
                 else:
-                    checks += _check_rows(entry, event, number)
-            for entry, number in newest.values():
+                    results.append(_check_result(event, row, number))
+            if planned:
+                connection.execute(AssetCheckExecutionsTable.insert(), planned)
+            if results:
+                connection.execute(_RESULTS, results)
+            # Last, as it locks the assets' rows for other runs.
+            for entry, number in assets.values():
                 self._store_asset_event(connection, entry, number)
-            if checks:
-                # A result takes the place of what was planned, if it was.
-                insert = postgresql.insert(AssetCheckExecutionsTable)
-                key = ["asset_key", "check_name", "run_id", "partition"]
-                outcome = {name: insert.excluded[name] for name in checks[0] if name not in key}
-                connection.execute(
-                    insert.on_conflict_do_update(index_elements=key, set_=outcome), checks
-                )
+
+
+_KEY = ("asset_key", "check_name", "run_id", "partition")
+_OUTCOME = (
+    "execution_status",
+    "evaluation_event",
+    "evaluation_event_timestamp",
+    "evaluation_event_storage_id",
+    "materialization_event_storage_id",
+)
+_INSERT = postgresql.insert(AssetCheckExecutionsTable)
+# A result takes the place of what was planned, if it was. What it returns nobody reads: without that
+# SQLAlchemy sends such a statement row by row.
+_RESULTS = _INSERT.on_conflict_do_update(
+    index_elements=_KEY, set_={name: _INSERT.excluded[name] for name in _OUTCOME}
+).returning(AssetCheckExecutionsTable.c.id)
 
 
 def _is_batched(event: DagsterEvent) -> bool:
     if event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-        # The index that tells whether it was planned finds none without a partition.
+        # To a unique index nulls differ: without a partition no result would find what was planned.
         return event.asset_check_evaluation_data.partition is not None
     return event.event_type in (
         DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
@@ -67,35 +85,42 @@ def _is_batched(event: DagsterEvent) -> bool:
     )
 
 
-def _check_rows(entry: EventLogEntry, event: DagsterEvent, number: int) -> list[dict[str, Any]]:
-    """What the table of check executions holds of an event: a row for each of its partitions."""
-    partitions: Iterable[str | None]
-    materialization = None
-    if event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED:
-        planned = event.asset_check_planned_data
-        check, subset = planned.asset_check_key, planned.partitions_subset
-        partitions = subset.get_partition_keys() if subset else [None]
-        status = AssetCheckExecutionRecordStatus.PLANNED
-    else:
-        result = event.asset_check_evaluation_data
-        check, target = result.asset_check_key, result.target_materialization_data
-        partitions = [result.partition]
-        materialization = target.storage_id if target else None
-        status = (
-            AssetCheckExecutionRecordStatus.SUCCEEDED
-            if result.passed
-            else AssetCheckExecutionRecordStatus.FAILED
-        )
-    shared = {
+def _planned_checks(event: DagsterEvent, row: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """A planned check's rows in the table of check executions, one for each partition."""
+    planned = event.asset_check_planned_data
+    subset = planned.partitions_subset
+    shared = _execution(
+        planned.asset_check_key, AssetCheckExecutionRecordStatus.PLANNED, row, number
+    )
+    keys = subset.get_partition_keys() if subset else [None]
+    return [shared | {"partition": key} for key in keys]
+
+
+def _check_result(event: DagsterEvent, row: dict[str, Any], number: int) -> dict[str, Any]:
+    """A check's result as a row of the table of check executions."""
+    result = event.asset_check_evaluation_data
+    target = result.target_materialization_data
+    status = (
+        AssetCheckExecutionRecordStatus.SUCCEEDED
+        if result.passed
+        else AssetCheckExecutionRecordStatus.FAILED
+    )
+    return _execution(result.asset_check_key, status, row, number) | {
+        "partition": result.partition,
+        "materialization_event_storage_id": target.storage_id if target else None,
+    }
+
+
+def _execution(
+    check: AssetCheckKey, status: AssetCheckExecutionRecordStatus, row: dict[str, Any], number: int
+) -> dict[str, Any]:
+    """What both have of their event, whose row in the event log is given."""
+    return {
         "asset_key": check.asset_key.to_string(),
         "check_name": check.name,
-        "run_id": entry.run_id,
+        "run_id": row["run_id"],
         "execution_status": status.value,
-        "evaluation_event": serialize_value(entry),
-        "evaluation_event_timestamp": datetime.fromtimestamp(entry.timestamp, UTC).replace(
-            tzinfo=None
-        ),
+        "evaluation_event": row["event"],
+        "evaluation_event_timestamp": row["timestamp"],
         "evaluation_event_storage_id": number,
-        "materialization_event_storage_id": materialization,
     }
-    return [shared | {"partition": partition} for partition in partitions]
