@@ -62,7 +62,8 @@ _opened: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 def _remember(part: Any) -> None:
     """Note a storage's engine, and have whoever closes the instance close its connections too.
 
-    Dagster leaves them to the collector: a code server, which opens an instance a tick, had up to 46.
+    Dagster leaves them to the collector: a code server, which opens an instance a tick, had up to 46. It
+    disposes of runs and events; the schedules' storage, which ticks don't ask, it never does.
     """
     engine, dispose = part._engine, part.dispose
     _opened[engine] = os.getpid()
