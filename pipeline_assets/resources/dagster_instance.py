@@ -2,8 +2,8 @@
 
 Dagster builds these classes in each of its processes; each resolves the settings anew, so that no
 address stands in `dagster.yaml` and `dagster dev` needs no variable at all. Below them stands what
-retention removes from that storage, and the questions that Dagster answers too slowly: this is the one
-place with SQL on Dagster's tables.
+retention removes from that storage, and the questions that Dagster answers too slowly: with what
+`dagster_event_log.py` writes, all SQL on Dagster's tables.
 """
 
 import gc
