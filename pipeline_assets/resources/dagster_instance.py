@@ -126,6 +126,8 @@ class PipelineStorage(DagsterPostgresStorage):
             part.optimize_for_webserver(
                 statement_timeout=60_000, pool_recycle=3600, max_overflow=20
             )
+            # The webserver asks once more, for connections that wouldn't follow a changed password.
+            part.optimize_for_webserver = _nothing_more  # type: ignore[method-assign]  # of this one only
             if not database.is_embedded:
                 _follow_logins(part, database)
             _remember(part)
@@ -133,6 +135,10 @@ class PipelineStorage(DagsterPostgresStorage):
         events = storage.event_log_storage
         events.has_table = cache(events.has_table)  # type: ignore[attr-defined]  # PostgreSQL's has it
         return storage
+
+
+def _nothing_more(statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
+    """A storage that keeps its connections already."""
 
 
 def _for_psycopg2(url: str) -> str:

@@ -373,10 +373,14 @@ def test_dagsters_own_storage_follows_a_password_in_a_secret_file(
     assert instance.get_run_by_id(run_id)
     until(lambda: _answers(lambda: instance.all_logs(run_id)))
     assert instance.event_log_storage.postgres_url.partition("@")[0].endswith(":second")  # type: ignore[attr-defined]  # PostgreSQL's has it
+    webserver = dg.DagsterInstance.from_ref(instance.get_ref())
+    webserver.optimize_for_webserver(15_000, 3600, 20)  # as it does when it starts
+    assert webserver.get_runs_count() == 1
     # A process that was started before, and opens Dagster's storage only now.
     file.write_text(account.change_password("third"))
     again = dg.DagsterInstance.from_ref(instance.get_ref())
     assert again.get_runs_count() == 1
+    until(lambda: _answers(webserver.get_runs_count))
 
 
 def test_celerys_results_follow_a_password_in_a_secret_file(
