@@ -271,7 +271,7 @@ def reconciliation(
             passed=not late and not without_a_day,
             description=(
                 f"{len(late)} of {len(found)} days differ; {without_a_day} rows have no "
-                f"{contract.change_column}, or an infinite one, and so belong to no day."
+                f"{contract.change_column} in the years 1 to 9999, and so belong to no day."
             ),
             metadata={
                 "days": len(found),

@@ -220,12 +220,16 @@ def identity_sql(contract: Contract) -> sql.Composed:
 def quarantined(
     connection: psycopg.Connection, contract: Contract, rows: Mapping[str, datetime]
 ) -> set[str]:
-    """Which of these rows (identity -> version) the quarantine holds, from whatever partition."""
+    """Which of these rows (identity -> version) were set aside, by whatever partition the gate let through.
+
+    Those of a held one aren't yet: nothing of it happened, and what they were before is still loaded.
+    """
     query = sql.SQL(
-        "SELECT source_identity FROM {} WHERE (source_identity, source_version)"
+        "SELECT source_identity FROM {} JOIN pipeline.batches USING (partition_key)"
+        " WHERE table_name = %s AND verdict = 'passed' AND (source_identity, source_version)"
         " IN (SELECT * FROM unnest(%s::text[], %s::timestamptz[]))"
     ).format(sql.Identifier("quarantine", contract.name))
-    found = connection.execute(query, [list(rows), list(rows.values())])
+    found = connection.execute(query, [contract.name, list(rows), list(rows.values())])
     return {identity for (identity,) in found}
 
 

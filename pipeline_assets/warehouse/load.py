@@ -94,9 +94,14 @@ def load(
                 f"validated; materialize {validated} again"
             )
         warehouse.execute(f"SET LOCAL work_mem = '{SORT_MEMORY}'")
+        # Not LIKE the table: that takes over the NOT NULL of columns that somebody added, without their
+        # defaults.
         warehouse.execute(
-            sql.SQL("CREATE TEMP TABLE staged (LIKE {}) ON COMMIT DROP").format(
-                relation(contract.target_relation)
+            sql.SQL(
+                "CREATE TEMP TABLE staged ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
+            ).format(
+                _list(column.name for column in contract.columns),
+                relation(contract.target_relation),
             )
         )
         ledger.wait_for_other_loads(warehouse, contract.target_relation)
@@ -317,9 +322,14 @@ def _delete_gone(
     ).format(**names)
     held = sql.SQL(
         "SELECT {identity}, {version}, {key} FROM {source}"
-        # A row whose version is infinite belongs to no day: it spares nothing.
-        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND isfinite({version})"
-    ).format(identity=ledger.identity_sql(contract), arrays=key_arrays(contract), **names)
+        # A row whose version belongs to no day spares nothing.
+        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {dated}"
+    ).format(
+        identity=ledger.identity_sql(contract),
+        arrays=key_arrays(contract),
+        dated=has_a_day(contract),
+        **names,
+    )
     delete = _noting(
         table,
         sql.SQL(
@@ -349,6 +359,16 @@ def _delete_gone(
             delete, {**window, **key_lists(contract, gone[i : i + KEYS_PER_QUESTION])}
         ).rowcount
         for i in range(0, len(gone), KEYS_PER_QUESTION)
+    )
+
+
+def has_a_day(contract: Contract) -> sql.Composed:
+    """The condition that a row's change time is one of the years 1 to 9999.
+
+    Python has no others; a typing mistake in a year was enough to keep a table from being compared.
+    """
+    return sql.SQL("({version} >= '0001-01-01' AND {version} < '10000-01-01')").format(
+        version=sql.Identifier(contract.change_column)
     )
 
 

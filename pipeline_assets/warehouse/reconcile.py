@@ -18,7 +18,7 @@ from psycopg import sql
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import exist, relation
 from pipeline_assets.warehouse import ledger
-from pipeline_assets.warehouse.load import chunks, key_arrays, key_lists
+from pipeline_assets.warehouse.load import chunks, has_a_day, key_arrays, key_lists
 
 # The key's hash, seeded with the version's: a third of what hashing one text of both costs. They give
 # the same on every PostgreSQL since 11 of the same byte order (hash indexes and hash partitions depend
@@ -113,6 +113,7 @@ def _moved_on(
         "identity": ledger.identity_sql(contract),
         "arrays": key_arrays(contract),
         "digest": DIGEST,
+        "dated": has_a_day(contract),
     }
     bounds = {"start": window[0], "end": window[1]}
     mine = sql.SQL(
@@ -120,7 +121,7 @@ def _moved_on(
     ).format(**names)
     later = sql.SQL(
         "SELECT {identity}, {version}, {key} FROM {source}"
-        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {version} >= %(end)s AND isfinite({version})"
+        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {version} >= %(end)s AND {dated}"
     ).format(**names)
     digest = sql.SQL(
         "SELECT {digest} FROM (SELECT {version} AS version, {identity} AS identity FROM {target}"
@@ -171,10 +172,11 @@ def source_counts(
 
 
 def rows_without_a_day(source: psycopg.Connection, contract: Contract) -> int:
-    """How many rows no partition will ever hold: their change time is missing or infinite."""
-    query = sql.SQL(
-        "SELECT count(*) FROM {} WHERE {version} IS NULL OR {version} IN ('infinity', '-infinity')"
-    ).format(relation(contract.source_relation), version=sql.Identifier(contract.change_column))
+    """How many rows no partition will ever hold: their change time is missing, infinite or in no year
+    from 1 to 9999."""
+    query = sql.SQL("SELECT count(*) FROM {} WHERE {} IS NOT TRUE").format(
+        relation(contract.source_relation), has_a_day(contract)
+    )
     row = source.execute(query).fetchone()
     return int(row[0]) if row else 0
 

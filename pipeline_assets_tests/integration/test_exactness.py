@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger, marts
-from pipeline_assets.warehouse.tables import Table
+from pipeline_assets.warehouse.reconcile import compare, rows_without_a_day
+from pipeline_assets.warehouse.tables import Table, load_tables
 from pipeline_assets_tests.conftest import Shop
-from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline, lenient, numbered
+from pipeline_assets_tests.load_steps import DAYS, KEYS, WINDOWS, Pipeline, lenient, numbered
 from pipeline_assets_tests.reliability.oracle import mart_differences
 
 
@@ -163,6 +164,65 @@ def test_a_row_whose_change_time_becomes_infinite_leaves_the_warehouse(
     shop.connection.execute("UPDATE shop.transactions SET updated_at = 'infinity'")
     pipeline.run(KEYS[0])
     assert loaded(warehouse) == []
+
+
+def test_a_held_day_takes_nothing_from_the_days_before(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """Orders that a held day has, and rejects, were taken out of the day that has them loaded."""
+    (strict,) = [table for table in load_tables() if table.contract.name == "transactions"]
+    pipeline = Pipeline(settings, strict)
+    for order in "abc":
+        shop.put(order, 0, 1)
+    pipeline.run(KEYS[0])
+    before = loaded(warehouse)
+    for order in "ab":
+        shop.put(order, 1, 1, currency="DOGE")
+    pipeline.extract(KEYS[1])
+    pipeline.judge(KEYS[1])
+    with pytest.raises(ledger.GateError):
+        pipeline.load(KEYS[1])
+
+    days = {key: WINDOWS[key] for key in KEYS[:1]}
+    found = compare(pipeline.at_source, pipeline.at_warehouse, strict.contract, days)
+    assert found[KEYS[0]].in_step
+    pipeline.run(KEYS[0])
+    assert loaded(warehouse) == before
+
+    # Let through, with the orders set aside, the day takes their older versions with it.
+    released = Pipeline(settings, lenient())
+    released.run(KEYS[1])
+    assert loaded(warehouse) == [row for row in before if row[0] == "c"]
+    assert mart_differences(warehouse) == []
+
+
+def test_a_column_that_somebody_added_with_a_default_gets_it(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    pipeline = Pipeline(settings)
+    warehouse.execute(
+        "ALTER TABLE analytics.fct_transactions ADD noted boolean NOT NULL DEFAULT true"
+    )
+    shop.put("a", 0, 1)
+    pipeline.run(KEYS[0])
+    assert loaded(warehouse) == truth(shop)
+    assert warehouse.execute("SELECT noted FROM analytics.fct_transactions").fetchall() == [(True,)]
+
+
+def test_a_change_time_beyond_the_calendar_leaves_the_others_in_step(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """One typing mistake, and no day could be compared: Python has no year 20261."""
+    pipeline = Pipeline(settings)
+    for order in "ab":
+        shop.put(order, 0, 1)
+    pipeline.run(KEYS[0])
+    shop.connection.execute(
+        "UPDATE shop.transactions SET updated_at = '20261-01-08' WHERE order_id = 'a'"
+    )
+    assert rows_without_a_day(shop.connection, pipeline.table.contract) == 1
+    assert pipeline.catch_up() == []
+    assert [row[0] for row in loaded(warehouse)] == ["b"]
 
 
 def test_a_file_older_than_the_source_deletes_nothing_that_is_still_there(
