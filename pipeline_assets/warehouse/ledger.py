@@ -243,7 +243,11 @@ def record_verdict(
     content_hash: str,
     run_id: str,
 ) -> None:
-    """Write the gate's verdict on a partition; what was loaded of it before stays on record."""
+    """Write the gate's verdict on a partition; what was loaded of it before stays on record.
+
+    But for what another version of the contract loaded: by this one the partition isn't loaded yet, which
+    its sensor has to see should the load fail.
+    """
     contract = verdict.contract
     values = {
         "table_name": contract.name,
@@ -266,7 +270,8 @@ def record_verdict(
     connection.execute(
         sql.SQL(
             "INSERT INTO pipeline.batches ({}) VALUES ({}) ON CONFLICT (table_name, partition_key)"
-            " DO UPDATE SET {}, validated_at = now()"
+            " DO UPDATE SET {}, validated_at = now(), loaded_hash = CASE"
+            "  WHEN batches.contract_version = excluded.contract_version THEN batches.loaded_hash END"
         ).format(
             sql.SQL(", ").join(map(sql.Identifier, values)),
             sql.SQL(", ").join(map(sql.Placeholder, values)),

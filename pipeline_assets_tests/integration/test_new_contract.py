@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from decimal import Decimal
 from random import Random
 from threading import Lock
@@ -77,6 +78,27 @@ def older_days(new: Pipeline) -> list[str]:
     """The days that the contract before has loaded, which the sensor asks for."""
     known = ledger.batches(new.at_warehouse, new.table.contract)
     return [key for key, batch in known.items() if batch.contract_version != VERSION]
+
+
+def test_a_day_that_the_new_contract_judged_and_did_not_load_is_missed(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """It counted as loaded, by the contract before, and in step: its new column stayed empty for ever."""
+    shop.put("a")
+    Pipeline(settings).run(KEYS[0])
+    new = Pipeline(settings, newer())
+
+    def missed() -> set[str]:
+        day = date.fromisoformat(KEYS[0])
+        return ledger.never_loaded(warehouse, new.table.contract, day, day)
+
+    new.extract(KEYS[0])
+    new.judge(KEYS[0])
+    assert missed() == {KEYS[0]}
+    new.load(KEYS[0])
+    assert missed() == set()
+    new.judge(KEYS[0])  # by the same contract, what was loaded stays on record
+    assert missed() == set()
 
 
 def test_old_and_new_load_one_table_at_once_and_the_new_one_makes_it_exact(
