@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from pipeline_assets.quality.types import (
@@ -100,13 +101,21 @@ def _cast(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "pa.ChunkedArray"
     def is_number(kind: "pa.DataType") -> bool:
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
-    if is_number(values.type) and is_number(wanted):
+    if is_number(values.type) and (is_number(wanted) or pa.types.is_boolean(wanted)):
         typed = values.cast(wanted, safe=False)
         back = typed.cast(values.type, safe=False)
         same = pc.equal(back, values)
         if pa.types.is_floating(values.type) and pa.types.is_floating(wanted):
             same = pc.or_(same, pc.is_nan(values))
         return _keep(same, typed)
+    if pa.types.is_timestamp(values.type) and pa.types.is_date32(wanted):
+        typed = values.cast(wanted)
+        midnight = typed.cast(pa.timestamp("us")).cast(pa.int64())
+        return _keep(pc.equal(midnight, values.cast(pa.int64())), typed)
+    if pa.types.is_string(values.type) and pa.types.is_floating(wanted):
+        numbers = _matching(NUMBER, values)
+        typed = pa.chunked_array(_cast_pieces(numbers, wanted), wanted)
+        return _keep(_same_numbers(numbers, typed), typed)
     if is_number(values.type) and pa.types.is_decimal(wanted):
         # Arrow would round a float, and refuses an integer whose type could be too wide.
         values = values.cast(pa.string())
@@ -119,6 +128,20 @@ def _cast(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "pa.ChunkedArray"
             form = rf"^[-+]?0*[0-9]{{0,{whole}}}(\.[0-9]{{0,{wanted.scale}}}0*)?$|[0-9.][eE]"
             values = _keep(pc.match_substring_regex(values, form), values)
         return pa.chunked_array(_cast_pieces(values, wanted), wanted)
+
+
+def _same_numbers(texts: "pa.ChunkedArray", floats: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """Where a number's text is that of the float, in as many digits as tell it from others: 0.1 is."""
+    import pyarrow as pa
+
+    def same(text: str | None, shown: str | None) -> bool:
+        if text is None or shown is None:
+            return False
+        number, kept = Decimal(text), Decimal(shown)
+        return number == kept or (number.is_nan() and kept.is_nan())
+
+    pairs = zip(texts.to_pylist(), floats.cast(pa.string()).to_pylist(), strict=True)
+    return pa.chunked_array([[same(*pair) for pair in pairs]], pa.bool_())
 
 
 def _cast_pieces(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "list[pa.Array]":
