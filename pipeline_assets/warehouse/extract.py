@@ -28,33 +28,49 @@ NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 class SourceSchemaError(PermanentError):
-    """The source relation is missing, or gained or lost a column that its contract has not."""
+    """The source relation is missing, lacks a column or has another than its contract, or another key."""
+
+
+ALIKE = ({"smallint", "integer", "bigint"}, {"text", "character varying"})
+"""Types whose values can be compared with each other, and have the same text."""
 
 
 def check_source(connection: psycopg.Connection, contract: Contract) -> None:
-    """Compare the source's columns with the contract's.
+    """Compare the source's columns with the contract's, and its key's types.
+
+    A value of another type than its column's is the gate's to judge. Not a key's: its row is looked for on
+    either side by what the other has, and would be found on none.
 
     Raises:
         SourceSchemaError: naming contract and columns; loading on would drop or invent data.
     """
-    found = {
-        row[0]
-        for row in connection.execute(
-            """SELECT attname FROM pg_attribute
+    found = dict(
+        connection.execute(
+            """SELECT attname, CASE typtype WHEN 'd' THEN format_type(typbasetype, typtypmod)
+                   ELSE format_type(atttypid, atttypmod) END
+               FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
                WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
             [relation(contract.source_relation).as_string(connection)],
-        )
-    }
+        ).fetchall()
+    )
     if not found:
         raise SourceSchemaError(
             f"{contract.source_relation}, the source of contract {contract.name}, doesn't exist"
         )
     wanted = {column.name for column in contract.source_columns}
-    for columns, what in ((wanted - found, "lost"), (found - wanted, "gained")):
+    for columns, what in ((wanted - set(found), "lost"), (set(found) - wanted, "gained")):
         if columns:
             raise SourceSchemaError(
                 f"{contract.source_relation} has {what} {', '.join(sorted(columns))}: contract "
                 f"{contract.name} {contract.version} must say what it shall be; nothing was read"
+            )
+    for name in contract.key:
+        there, ours = found[name], contract.column(name).physical_type
+        bases = {parts(there)[0], parts(ours)[0]}
+        if there != ours and not any(bases <= alike for alike in ALIKE):
+            raise SourceSchemaError(
+                f"{contract.source_relation}.{name} is {there}, a part of the key and {ours} to contract "
+                f"{contract.name} {contract.version}: it must have the source's type; nothing was read"
             )
 
 

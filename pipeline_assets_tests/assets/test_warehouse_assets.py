@@ -209,6 +209,10 @@ def test_a_day_without_rows_is_loaded_as_empty(
     [
         ("ALTER TABLE shop.transactions DROP COLUMN status", "has lost status"),
         ("ALTER TABLE shop.transactions ADD COLUMN coupon text", "has gained coupon"),
+        (
+            "ALTER TABLE shop.transactions ALTER order_id TYPE char(9)",
+            "order_id is character(9), a part of the key and text to contract",
+        ),
         ("DROP TABLE shop.transactions", "doesn't exist"),
     ],
 )
