@@ -26,8 +26,6 @@ _TIGHTER: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 _UPPER = ("mustBeLessThan", "mustBeLessOrEqualTo")
 _LOWER = ("mustBeGreaterThan", "mustBeGreaterOrEqualTo")
-# Those that the columns tell of, by their types and by being required.
-_TOLD_BY_COLUMNS = ("type", "required")
 
 
 def breaking_changes(old: TableContract, new: TableContract) -> list[str]:
@@ -84,8 +82,11 @@ def _of_rules(old: TableContract, new: TableContract) -> Iterator[str]:
         return
     rules = {rule.name: rule for rule in old.rules}
     known = {column.name for column in old.columns}
+    required = {column.name for column in new.columns if column.required}
     for rule in new.rules:
-        if rule.kind in _TOLD_BY_COLUMNS or (rule.columns and not known & {*rule.columns}):
+        # Types, and whether a value must be there, are told by the columns; how many may lack it isn't.
+        told = rule.kind == "type" or (rule.kind == "required" and required >= {*rule.columns})
+        if told or (rule.columns and not known & {*rule.columns}):
             continue
         before = rules.get(rule.name)
         if before is None:

@@ -4,8 +4,9 @@ What a careful team writes of rows is a small part of SQL: comparisons, `AND`, `
 `IN`, `BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else is refused where it stands,
 with its columns and types, while definitions load; an embedded database would tell only once rows are
 there, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and 2.0) has no time zones without
-a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false. Only a
-float's NaN differs, which is equal to, above and below nothing here.
+a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false. Two things
+differ: a float's NaN is equal to, above and below nothing here, and text has the order of its bytes, as
+in PostgreSQL's collation `C`.
 """
 
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pipeline_assets.quality import types
 
@@ -44,8 +46,8 @@ _FUNCTIONS: Mapping[str, tuple[str, str, str]] = {
     "abs": ("number", "abs_checked", "number"),
 }
 _UNITS = ("second", "minute", "hour", "day", "week")
-# Stay text here, and text has another order and equality.
-_INCOMPARABLE = ("json", "numeric")
+# Stay text here, and text has another order and equality; or are written otherwise than they are.
+_INCOMPARABLE = ("json", "numeric", "bytea")
 _RESERVED = {"and", "or", "not", "is", "in", "between", "like", "null", "interval", "true", "false"}
 
 MOST_TOKENS = 300
@@ -188,6 +190,8 @@ class _Parser:
         pattern = self.factor()
         if term.kind != "text" or pattern.text is None:
             raise ValueError("LIKE compares text with a constant")
+        if types.parts(term.physical_type)[0] == "character":
+            raise ValueError("LIKE sees the padding of a char(n), which is not there any more")
 
         def evaluate(table: "pa.Table") -> Any:
             import pyarrow.compute as pc
@@ -315,6 +319,8 @@ def _read(term: _Term, other: _Term) -> _Term:
     if term.text is None or other.kind == "text" or not other.physical_type:
         return term
     value = types.constant(term.text, other.physical_type)
+    if other.physical_type == "uuid":
+        value = str(UUID(value))
     return _constant(other.kind, types.comparable(value))
 
 

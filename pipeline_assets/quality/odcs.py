@@ -219,13 +219,15 @@ def _shape(model: "OpenDataContractStandard") -> dict[str, Any]:
             )
     if not keys:
         raise ContractError("schema: no property has primaryKey: true; rows are upserted by it")
+    if not model.version:
+        raise ContractError("version: is missing")
     team = model.team if not isinstance(model.team, list) else None
     if team is None or not team.name:
         raise ContractError("team.name: must say who owns the table")
     return {
         "name": table.name,
-        "version": str(model.version),
-        "description": str(table.description or (model.description and model.description.purpose)),
+        "version": model.version,
+        "description": table.description or (model.description and model.description.purpose) or "",
         "owner": team.name,
         "source_relation": _relation("sourceRelation", _custom(table, "sourceRelation")),
         "target_relation": _target(table.physicalName or f"analytics.{table.name}"),
@@ -306,6 +308,8 @@ def _change_column(properties: "list[SchemaProperty]", columns: tuple[Column, ..
 
 def _latency_hours(model: "OpenDataContractStandard") -> float | None:
     hours = None
+    if len(model.slaProperties or []) > 1:
+        raise ContractError("slaProperties: more than one is not supported")
     for sla in model.slaProperties or []:
         refuse_others("slaProperties", sla, _SLA_KEYS)
         factor = {"d": 24, "day": 24, "days": 24, "h": 1, "hour": 1, "hours": 1}.get(sla.unit or "")
@@ -331,9 +335,16 @@ def _column(prop: "SchemaProperty") -> Column:
     except types.UnsupportedTypeError as error:
         raise ContractError(f"{place}: {error}") from None
     if prop.transformSourceObjects and (
-        prop.quality or prop.logicalTypeOptions or prop.enum or prop.unique or prop.primaryKey
+        prop.quality
+        or prop.logicalTypeOptions
+        or prop.enum
+        or prop.unique
+        or prop.primaryKey
+        or prop.partitioned
     ):
         raise ContractError(f"{place}: rules and keys are for source columns; this one is derived")
+    if prop.primaryKeyPosition is not None and not prop.primaryKey:
+        refuse(f"{place}.primaryKeyPosition", prop.primaryKeyPosition, "needs primaryKey: true")
     return Column(
         name=place,
         physical_type=physical_type,

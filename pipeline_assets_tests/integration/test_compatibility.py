@@ -85,6 +85,11 @@ def invalid(values: list[int], **more: Any) -> Contract:
     return contract([column("a", "integer", quality=[{**quality, **bound, **more}])])
 
 
+def missing(**bound: Any) -> Contract:
+    quality = [{"metric": "nullValues", **bound}] if bound else []
+    return contract([column("a", "integer", quality=quality)])
+
+
 @pytest.mark.parametrize(
     ("before", "after", "broken"),
     [
@@ -107,6 +112,14 @@ def invalid(values: list[int], **more: Any) -> Contract:
         ),
         (invalid([1]), invalid([1], severity="warning"), ""),
         (invalid([1], severity="warning"), invalid([1]), "rule known holds a partition"),
+        (missing(), missing(mustBe=0), "rule a_null_values is new"),
+        (missing(mustBeLessThan=50), missing(mustBe=0), "rule a_null_values is tighter"),
+        (missing(mustBe=0), missing(mustBeLessThan=50), ""),
+        (
+            missing(mustBe=0, severity="warning"),
+            missing(mustBe=0),
+            "rule a_null_values holds a partition",
+        ),
         (
             contract(A),
             contract([*A, column("b", "integer", logicalTypeOptions={"minimum": 1})]),

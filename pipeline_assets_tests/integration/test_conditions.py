@@ -96,6 +96,7 @@ CONDITIONS = [
     *("\"o'clock\" = '08:00'", "\"o'clock\" > '08:00:00.499999'", "\"o'clock\" < '08:00:00.50'"),
     *(
         f"ref = '{UUIDS[0]}'",
+        f"ref = '{UUIDS[0].upper()}'",
         f"ref < '{UUIDS[1]}'",
         "ref IS NULL",
         "note = 'it''s 100%_'",

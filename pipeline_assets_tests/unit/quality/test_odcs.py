@@ -21,7 +21,9 @@ def x(**keys: Any) -> dict[str, Any]:
 def sql(condition: str, **keys: Any) -> dict[str, Any]:
     query = f"SELECT COUNT(*) FROM {{object}} WHERE {condition}"
     rule = {"name": "rule", "type": "sql", "query": query, "mustBe": 0}
-    return document([{"name": "n", "physicalType": "integer"}], quality=[rule | keys])
+    columns = {"n": "integer", "code": "char(3)", "blob": "bytea", "ref": "uuid"}
+    properties = [{"name": name, "physicalType": kind} for name, kind in columns.items()]
+    return document(properties, quality=[rule | keys])
 
 
 def rule(**keys: Any) -> dict[str, Any]:
@@ -48,6 +50,7 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (with_(apiVersion=None), "apiVersion: None is not v3.1.x"),
         (with_(version=1), "version: Input should be a valid string, got 1"),
         (with_(colour="red"), "colour: Extra inputs are not permitted, got 'red'"),
+        (with_(version=None), "version: is missing"),
         (with_(team=None), "team.name: must say who owns the table"),
         (with_(schema=[]), "schema: has 0 tables"),
         (with_(schema=document([])["schema"] * 2), "schema: has 2 tables"),
@@ -56,6 +59,7 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (with_(slaProperties=[SLA | {"unit": "y"}]), "slaProperties: 'latency in y'"),
         (with_(slaProperties=[SLA | {"value": "soon"}]), "slaProperties.latency: 'soon' is no number"),
         (with_(slaProperties=[SLA | {"schedule": "0 1 * * *"}]), "slaProperties.schedule: '0 1 *"),
+        (with_(slaProperties=[SLA, SLA]), "slaProperties: more than one is not supported"),
         # The table.
         (document([], name="Things!"), "schema.name: 'Things!' must be lower-case"),
         (document([], physicalName="things"), "schema.physicalName: 'things' must be a schema"),
@@ -82,6 +86,8 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (x(transformLogic="a + b"), "x.transformLogic: 'a + b' is for marts"),
         (x(properties=[{"name": "y"}]), "x.properties: "),
         (x(transformSourceObjects=["id"], unique=True), "x: rules and keys are for source columns"),
+        (x(transformSourceObjects=["id"], partitioned=True), "x: rules and keys are for source"),
+        (x(primaryKeyPosition=2), "x.primaryKeyPosition: 2 needs primaryKey: true"),
         # Keywords.
         (x(logicalTypeOptions={"format": "email"}), "x.logicalTypeOptions.format: 'email' is not"),
         (x(logicalTypeOptions={"validValues": ["a"]}), "logicalTypeOptions.validValues: ['a'] is not"),
@@ -89,8 +95,8 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (x(logicalTypeOptions={"minLength": -1}), "minLength: -1 is no length"),
         (x(logicalTypeOptions={"maxLength": "3"}), "maxLength: '3' is no length"),
         (x(logicalTypeOptions={"pattern": "("}), "pattern: '(' is no regular expression: missing )"),
-        (x(logicalTypeOptions={"pattern": "(?=a)"}), "pattern: '(?=a)' looks around or back"),
-        (x(logicalTypeOptions={"pattern": "(a)\\1"}), "looks around or back"),
+        (x(logicalTypeOptions={"pattern": "(?=a)"}), "pattern: '(?=a)' isn't RE2's syntax"),
+        (x(logicalTypeOptions={"pattern": "(a)\\1"}), "isn't RE2's syntax"),
         (x(physicalType="integer", logicalTypeOptions={"minLength": 1}), "not supported for integer"),
         (x(physicalType="integer", logicalTypeOptions={"minimum": "a"}), "'a' doesn't fit the column"),
         (x(physicalType="integer", logicalTypeOptions={"minimum": True}), "True is no integer"),
@@ -117,6 +123,9 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
             "'invalidValues' with arguments ['pattern', 'validValues'] is not supported",
         ),
         (rule(metric="invalidValues", arguments={"validValues": "a"}), "'a' is no list of values"),
+        (rule(metric="missingValues", arguments={"missingValues": "N/A"}), "'N/A' is no list of values"),
+        (rule(metric="missingValues", arguments={"missingValues": 5}), "5 is no list of values"),
+        (rule(mustBe=[0, 5]), "mustBe: [0, 5] has another number of limits"),
         (rule(metric="invalidValues", arguments={"validValues": []}), "[] is no list of values"),
         (rule(metric="invalidValues", arguments={"validValues": [1]}), "1 is no text"),
         (rule(name="a b"), "x.quality.a b.name: 'a b' must be letters, digits and _"),
@@ -159,6 +168,9 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (sql("n IN (SELECT 1)"), "select is no source column"),
         (sql("n NOT NULL"), "expected IN, BETWEEN or LIKE before 'NULL'"),
         (sql("n LIKE 'a'"), "LIKE compares text with a constant"),
+        (sql("code LIKE 'a'"), "LIKE sees the padding of a char(n)"),
+        (sql("blob = '\\x00'"), "a bytea can't be compared"),
+        (sql("ref = 'a'"), "badly formed hexadecimal UUID string"),
         (sql("n AND n > 1"), "AND, OR and NOT join conditions, not a number"),
         (sql("sqrt(n) > 1"), "sqrt() isn't one of"),
         (sql("lower(n) = 'a'"), "lower() takes a text, not a number"),
@@ -174,6 +186,39 @@ def test_what_is_not_supported_is_an_error_with_its_place_and_value(
 ) -> None:
     with pytest.raises(ContractError, match=re.escape(message)):
         parse_contract(asked)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "supported"),
+    [
+        *((pattern, True) for pattern in (
+            r"^[A-Z]{3}$", r"a\++", r"[*+?]+", r"[]+]+b", r"a*\.+", r"\\Z", r"(?i)a|b", r"(?:a)(?P<b>c)",
+            r"a{1000}", r"\d+\s\bx", r"[^\]]+", r"a{2,}?", "é+",
+        )),
+        *((pattern, False) for pattern in (
+            r"(?=a)", r"(?<!a)b", r"(a)\1", r"(?P<a>b)(?P=a)", r"a\Z", r"a++", r"a?+", r"a{2}+", r"(?>a)",
+            r"a{1001}", r"a{2,1001}", r"(?#c)", r"\u0041", r"\N{BULLET}", r"(a)(?(1)b|c)",
+        )),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_supported_if_the_rows_can_be_judged_by_it(
+    pattern: str, supported: bool
+) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        pc.match_substring_regex(pa.array(["text"]), pattern)
+    except pa.ArrowInvalid:
+        assert not supported
+    else:
+        assert supported
+    asked = x(logicalTypeOptions={"pattern": pattern})
+    if supported:
+        assert parse_contract(asked).rules[-1].argument == pattern
+    else:
+        with pytest.raises(ContractError, match=r"x\.logicalTypeOptions\.pattern: "):
+            parse_contract(asked)
 
 
 def test_an_unknown_key_deep_in_the_file_is_named_with_its_place() -> None:
