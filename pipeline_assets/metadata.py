@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipeline_assets.quality.contract import Column, TableContract
+from pipeline_assets.quality.contract import Column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,14 +28,14 @@ def column_schema(columns: Iterable[Column]) -> dg.TableSchema:
     )
 
 
-def column_lineage(contract: TableContract, upstream: dg.AssetKey) -> dg.TableColumnLineage:
+def column_lineage(columns: Iterable[Column], upstream: dg.AssetKey) -> dg.TableColumnLineage:
     """Which of the upstream asset's columns each column is made of."""
     return dg.TableColumnLineage(
         {
             column.name: [
                 dg.TableColumnDep(upstream, name) for name in column.derived_from or (column.name,)
             ]
-            for column in contract.columns
+            for column in columns
         }
     )
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from pipeline_assets.quality.ddl import exist
+
 REPRODUCIBLE = ("raw_", "validated_")
 """Layers whose files a run of the day makes again from source or archive. Others are kept: a training
 snapshot says what a model was trained on."""
@@ -62,7 +64,7 @@ def empty_quarantine(warehouse: psycopg.Connection, before: datetime) -> int:
 
 def ledger_keys(warehouse: psycopg.Connection) -> set[str]:
     """Every partition in the ledger, as `ledger table/partition`; the proof that none was lost."""
-    if not _has_ledger(warehouse):
+    if not exist(warehouse, ["pipeline.batches"]):
         return set()
     rows = warehouse.execute(
         "SELECT 'ledger ' || table_name || '/' || partition_key FROM pipeline.batches"
@@ -71,17 +73,12 @@ def ledger_keys(warehouse: psycopg.Connection) -> set[str]:
 
 
 def _quarantined_tables(warehouse: psycopg.Connection) -> list[str]:
-    if not _has_ledger(warehouse):
+    if not exist(warehouse, ["pipeline.batches"]):
         return []
     rows = warehouse.execute(
         "SELECT tablename FROM pg_tables WHERE schemaname = 'quarantine' ORDER BY tablename"
     )
     return [name for (name,) in rows]
-
-
-def _has_ledger(warehouse: psycopg.Connection) -> bool:
-    found = warehouse.execute("SELECT to_regclass('pipeline.batches')").fetchone()
-    return found != (None,)
 
 
 def _is_day(name: str) -> bool:

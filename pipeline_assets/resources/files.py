@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -129,9 +129,10 @@ class PartitionFiles:
         removed = 0
         for path in filesystem.find(root) if filesystem.exists(root) else []:
             asset = path.rsplit("/", 2)[-2]
-            if asset.startswith(prefixes) and filesystem.modified(path) < before:
-                filesystem.rm(path)
-                removed += 1
+            with suppress(FileNotFoundError):  # a part, which took its file's place meanwhile
+                if asset.startswith(prefixes) and filesystem.modified(path) < before:
+                    filesystem.rm(path)
+                    removed += 1
         return removed
 
     def _reading(self, asset: str, partition: str) -> Any:

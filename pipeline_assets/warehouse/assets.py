@@ -7,6 +7,7 @@ one process, and one that breaks its contract is held back alone.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -77,7 +78,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         kinds={"postgres", "parquet"},
         pool="source",
         description=f"The rows of `{contract.source_relation}` that changed on the day, as they are.",
-        metadata={"dagster/column_schema": column_schema(contract.source_columns)},
+        metadata=_source_columns(contract, source_key(contract)),
         check_specs=[complete_spec(name, partitions)],
         **_common(contract, partitions),
     )
@@ -136,7 +137,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
             f"`quarantine.{contract.name}` with the rules they break. A broken rule holds the day back."
         ),
         metadata={
-            "dagster/column_schema": column_schema(contract.source_columns),
+            **_source_columns(contract, dg.AssetKey(f"raw_{contract.name}")),
             "contract": dg.MetadataValue.path(f"contracts/{contract.name}.odcs.yaml"),
         },
         check_specs=rule_specs(contract, name, partitions),
@@ -156,6 +157,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
             for key in progress(windows, name):
+                begun = perf_counter()
                 judgement = judge(table, key, windows[key], files, connection, context.run.run_id)
                 judgements[key] = judgement
                 verdict = judgement.verdict
@@ -166,6 +168,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
                         "rows_quarantined": verdict.rejected,
                         "violations": sum(verdict.violations.values()),
                         "violations_by_rule": dict(verdict.violations),
+                        "rows_per_second": round(verdict.rows / (perf_counter() - begun)),
                         "verdict": "passed" if verdict.passed else "failed",
                         "preview": preview(judgement.preview),
                     },
@@ -212,13 +215,15 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult]:
+        from pipeline_assets.quality.validation import apply
         from pipeline_assets.warehouse import ledger
+        from pipeline_assets.warehouse.gate import SAMPLE_ROWS
         from pipeline_assets.warehouse.load import load, prepare
         from pipeline_assets.warehouse.marts import differing_groups
         from pipeline_assets.warehouse.reconcile import settled, source_digests, warehouse_digests
 
         windows = partition_windows(partitions, context.partition_keys)
-        loads: dict[str, dict[str, dict[str, int]]] = {}
+        loads: dict[str, dict[str, dict[str, Any]]] = {}
         held = {}
         with (
             permanent_failures(),
@@ -250,6 +255,11 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
                         for mart in marts
                     },
                 }
+            if (newest := max(windows)) in loads:
+                about = loads[newest][target]
+                about["recent_days"] = daily_plot(ledger.rows_by_day(connection, contract, newest))
+                for rows in islice(files.read(f"validated_{contract.name}", newest), 1):
+                    about["preview"] = preview(apply(table.derive, rows.slice(0, SAMPLE_ROWS)))
             if held:
                 _report_held(context, loads, held)
             here, there = warehouse_digests(connection, contract, windows), at_source.result()
@@ -278,6 +288,14 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
     return warehouse_tables
 
 
+def _source_columns(contract: Contract, upstream: dg.AssetKey) -> dict[str, Any]:
+    """The source's columns, which come as they are from the asset before."""
+    return {
+        "dagster/column_schema": column_schema(contract.source_columns),
+        "dagster/column_lineage": column_lineage(contract.source_columns, upstream),
+    }
+
+
 def _common(contract: Contract, partitions: dg.DailyPartitionsDefinition) -> dict[str, Any]:
     return {
         "group_name": GROUP,
@@ -302,7 +320,7 @@ def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
         kinds={"postgres"},
         metadata={
             "dagster/column_schema": column_schema(contract.columns),
-            "dagster/column_lineage": column_lineage(contract, upstream),
+            "dagster/column_lineage": column_lineage(contract.columns, upstream),
             "dagster/table_name": contract.target_relation,
         },
     )
@@ -310,7 +328,7 @@ def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
 
 def _report_held(
     context: dg.AssetExecutionContext,
-    loads: dict[str, dict[str, dict[str, int]]],
+    loads: dict[str, dict[str, dict[str, Any]]],
     held: dict[str, str],
 ) -> None:
     """End the step as failed, naming what is held, with what was loaded on record.

@@ -44,7 +44,7 @@ def check_source(connection: psycopg.Connection, contract: Contract) -> None:
     Raises:
         SourceSchemaError: naming contract and columns; loading on would drop or invent data.
     """
-    found = dict(
+    found: dict[str, str] = dict(
         connection.execute(
             """SELECT attname, CASE typtype WHEN 'd' THEN format_type(typbasetype, typtypmod)
                    ELSE format_type(atttypid, atttypmod) END

@@ -69,10 +69,10 @@ def judge(
             if batch.rejected.num_rows:
                 quarantine.write(batch.rejected)
                 if judgement.rejected_sample is None:
-                    judgement.rejected_sample = batch.rejected.slice(0, SAMPLE_ROWS)
+                    judgement.rejected_sample = _first(batch.rejected)
             if batch.valid.num_rows:
                 if not judgement.preview.num_rows:
-                    judgement.preview = batch.valid.slice(0, SAMPLE_ROWS)
+                    judgement.preview = _first(batch.valid)
                 yield batch.valid
             newest = pc.max(rows[contract.change_column]).as_py()
             watermark = max(filter(None, (watermark, newest)), default=None)
@@ -95,3 +95,8 @@ def judge(
             run_id=run_id,
         )
     return judgement
+
+
+def _first(rows: "pa.Table") -> "pa.Table":
+    """A copy of the first rows: a slice would keep all of them in memory, for each day of a range."""
+    return rows.take(list(range(min(rows.num_rows, SAMPLE_ROWS))))

@@ -115,7 +115,8 @@ def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
     with changing_tables(), connection.transaction():
         wait_for_other_changes(connection)
         connection.execute(SCHEMA)
-        indexes = [sql.Identifier(f"{contract.name}_{name}") for name in ("partition", "version")]
+        # A colon is in no table's name: `orders_version` may be a table beside `orders`.
+        indexes = [sql.Identifier(f"{contract.name}:{name}") for name in ("partition", "version")]
         connection.execute(
             sql.SQL(QUARANTINE).format(relation, indexes[0], relation, indexes[1], relation)
         )
@@ -376,7 +377,7 @@ class Held:
 
 def held_batches(connection: psycopg.Connection) -> list[Held]:
     """The partitions of all tables that are held back, oldest first."""
-    if connection.execute("SELECT to_regclass('pipeline.batches')").fetchone() == (None,):
+    if not exist(connection, ["pipeline.batches"]):
         return []
     columns = sql.SQL(", ").join(map(sql.Identifier, Held.__dataclass_fields__))
     query = sql.SQL(

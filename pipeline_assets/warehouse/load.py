@@ -18,7 +18,7 @@ from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import changing_tables, ensure_index, ensure_table, relation
 from pipeline_assets.quality.types import parts, travels_as_text
 from pipeline_assets.quality.validation import apply
-from pipeline_assets.resources.files import PartitionFiles, ahead
+from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles, ahead
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.marts import ensure_marts, group_columns, note_touched, refresh
 from pipeline_assets.warehouse.tables import Table
@@ -88,10 +88,10 @@ def load(
     validated = f"validated_{contract.name}"
     with ledger.partition_lock(warehouse, contract, key):
         batch = ledger.passed_batch(warehouse, contract, key)
-        if files.sha256(validated, key) != batch.content_hash:
+        if _content_hash(files, validated, key) != batch.content_hash:
             raise ledger.GateError(
                 f"{contract.name} {key}: {files.path(validated, key)} isn't the file that was "
-                f"validated; materialize {validated} again"
+                f"validated, or isn't there any more; materialize {validated} again"
             )
         warehouse.execute(f"SET LOCAL work_mem = '{SORT_MEMORY}'")
         # Not LIKE the table: that takes over the NOT NULL of columns that somebody added, without their
@@ -125,6 +125,13 @@ def load(
             run_id=run_id,
         )
     return Loaded(batch.rows_valid, written, deleted, groups)
+
+
+def _content_hash(files: PartitionFiles, asset: str, key: str) -> str | None:
+    try:
+        return files.sha256(asset, key)
+    except MissingPartitionError:
+        return None
 
 
 def _highest_key(contract: Contract, warehouse: psycopg.Connection) -> int | None:
@@ -402,14 +409,11 @@ def _delete_superseded(table: Table) -> sql.Composed:
     """
     contract = table.contract
     quarantined_key = sql.SQL(" AND ").join(
-        sql.SQL(
-            "t.{name} = CASE WHEN {misfit} <> ALL (q.broken_rules)"
-            " THEN (q.source_row ->> {literal})::{type} END"
-        ).format(
-            name=sql.Identifier(name),
-            misfit=sql.Literal(f"{name}_type"),
-            literal=sql.Literal(name),
-            type=sql.SQL(contract.column(name).physical_type),
+        # A key that doesn't fit its type holds its partition, which then isn't loaded.
+        sql.SQL("t.{} = (q.source_row ->> {})::{}").format(
+            sql.Identifier(name),
+            sql.Literal(name),
+            sql.SQL(contract.column(name).physical_type),
         )
         for name in contract.key
     )

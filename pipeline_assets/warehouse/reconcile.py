@@ -154,8 +154,7 @@ def warehouse_digests(
             relation(ledger.quarantine_relation(contract))
         )
     ]
-    target = relation(contract.target_relation).as_string(warehouse)
-    if warehouse.execute("SELECT to_regclass(%s)", [target]).fetchone() != (None,):
+    if exist(warehouse, [contract.target_relation]):
         sides.append(_rows(contract, contract.target_relation))
     return _digests(warehouse, sides, windows)
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from psycopg import sql
 
 from pipeline_assets.quality.contract import Contract
-from pipeline_assets.quality.ddl import relation
+from pipeline_assets.quality.ddl import exist, relation
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger
@@ -111,9 +111,8 @@ def table_status(settings: Settings, table: Table) -> TableStatus:
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
         ledger.ensure_schema(warehouse, contract)
         batches = list(ledger.batches(warehouse, contract).values())
-        exists = warehouse.execute("SELECT to_regclass(%s)", [target.as_string(warehouse)])
         rows, totals = 0, {}
-        if exists.fetchone() != (None,):
+        if exist(warehouse, [contract.target_relation]):
             sums = [sql.SQL(", sum({})").format(sql.Identifier(name)) for name in money]
             query = sql.SQL("SELECT count(*){} FROM {}").format(sql.Composed(sums), target)
             found = warehouse.execute(query).fetchone() or (0,)

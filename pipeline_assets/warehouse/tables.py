@@ -5,7 +5,7 @@ A new table is a contract in `contracts/` and one line in `load_tables`.
 
 from dataclasses import dataclass
 
-from pipeline_assets.quality.contract import Contract, MartContract
+from pipeline_assets.quality.contract import Contract, ContractError, MartContract
 from pipeline_assets.quality.odcs import load_contract, load_mart
 from pipeline_assets.quality.validation import Frames, unchanged
 from pipeline_assets.warehouse import transactions
@@ -22,6 +22,15 @@ class Table:
     """Adds the columns that the contract derives; source columns in, all columns out."""
     marts: tuple[MartContract, ...] = ()
     """Tables grouped out of this one, brought up to date by its loads."""
+
+    def __post_init__(self) -> None:
+        """Raises ContractError for a mart that is grouped out of another table."""
+        for mart in self.marts:
+            if mart.source_relation != self.contract.target_relation:
+                raise ContractError(
+                    f"{mart.name}: sourceRelation {mart.source_relation} isn't the table that it is "
+                    f"brought up to date with, {self.contract.target_relation}"
+                )
 
 
 def load_tables() -> list[Table]:

@@ -1,6 +1,7 @@
 """The warehouse's assets, materialized by Dagster on real databases."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -9,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from pipeline_assets.definitions import build_definitions, build_resources
+from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
@@ -177,6 +179,55 @@ def test_in_a_range_a_bad_day_is_held_alone_and_the_run_names_it(
         shop.put("bad", day=1, status="completed")
         assert load(settings, DAY[1], instance=instance).success
     assert [row[0] for row in table(warehouse)] == ["a", "bad", "c"]
+
+
+def test_in_a_range_a_day_whose_file_is_gone_is_held_alone(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """As after the retention: it ended the run, and the days after it weren't loaded."""
+    for day in range(3):
+        shop.put(f"{day}", day=day)
+        assert load(settings, DAY[day], selection=["raw_transactions"]).success
+        assert load(settings, DAY[day], selection=["validated_transactions"]).success
+    files: PartitionFiles = build_resources(settings)["files"]
+    Path(files.path("validated_transactions", DAY[1])).unlink()
+
+    result = load(settings, DAY[0], DAY[2], selection=["fct_transactions", *WAREHOUSE[1:]])
+
+    assert "isn't there any more; materialize validated_transactions again" in failures(result)
+    assert [row[0] for row in table(warehouse)] == ["0", "2"]
+
+
+def test_the_newest_days_materialization_shows_rows_and_a_plot(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    for day in range(2):
+        shop.put(f"order {day}", day=day, status="refunded")
+
+    first, newest = load(settings, DAY[0], DAY[1]).asset_materializations_for_node(
+        "fct_transactions"
+    )[:2]
+
+    assert "preview" not in first.metadata
+    shown = str(newest.metadata["preview"].value)
+    assert "order 1" in shown
+    assert "order 0" not in shown
+    assert "net\\_amount" in shown  # derived
+    assert "data:image/svg" in str(newest.metadata["recent_days"].value)
+
+
+def test_column_lineage_reaches_the_source(settings: Settings) -> None:
+    graph = build_definitions(settings).resolve_asset_graph()
+    upstream = {
+        "raw_transactions": "shop.transactions",
+        "validated_transactions": "raw_transactions",
+    }
+    for name, before in upstream.items():
+        lineage = graph.get(dg.AssetKey(name)).metadata["dagster/column_lineage"]
+        amount = lineage.deps_by_column["amount"]
+        assert [(".".join(dep.asset_key.path), dep.column_name) for dep in amount] == [
+            (before, "amount")
+        ]
 
 
 def test_a_replay_writes_nothing(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger, marts
+from pipeline_assets.warehouse.gate import SAMPLE_ROWS, judge
 from pipeline_assets.warehouse.reconcile import compare, rows_without_a_day
 from pipeline_assets.warehouse.tables import Table, load_tables
 from pipeline_assets_tests.conftest import Shop
@@ -207,6 +208,21 @@ def test_a_column_that_somebody_added_with_a_default_gets_it(
     pipeline.run(KEYS[0])
     assert loaded(warehouse) == truth(shop)
     assert warehouse.execute("SELECT noted FROM analytics.fct_transactions").fetchall() == [(True,)]
+
+
+def test_what_a_judgement_keeps_to_be_shown_is_small(settings: Settings, shop: Shop) -> None:
+    """A range keeps that of each of its days; a slice kept the whole of the day."""
+    pipeline = Pipeline(settings)
+    for number in range(500):
+        shop.put(f"{number}", second=number, amount=number % 2)
+    pipeline.extract(KEYS[0])
+    judgement = judge(
+        pipeline.table, KEYS[0], WINDOWS[KEYS[0]], pipeline.files, pipeline.at_warehouse, "run"
+    )
+    assert judgement.rejected_sample
+    for shown in (judgement.preview, judgement.rejected_sample):
+        assert shown.num_rows == SAMPLE_ROWS
+        assert shown.get_total_buffer_size() < 200 * SAMPLE_ROWS
 
 
 def test_a_change_time_beyond_the_calendar_leaves_the_others_in_step(

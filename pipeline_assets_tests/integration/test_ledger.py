@@ -79,6 +79,15 @@ def test_the_identity_of_a_row_is_what_the_database_makes_of_its_key(
     assert ledger.source_identity(table, things) == [identity for (identity,) in told]
 
 
+def test_a_table_may_have_the_name_of_another_with_a_word_behind(
+    warehouse: psycopg.Connection,
+) -> None:
+    """The quarantine of `things_version` was taken for there: an index of `things` had its name."""
+    for name in ("things", "things_version", "things_partition"):
+        ledger.ensure_schema(warehouse, contract([], name=name, physicalName=f"public.{name}"))
+        assert warehouse.execute(f"SELECT count(*) FROM quarantine.{name}").fetchone() == (0,)
+
+
 def test_a_new_warehouse_may_be_opened_by_any_number_at_once(
     server: embedded_postgres.Server,
 ) -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles
 
@@ -45,6 +47,24 @@ def test_a_writer_that_dies_leaves_the_old_file_and_no_other(tmp_path: Path) -> 
         files.write("asset", "day", dying())
     assert pa.concat_tables(files.read("asset", "day")).equals(ROWS)
     assert [path.name for path in (tmp_path / "asset").iterdir()] == ["day.parquet"]
+
+
+def test_a_part_that_takes_its_files_place_meanwhile_ends_no_retention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was gone between the listing and the look at its age, and the day's retention failed for good."""
+    files = PartitionFiles(str(tmp_path))
+    for day in ("one", "two"):
+        files.write("asset", day, [ROWS])
+    listed = LocalFileSystem.find
+
+    def find(self: LocalFileSystem, path: str) -> list[str]:
+        return [f"{path}/asset/gone.part", *listed(self, path)]
+
+    monkeypatch.setattr(LocalFileSystem, "find", find)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    assert files.remove(("asset",), tomorrow) == 2
+    assert files.version("asset", "two") == ""
 
 
 def test_a_partition_that_was_never_written_is_named(tmp_path: Path) -> None:
