@@ -219,7 +219,7 @@ def test_the_newest_days_materialization_shows_rows_and_a_plot(
 def test_column_lineage_reaches_the_source(settings: Settings) -> None:
     graph = build_definitions(settings).resolve_asset_graph()
     upstream = {
-        "raw_transactions": "shop.transactions",
+        "raw_transactions": "source.shop.transactions",
         "validated_transactions": "raw_transactions",
     }
     for name, before in upstream.items():
