@@ -28,9 +28,15 @@ WINDOWS = {
 KEYS = list(WINDOWS)
 
 
+def strict() -> Table:
+    """The transactions as they are: what breaks a rule holds its day."""
+    (table,) = [table for table in load_tables() if table.contract.name == "transactions"]
+    return table
+
+
 def lenient(contract: Contract | None = None) -> Table:
     """The transactions, with any number of bad rows allowed: what is bad is set aside, no day held."""
-    (table,) = [table for table in load_tables() if table.contract.name == "transactions"]
+    table = strict()
     contract = contract or table.contract
     rules = tuple(
         dataclasses.replace(rule, bound=Bound("mustBeLessOrEqualTo", (100,), "percent"))
