@@ -82,7 +82,7 @@ class HttpClient:
         self._hosts: defaultdict[str, threading.Semaphore] = defaultdict(
             lambda: threading.Semaphore(self.limits.per_host)
         )
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update({"User-Agent": user_agent, "Connection": "close"})
         self._session.mount("http://", _Adapter())
@@ -135,8 +135,14 @@ class HttpClient:
                 location = answer.headers.get("location")
                 if answer.status not in REDIRECT_STATUSES or not location:
                     return answer
-                url = urljoin(url, location)
-                if urlsplit(url).scheme not in ("http", "https"):
+                try:
+                    url = urljoin(url, location)
+                    scheme = urlsplit(url).scheme
+                except ValueError as error:  # such as an unclosed bracket of an IPv6 address
+                    raise PermanentFetchError(
+                        "redirects to an address that isn't a valid URL"
+                    ) from error
+                if scheme not in ("http", "https"):
                     raise PermanentFetchError("redirects to an address that isn't HTTP")
         raise PermanentFetchError(f"redirects more than {self.limits.redirects} times")
 
@@ -187,7 +193,7 @@ def _retry_after(response: Response) -> float:
     value = response.headers.get("retry-after")
     try:
         return float(Retry().parse_retry_after(value)) if value else 0.0
-    except HTTPError:
+    except Exception:  # whatever a stranger's text does to its readers
         return 0.0
 
 
@@ -298,6 +304,17 @@ class _HttpPool(HTTPConnectionPool):
 
 class _HttpsPool(HTTPSConnectionPool):
     ConnectionCls = _HttpsConnection
+
+
+class _Session(requests.Session):
+    """requests' session without a look at redirects, which are followed here.
+
+    Even when told not to follow them it reads the whole body of one, past every limit, and takes its
+    address apart.
+    """
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None: to requests no answer is a redirect."""
 
 
 class _Adapter(HTTPAdapter):

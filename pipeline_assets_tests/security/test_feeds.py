@@ -203,14 +203,17 @@ def zeros(size: int) -> bytes:
     return compressed.getvalue()
 
 
+@pytest.mark.parametrize("status", [200, 302])
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip", "gzip, gzip, gzip"])
-def test_a_compressed_bomb_takes_no_memory(httpserver: HTTPServer, encoding: str) -> None:
+def test_a_compressed_bomb_takes_no_memory(
+    httpserver: HTTPServer, encoding: str, status: int
+) -> None:
     """268 MB of zeros in 1 MB; packed twice in a few kB, which one read would unpack in whole."""
     body = zlib.compress(bytes(1 << 28), 1) if encoding == "deflate" else zeros(1 << 28)
     for _ in range(encoding.count(",")):
         body = gzip.compress(body)
     httpserver.expect_request("/feed").respond_with_data(
-        body, headers={"Content-Encoding": encoding}
+        body, status, headers={"Content-Encoding": encoding, "Location": "/feed"}
     )
 
     fetched = subprocess.run(

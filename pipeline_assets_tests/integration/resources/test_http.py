@@ -93,6 +93,17 @@ class TestRetries:
         assert patient.get(httpserver.url_for("/feed")).status == 429
         assert (len(seen), sleeps) == (1, [])
 
+    @pytest.mark.security
+    @pytest.mark.parametrize("asked", ["9" * 5000, "soon", "Fri, 31 Dec 9999999999 23:59:59 GMT"])
+    def test_a_pause_that_cannot_be_read_is_none(
+        self, httpserver: HTTPServer, sleeps: list[float], asked: str
+    ) -> None:
+        answers(httpserver, Response(status=503, headers={"Retry-After": asked}), Response("ok"))
+        patient = HttpClient("test", Limits(attempts=2, backoff=0.01), sleep=sleeps.append)
+
+        assert patient.get(httpserver.url_for("/feed")).body == b"ok"
+        assert sleeps[0] <= 0.02
+
     def test_a_server_that_is_not_there_is_tried_as_often_as_said(
         self, sleeps: list[float]
     ) -> None:
@@ -271,6 +282,14 @@ class TestRedirects:
         answers(httpserver, Response(status=302, headers={"Location": target}))
         with pytest.raises(PermanentFetchError, match="isn't HTTP"):
             client().get(httpserver.url_for("/feed"))
+
+    @pytest.mark.parametrize("target", ["http://[", "//[", "http://a]/"])
+    def test_a_redirect_to_what_is_no_url_is_refused(
+        self, raw_server: Callable[[Callable[[socket.socket], None]], str], target: str
+    ) -> None:
+        answer = f"HTTP/1.1 302 Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n"
+        with pytest.raises(PermanentFetchError, match="redirects to an address that isn't a valid"):
+            client(attempts=3).get(raw_server(lambda peer: peer.sendall(answer.encode())))
 
     def test_headers_stay_with_the_host_that_they_were_meant_for(
         self, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
