@@ -111,8 +111,9 @@ def _article(
     url = canonical_url(item.url)
     title = clean_title(item.title, item.outlet)
     summary = clean_summary(item.summary, title)
+    identity = _identity(url) if url else f"{item.outlet}\n{title}\n{summary}"
     return Article(
-        article_id=_identity(url or f"{item.outlet}\n{title}\n{summary}"),
+        article_id=hashlib.sha256(identity.encode()).hexdigest()[:16],
         url=url,
         title=title,
         summary=summary,
@@ -126,12 +127,11 @@ def _article(
     )
 
 
-def _identity(address: str) -> str:
+def _identity(url: str) -> str:
     """The same for addresses that differ in scheme, www, final slash or order of parameters."""
-    parts = urlsplit(address)
+    parts = urlsplit(url)
     host = parts.netloc.removeprefix("www.")
-    name = f"{host}{parts.path.rstrip('/')}?{'&'.join(sorted(parts.query.split('&')))}"
-    return hashlib.sha256((name if host else address).encode()).hexdigest()[:16]
+    return f"{host}{parts.path.rstrip('/')}?{'&'.join(sorted(parts.query.split('&')))}"
 
 
 # Parameters that say where a reader came from, not what is read.

@@ -235,6 +235,21 @@ class TestClean:
         assert (found.title, found.url) == ("", "")
         assert len(found.article_id) == 16
 
+    @pytest.mark.parametrize(
+        ("changes", "identity"),
+        [
+            ({}, "e543f8029aa41ffa"),
+            ({"url": ""}, "d7b0044edc6d5eb8"),
+            ({"url": "", "outlet": ""}, "1ef243e8bf908635"),
+            ({"url": "", "outlet": "", "title": "//["}, "221e698e586d68c0"),
+        ],
+    )
+    def test_an_article_is_named_by_its_address_or_else_by_its_text(
+        self, changes: dict[str, str], identity: str
+    ) -> None:
+        (kept,) = clean([item(**changes)], WINDOW, "en").articles
+        assert kept.article_id == identity
+
 
 class TestDeduplicate:
     def test_addresses_that_differ_in_form_only_are_one_article(self) -> None:
