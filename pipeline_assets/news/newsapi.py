@@ -28,6 +28,7 @@ PAGE_SIZE = 100  # the largest; the free plan gives one such page
 MAX_PAGES = 10  # a paid plan has thousands of results; an edition reads the latest 1,000 of each
 # Top headlines are what is on top now: asked for later, none would be from the window.
 HEADLINES_LAST = timedelta(hours=24)
+NOT_NEWSAPI = "answered with JSON that isn't NewsAPI's"
 
 
 def sources(run: Run) -> list[Source]:
@@ -61,8 +62,11 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
             break  # not a failure: this is how the plan says that there is no more
         if response.status != 200 or answer.get("status") != "ok":
             raise _failure(response.status, answer)
+        total = answer.get("totalResults")
+        if not isinstance(total, int):
+            raise FetchError(NOT_NEWSAPI)
         pages.append(Answer(response.url, run.now, {}, response.body))
-        if page * PAGE_SIZE >= int(answer.get("totalResults") or 0) or not answer.get("articles"):
+        if page * PAGE_SIZE >= total or not answer.get("articles"):
             break
     return pages
 
@@ -99,7 +103,7 @@ def parse(source: Source, answer: Answer) -> list[Item]:
         articles = json.loads(answer.body)["articles"]
         return [_item(article, source, answer) for article in articles]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FetchError("answered with JSON that isn't NewsAPI's") from error
+        raise FetchError(NOT_NEWSAPI) from error
 
 
 def _question(source: Source, run: Run) -> dict[str, str]:
@@ -155,21 +159,26 @@ def _failure(status: int, answer: Mapping[str, Any]) -> Exception:
 
 def _item(article: Mapping[str, Any], source: Source, answer: Answer) -> Item:
     return Item(
-        outlet=str((article.get("source") or {}).get("name") or ""),
+        outlet=_text((article.get("source") or {}).get("name")),
         section=source.section,
-        url=str(article.get("url") or ""),
-        title=str(article.get("title") or ""),
-        summary=str(article.get("description") or article.get("content") or ""),
-        author=str(article.get("author") or ""),
+        url=_text(article.get("url")),
+        title=_text(article.get("title")),
+        summary=_text(article.get("description") or article.get("content")),
+        author=_text(article.get("author")),
         language="",
-        published_at=_published_at(str(article.get("publishedAt") or "")),
+        published_at=_published_at(_text(article.get("publishedAt"))),
         fetched_at=answer.fetched_at,
     )
+
+
+def _text(value: object) -> str:
+    """A value as text that can be encoded: JSON can have half an emoji, where a teaser was cut."""
+    return str(value or "").encode(errors="replace").decode()
 
 
 def _published_at(text: str) -> datetime | None:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter for the first hours of year 1
         return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)

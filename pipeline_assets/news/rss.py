@@ -89,18 +89,23 @@ def _is_public_name(url: str) -> bool:
 
 
 def parse(source: Source, answer: Answer) -> list[Item]:
-    """The feed's entries, in its order. Raises FetchError when the body is no feed at all."""
+    """The feed's entries, in its order. Raises FetchError when the body can't be read as a feed."""
     import feedparser
 
     headers = {"content-type": _content_type(answer)}
-    _refuse_wide_tags(answer.body, headers)
-    feed = feedparser.parse(
-        answer.body,
-        response_headers=headers,
-        # Articles are reduced to text, which is stricter and a third faster.
-        sanitize_html=False,
-        resolve_relative_uris=False,
-    )
+    try:
+        _refuse_wide_tags(answer.body, headers)
+        feed = feedparser.parse(
+            answer.body,
+            response_headers=headers,
+            # Articles are reduced to text, which is stricter and a third faster.
+            sanitize_html=False,
+            resolve_relative_uris=False,
+        )
+    except FetchError:
+        raise
+    except Exception as error:  # others' reader, of anybody's bytes: `&#xD800;` is a UnicodeError
+        raise FetchError("answered with a feed that can't be read") from error
     if not feed.get("version") and not feed.entries:  # of nothing it says no version at all
         raise FetchError("answered with something that isn't a feed")
     declared = str(feed.feed.get("language") or "")

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
+from werkzeug.datastructures import Headers
 
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.news import feeds as news_feeds
@@ -25,6 +26,7 @@ from pipeline_assets_tests.integration.news.newsapi_server import (
     NewsApi,
     article,
     error,
+    ok,
 )
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -330,7 +332,57 @@ DATES = {
 }
 
 
+def described(text: str, encoding: str = "utf-8") -> bytes:
+    return (
+        f"<?xml version='1.0' encoding='{encoding}'?><rss version='2.0'><channel><item>"
+        f"<title>A</title><description>{text}</description></item></channel></rss>"
+    ).encode("latin-1")
+
+
+class NowhereResponse(Response):
+    """A redirect to what is no URL, which werkzeug refuses to send."""
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        del environ
+        return Headers({"Location": "http://[", "Content-Length": "0"})
+
+
+UNREADABLE = "answered with a feed that can't be read"
+# What one source can answer, and what is said of it; the reader of feeds raised another error on each.
+BROKEN: dict[str, tuple[Response | bytes, str]] = {
+    "a number that is no character": (described("&#1234567890;"), UNREADABLE),
+    "a number beyond any": (described("&#99999999999;"), UNREADABLE),
+    "half a character": (described("&#xD800;"), UNREADABLE),
+    "an encoding that refuses": (described("caf\xe9", "undefined"), UNREADABLE),
+    "a redirect to no URL": (
+        NowhereResponse(status=302),
+        "redirects to an address that isn't a valid URL",
+    ),
+    "a pause of 5,000 digits": (
+        Response(status=429, headers={"Retry-After": "9" * 5000}),
+        "answered 429",
+    ),
+    "a pause until a year without end": (
+        Response(status=429, headers={"Retry-After": "Fri, 31 Dec 9999999999 23:59:59 GMT"}),
+        "answered 429",
+    ),
+}
+
+
 class TestHostileFeeds:
+    @pytest.mark.security
+    @pytest.mark.parametrize("name", BROKEN)
+    def test_a_broken_feed_costs_the_edition_nothing_but_itself(
+        self, feeds: FeedServer, tmp_path: Path, name: str
+    ) -> None:
+        answer, reason = BROKEN[name]
+        feeds.feeds = {"one": rss(("Fine", INSIDE)), "two": answer}
+
+        collected = collect(feeds.settings("one", "two"), tmp_path)
+
+        assert [item.title for item in collected.items] == ["Fine"]
+        assert collected.missing == {"Two: World": reason}
+
     @pytest.mark.parametrize("text", DATES)
     def test_dates_are_read(self, feeds: FeedServer, tmp_path: Path, text: str) -> None:
         feeds.feeds["one"] = dated(text)
@@ -485,6 +537,34 @@ class TestNewsApi:
             Response('{"status": "ok", "articles": [{"tit', content_type="application/json"),
         ]
         assert len(self.collect(newsapi, tmp_path).items) == 1
+
+    @pytest.mark.security
+    @pytest.mark.parametrize("total", ["many", [], {}, None, 1e400])
+    def test_a_number_of_results_that_is_none_costs_its_source_alone(
+        self, newsapi: NewsApi, tmp_path: Path, total: Any
+    ) -> None:
+        newsapi.headlines["general"] = [article(1, "2026-11-21T12:00:00Z")]
+        newsapi.faults["everything"] = [ok({"status": "ok", "totalResults": total, "articles": []})]
+
+        collected = self.collect(newsapi, tmp_path)
+
+        assert len(collected.items) == 1
+        assert collected.missing == {
+            "NewsAPI everything": "answered with JSON that isn't NewsAPI's"
+        }
+
+    @pytest.mark.parametrize("text", ["", "soon", "0001-01-01T00:00:00+05:00"])
+    def test_what_is_no_date_is_none(self, newsapi: NewsApi, tmp_path: Path, text: str) -> None:
+        newsapi.headlines["general"] = [article(1, text)]
+        (item,) = self.collect(newsapi, tmp_path).items
+        assert item.published_at is None
+
+    def test_half_a_character_is_no_failure(self, newsapi: NewsApi, tmp_path: Path) -> None:
+        """JSON can hold it: a teaser that was cut in the middle of an emoji."""
+        half = article(1, "2026-11-21T12:00:00Z", description="Rain \ud83d", title="Storm \udc00")
+        newsapi.headlines["general"] = [half]
+        (item,) = self.collect(newsapi, tmp_path).items
+        assert (item.title, item.summary) == ("Storm ?", "Rain ?")
 
     @pytest.mark.parametrize(
         ("status", "code", "advice"),
