@@ -74,12 +74,16 @@ def collect(run: Run, archive: Path) -> Collected:
     day = shelf / run.window.key
     index = _read_index(day)
     answers = {source: _read_answers(day, entries) for source, entries in index.items() if entries}
-    failed_before = {source.name for source, entries in index.items() if not entries}
+    failed_before = {source.name: source for source, entries in index.items() if not entries}
     # A source configured after the day was archived isn't asked for that day: it would be missing
     # in editions that were complete. One that failed is, at the address that it has now.
-    pending = [
-        source for source in provider.sources(run) if not answers or source.name in failed_before
-    ]
+    pending = {
+        source.name: source
+        for source in provider.sources(run)
+        if not answers or source.name in failed_before
+    }
+    # Taken out of the settings, or without history: the day isn't complete without it either.
+    gone = {name: source for name, source in failed_before.items() if name not in pending}
 
     def read(source: Source, of_source: list[Answer]) -> list[Item]:
         return [item for answer in of_source for item in provider.parse(source, answer)]
@@ -89,26 +93,28 @@ def collect(run: Run, archive: Path) -> Collected:
         return fetched, read(source, fetched)  # an answer that can't be read isn't archived
 
     items = {source: read(source, of_source) for source, of_source in answers.items()}
-    fetched, failed, refusal = _fetch_all(fetch, pending)
+    fetched, failed, refusal = _fetch_all(fetch, list(pending.values()))
     for source, (of_source, found) in fetched.items():
         answers[source], items[source] = of_source, found
     if pending:
-        _write_day(day, answers | {s: [] for s in pending if s not in answers})
+        every_source = (pending | gone).values()
+        _write_day(day, answers | {s: [] for s in every_source if s not in answers})
     if refusal:
         raise refusal
     if not answers:
         raise FetchError("no source answered: " + _sentences(failed))
 
-    missing = dict(failed)
+    asked = len(answers) + len(failed) + len(gone)
+    missing = failed | dict.fromkeys(gone, "did not answer at the time and can't be asked any more")
     for source, found in items.items():
         if reason := _without_history(found, run.window):
             missing[source.name] = reason
-    if len(missing) == len(answers) + len(failed):
+    if len(missing) == asked:
         raise PermanentError(
             f"no source has news of {run.window.key} any more: {_sentences(missing)}"
         )
     every = [item for found in items.values() for item in found]
-    return Collected(every, missing, len(answers) + len(failed))
+    return Collected(every, missing, asked)
 
 
 def _fetch_all(

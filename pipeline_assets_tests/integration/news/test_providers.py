@@ -205,6 +205,9 @@ class TestEveryProvider:
         assert again.asked == broken.asked
 
 
+GONE = "did not answer at the time and can't be asked any more"
+
+
 class TestRss:
     def test_a_feed_that_has_not_changed_is_not_sent_again(
         self, feeds: FeedServer, tmp_path: Path
@@ -267,6 +270,23 @@ class TestRss:
 
         assert [item.title for item in again.items] == ["Fine"]
         assert again.asked == 1
+
+    def test_a_feed_that_failed_stays_missing_when_it_is_asked_no_more(
+        self, feeds: FeedServer, tmp_path: Path
+    ) -> None:
+        down = Response(status=503)
+        feeds.feeds = {"one": rss(("Fine", INSIDE)), "two": down, "three": down}
+        collect(feeds.settings("one", "two", "three"), tmp_path)
+        feeds.feeds["two"] = rss(("Late", INSIDE))
+
+        for _ in range(2):  # the first asks `two`, the second nobody
+            again = collect(feeds.settings("one", "two"), tmp_path)
+
+            assert {item.title for item in again.items} == {"Fine", "Late"}
+            assert again.missing == {"Three: World": GONE}
+            assert again.asked == 3
+        feeds.feeds["three"] = rss(("Back", INSIDE))
+        assert collect(feeds.settings("one", "two", "three"), tmp_path).missing == {}
 
     def test_a_past_day_without_archive_says_that_feeds_have_no_history(
         self, feeds: FeedServer, tmp_path: Path
@@ -515,6 +535,19 @@ class TestNewsApi:
         newsapi.everything = [article(1, "2026-11-21T12:00:00Z")]
         self.collect(newsapi, tmp_path, now=WINDOW.end + timedelta(days=5))
         assert {request.path for request in newsapi.requests} == {"/v2/everything"}
+
+    def test_headlines_that_failed_stay_missing_when_their_day_is_over(
+        self, newsapi: NewsApi, tmp_path: Path
+    ) -> None:
+        newsapi.everything = [article(1, "2026-11-21T12:00:00Z")]
+        newsapi.faults["science"] = [error(500, "unexpectedError")] * 3
+        first = self.collect(newsapi, tmp_path)
+        assert first.missing == {"NewsAPI science headlines": "answered 500 (unexpectedError)"}
+
+        again = self.collect(newsapi, tmp_path, now=WINDOW.end + timedelta(days=2))
+
+        assert again.missing == {"NewsAPI science headlines": GONE}
+        assert (again.items, again.asked) == (first.items, 8)
 
     @pytest.mark.parametrize(("most", "pages", "count"), [(100, 2, 100), (1000, 3, 250)])
     def test_paging_ends_with_the_data_or_the_plan(
