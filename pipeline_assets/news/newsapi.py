@@ -28,6 +28,7 @@ PAGE_SIZE = 100  # the largest; the free plan gives one such page
 MAX_PAGES = 10  # a paid plan has thousands of results; an edition reads the latest 1,000 of each
 # Top headlines are what is on top now: asked for later, none would be from the window.
 HEADLINES_LAST = timedelta(hours=24)
+DELAY = timedelta(hours=24)  # of the free plan's articles; it has the headlines at once
 NOT_NEWSAPI = "answered with JSON that isn't NewsAPI's"
 
 
@@ -68,6 +69,14 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
         pages.append(Answer(response.url, run.now, {}, response.body))
         if page * PAGE_SIZE >= total or not answer.get("articles"):
             break
+    late = run.now - DELAY
+    if source.outlet == EVERYTHING and run.window.end > late:
+        times = [item.published_at for page in pages for item in parse(source, page)]
+        # Archived, the first minutes of a window would be all that it ever has.
+        if not any(time and time > late for time in times):
+            raise FetchError(
+                "has no article of the last 24 hours: with a free key NewsAPI gives them a day late"
+            )
     return pages
 
 

@@ -95,7 +95,8 @@ class NewsSettings(BaseModel):
             self.newsapi_key and self.newsapi_key.get_secret_value().strip()
         ):
             raise ValueError(
-                "NEWSAPI_KEY must be set when NEWS_PROVIDER is newsapi; newsapi.org has free ones"
+                "NEWSAPI_KEY must be set when NEWS_PROVIDER is newsapi; newsapi.org has free ones, "
+                "with which articles other than the top headlines come a day late"
             )
         names = [f"{feed.outlet}: {feed.section}" for feed in self.news_feeds]
         if doubled := sorted({name for name in names if names.count(name) > 1}):

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pytest_httpserver import HTTPServer
@@ -36,6 +36,8 @@ class NewsApi:
     everything: list[dict[str, Any]] = field(default_factory=list)
     most_results: int = 100
     """The free plan gives the first hundred results."""
+    newest: datetime = datetime(9999, 1, 1, tzinfo=UTC)
+    """The free plan gives articles a day late: `everything` has none that is newer."""
     faults: dict[str, list[Response]] = field(default_factory=dict)
     """By category, or `everything`."""
     requests: list[Request] = field(default_factory=list)
@@ -66,7 +68,7 @@ class NewsApi:
         found = [
             one
             for one in self.everything
-            if start <= datetime.fromisoformat(one["publishedAt"]) <= end
+            if start <= datetime.fromisoformat(one["publishedAt"]) <= min(end, self.newest)
         ]
         return self._answer(request, "everything", found)
 

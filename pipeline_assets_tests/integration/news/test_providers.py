@@ -536,6 +536,27 @@ class TestNewsApi:
         self.collect(newsapi, tmp_path, now=WINDOW.end + timedelta(days=5))
         assert {request.path for request in newsapi.requests} == {"/v2/everything"}
 
+    @pytest.mark.parametrize("early", [[], [article(1, "2026-11-21T07:00:30Z")]])
+    def test_a_plan_that_is_a_day_late_is_asked_again_a_day_later(
+        self, newsapi: NewsApi, tmp_path: Path, early: list[dict[str, Any]]
+    ) -> None:
+        """Its first minute at most is there when the window closes; that must not be all of it."""
+        newsapi.headlines["sports"] = [article(2, "2026-11-21T12:00:00Z")]
+        newsapi.everything = [*early, article(3, "2026-11-21T12:00:00Z")]
+        newsapi.newest = JUST_AFTER - timedelta(hours=24)
+        first = self.collect(newsapi, tmp_path)
+        assert [item.section for item in first.items] == ["Sport"]
+        assert first.missing == {
+            "NewsAPI everything": "has no article of the last 24 hours: "
+            "with a free key NewsAPI gives them a day late"
+        }
+        newsapi.newest += timedelta(hours=24)
+
+        again = self.collect(newsapi, tmp_path, now=JUST_AFTER + timedelta(hours=24))
+
+        assert again.missing == {}
+        assert len(again.items) == 2 + len(early)
+
     def test_headlines_that_failed_stay_missing_when_their_day_is_over(
         self, newsapi: NewsApi, tmp_path: Path
     ) -> None:
