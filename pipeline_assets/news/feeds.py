@@ -101,11 +101,18 @@ def collect(run: Run, archive: Path) -> Collected:
         _write_day(day, answers | {s: [] for s in every_source if s not in answers})
     if refusal:
         raise refusal
+    reasons = {name: str(error) for name, error in failed.items()}
     if not answers:
-        raise FetchError("no source answered: " + _sentences(failed))
+        # No other failure of all is for good: where a log-in page stands before the internet, every
+        # feed redirects to a private address, until somebody logs in.
+        beyond = all(isinstance(error, newsapi.BeyondPlanError) for error in failed.values())
+        kind = PermanentError if beyond else FetchError
+        raise kind(f"no source answered: {_sentences(reasons)}")
 
     asked = len(answers) + len(failed) + len(gone)
-    missing = failed | dict.fromkeys(gone, "did not answer at the time and can't be asked any more")
+    missing = reasons | dict.fromkeys(
+        gone, "did not answer at the time and can't be asked any more"
+    )
     for source, found in items.items():
         if reason := _without_history(found, run.window):
             missing[source.name] = reason
@@ -119,10 +126,10 @@ def collect(run: Run, archive: Path) -> Collected:
 
 def _fetch_all(
     fetch: Callable[[Source], Fetched], sources: Sequence[Source]
-) -> tuple[dict[Source, Fetched], dict[str, str], PermanentError | None]:
-    """What came, the reasons of the sources that failed, and the refusal that ended it early."""
+) -> tuple[dict[Source, Fetched], dict[str, FetchError], PermanentError | None]:
+    """What came, the failures by source, and the refusal that ended it early."""
     fetched: dict[Source, Fetched] = {}
-    failed: dict[str, str] = {}
+    failed: dict[str, FetchError] = {}
     refusal = None
     with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="news") as pool:
         futures = {pool.submit(fetch, source): source for source in sources}
@@ -132,7 +139,7 @@ def _fetch_all(
             try:
                 fetched[futures[future]] = future.result()
             except FetchError as error:
-                failed[futures[future].name] = str(error)
+                failed[futures[future].name] = error
             except PermanentError as error:
                 refusal = error
                 pool.shutdown(wait=False, cancel_futures=True)

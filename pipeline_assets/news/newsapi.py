@@ -32,6 +32,10 @@ DELAY = timedelta(hours=24)  # of the free plan's articles; it has the headlines
 NOT_NEWSAPI = "answered with JSON that isn't NewsAPI's"
 
 
+class BeyondPlanError(FetchError):
+    """The key's plan has nothing of so early a window, and never will."""
+
+
 def sources(run: Run) -> list[Source]:
     """Everything of the window by outlet, and the top headlines if it has just closed."""
     base = str(run.settings.newsapi_url).rstrip("/")
@@ -52,6 +56,7 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
 
     Raises:
         PermanentError: the key is refused or its quota used up; says what to do.
+        BeyondPlanError: the plan doesn't reach back to the window; likewise.
         FetchError: another failure, in words that complete "<source> ...".
     """
     del before
@@ -162,7 +167,10 @@ def _failure(status: int, answer: Mapping[str, Any]) -> Exception:
             "run the partition again tomorrow, or set NEWSAPI_KEY to a key with a larger plan"
         )
     if status == 426:
-        return FetchError(f"is beyond the plan of this key ({code}): it has no such history")
+        return BeyondPlanError(
+            f"is beyond the plan of this key ({code}): it has no such history; "
+            "set NEWSAPI_KEY to a key with a larger plan"
+        )
     return FetchError(f"answered {status} ({code})" if answer else f"answered {status}, no JSON")
 
 

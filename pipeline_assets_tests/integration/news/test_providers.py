@@ -15,7 +15,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 from werkzeug.datastructures import Headers
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import PermanentError, is_transient
 from pipeline_assets.news import feeds as news_feeds
 from pipeline_assets.news.feeds import Collected
 from pipeline_assets.news.items import Run, Window
@@ -654,10 +654,24 @@ class TestNewsApi:
         assert "everything" in asked
         assert "business" not in asked
 
-    def test_a_day_beyond_the_plan_says_so(self, newsapi: NewsApi, tmp_path: Path) -> None:
+    def test_a_day_beyond_the_plan_is_permanent_and_says_what_to_do(
+        self, newsapi: NewsApi, tmp_path: Path
+    ) -> None:
         newsapi.faults["everything"] = [error(426, "parameterInvalid")] * 3
-        with pytest.raises(FetchError, match="it has no such history"):
+        with pytest.raises(PermanentError, match=r"it has no such history.*NEWSAPI_KEY") as raised:
             self.collect(newsapi, tmp_path, now=WINDOW.end + timedelta(days=60))
+        assert not is_transient(raised.value), "each try costs quota: a free key has 100 a day"
+        assert len(newsapi.requests) == 1
+
+    def test_a_day_beyond_the_plan_keeps_the_headlines_that_it_has(
+        self, newsapi: NewsApi, tmp_path: Path
+    ) -> None:
+        newsapi.headlines["general"] = [article(1, "2026-11-21T12:00:00Z")]
+        newsapi.faults["everything"] = [error(426, "parameterInvalid")] * 2
+        for now in (JUST_AFTER, WINDOW.end + timedelta(days=60)):
+            collected = self.collect(newsapi, tmp_path, now=now)
+            assert len(collected.items) == 1
+            assert "it has no such history" in collected.missing["NewsAPI everything"]
 
     def test_a_country_without_headlines_leaves_everything(
         self, newsapi: NewsApi, tmp_path: Path
