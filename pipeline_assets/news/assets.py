@@ -86,7 +86,7 @@ def news_assets(
         warehouse: dg.ResourceParam[Database],
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
-        from pipeline_assets.news.intake import from_tables, save_intake, take_in, to_table
+        from pipeline_assets.news.intake import load_articles, save_intake, take_in, to_table
         from pipeline_assets.warehouse.gate import judge
         from pipeline_assets.warehouse.load import load, prepare
 
@@ -99,7 +99,7 @@ def news_assets(
             prepare(connection, table)
             judgement = judge(table, key, window, files, connection, context.run.run_id)
             verdict = judgement.verdict
-            valid = from_tables(files.read(f"validated_{ARTICLES}", key))
+            valid = load_articles(files, key)
             if verdict.passed:
                 load(table, key, files, None, connection, context.run.run_id)
         for name, reason in taken.missing.items():
@@ -150,12 +150,11 @@ def news_assets(
         files: dg.ResourceParam[PartitionFiles],
     ) -> dg.MaterializeResult:
         from pipeline_assets.news.digest import compose, publish
-        from pipeline_assets.news.intake import from_tables, load_intake
+        from pipeline_assets.news.intake import load_articles, load_intake
         from pipeline_assets.warehouse import ledger
 
         key, window = context.partition_key, Window(*context.partition_time_window)
         before = (date.fromisoformat(key) - timedelta(days=1)).isoformat()
-        validated = f"validated_{ARTICLES}"
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             ledger.ensure_schema(connection, contract)
             ledger.passed_batch(connection, contract, key)
@@ -164,10 +163,8 @@ def news_assets(
                 window,
                 settings,
                 load_intake(files, key),
-                from_tables(files.read(validated, key)),
-                from_tables(files.read(validated, before))
-                if known and known.verdict == "passed"
-                else [],
+                load_articles(files, key),
+                load_articles(files, before) if known and known.verdict == "passed" else [],
             )
             # One at a time: the index and the neighbours' links must see every edition.
             with ledger.partition_lock(connection, contract, "digests"):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pipeline_assets.news.articles import Article, clean
 from pipeline_assets.news.feeds import collect
 from pipeline_assets.news.items import Run
-from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,8 @@ class Intake:
 
 
 _INTAKE = TypeAdapter(Intake)
-_FIGURES = "intake_news_articles"
+_ASSET = "news_articles"
+_FIGURES, _VALIDATED = f"intake_{_ASSET}", f"validated_{_ASSET}"
 
 
 def take_in(run: Run, archive: Path) -> tuple[Intake, list[Article]]:
@@ -65,7 +66,7 @@ def save_intake(files: PartitionFiles, key: str, intake: Intake) -> None:
 
 def load_intake(files: PartitionFiles, key: str) -> Intake:
     """The figures of a partition that was taken in. Raises `MissingPartitionError` if it wasn't."""
-    (table,) = files.read(_FIGURES, key)
+    (table,) = _read(files, _FIGURES, key)
     return _INTAKE.validate_json(table["figures"][0].as_py())
 
 
@@ -84,14 +85,24 @@ def to_table(articles: Iterable[Article], provider: str) -> "pa.Table":
     return pa.Table.from_pylist(rows, schema)
 
 
-def from_tables(tables: "Iterable[pa.Table]") -> list[Article]:
-    """The articles of tables that passed the gate."""
+def load_articles(files: PartitionFiles, key: str) -> list[Article]:
+    """The articles of a partition that passed the gate. Raises `MissingPartitionError` if none did."""
     names = [field.name for field in fields(Article)]
     articles = []
-    for table in tables:
+    for table in _read(files, _VALIDATED, key):
         for row in table.select(names).to_pylist():
             values: dict[str, Any] = {name: row[name] or "" for name in names}
             for name in ("published_at", "fetched_at"):
                 values[name] = row[name].astimezone(UTC)
             articles.append(Article(**values))
     return articles
+
+
+def _read(files: PartitionFiles, name: str, key: str) -> "list[pa.Table]":
+    """One of the files of `news_articles`, which makes all that carry its name."""
+    try:
+        return list(files.read(name, key))
+    except MissingPartitionError:
+        raise MissingPartitionError(
+            f"{files.path(name, key)} is missing: materialize partition {key} of {_ASSET} first"
+        ) from None

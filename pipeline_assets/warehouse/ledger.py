@@ -352,7 +352,7 @@ def passed_batch(connection: psycopg.Connection, contract: Contract, key: str) -
     batch = batches(connection, contract, [key]).get(key)
     if batch is None:
         raise GateError(
-            f"{contract.name} {key}: not validated yet; materialize validated_{contract.name} first"
+            f"{contract.name} {key}: not validated yet; materialize the partition from its source on"
         )
     if batch.verdict != "passed":
         raise GateError(

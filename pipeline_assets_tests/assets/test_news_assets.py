@@ -16,6 +16,8 @@ from pytest_httpserver import HTTPServer
 from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.news.assets import mornings
 from pipeline_assets.news.automation import news_automation
+from pipeline_assets.operations.retention import REPRODUCIBLE
+from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.http import HttpClient, Limits
 from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
@@ -159,6 +161,30 @@ def test_yesterdays_stories_are_updates_or_left_out(settings: Settings) -> None:
     page = files(settings)["2026-11-22.html"].decode()
     assert page.count(">Update<") == after["updates"]
     assert f"{after['repeated']} stor" in page
+
+
+def test_an_edition_whose_files_are_gone_says_what_makes_them_again(settings: Settings) -> None:
+    """As after ninety days, when retention takes what the archive can make again."""
+    publish(settings)
+    publish(settings, NEXT)
+    first = files(settings)
+    PartitionFiles(settings.files_url).remove(REPRODUCIBLE, datetime.now(UTC) + timedelta(days=1))
+
+    assert f"materialize partition {KEY} of news_articles first" in failures(
+        publish(settings, NEXT)
+    )
+
+    assert publish(settings, KEY, selection=["news_articles"]).success
+    assert publish(settings, NEXT).success
+    assert files(settings) == first
+
+
+def test_an_edition_without_articles_says_what_to_do(settings: Settings) -> None:
+    alone = publish(settings, selection=["news_digest"])
+    assert (
+        f"news_articles {KEY}: not validated yet; materialize the partition from its source on"
+        in failures(alone)
+    )
 
 
 def test_too_many_broken_rows_hold_the_edition_back(
