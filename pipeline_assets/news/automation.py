@@ -1,7 +1,7 @@
 """When editions are made: every morning at 08:00, and later if that morning was missed."""
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import dagster as dg
 
@@ -14,16 +14,12 @@ CATCH_UP = timedelta(days=7)
 """How far back missed mornings are made up for; feeds have nothing older."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def news_automation(
     assets: Sequence[dg.AssetsDefinition],
     partitions: dg.DailyPartitionsDefinition,
     *,
     running: bool,
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], datetime],
 ) -> dg.Definitions:
     """The job that makes an edition, its schedule, and the sensor for mornings that were missed."""
     job = dg.define_asset_job(

@@ -1,7 +1,7 @@
 """When the status page is made anew, when retention runs, and the sensor that looks and alerts."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import cast
 
@@ -43,16 +43,12 @@ def housekeeping(
     return dg.Definitions(assets=assets, schedules=schedules)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def alerting(
     settings: Settings,
     levels: Sequence[ServiceLevel],
     *,
     running: bool,
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], datetime],
 ) -> dg.Definitions:
     """The sensor `alerts`."""
 

@@ -6,7 +6,7 @@ source is away, and after a pause of any length the sensor finds every day that 
 """
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -32,10 +32,6 @@ REQUESTS = 10
 """Runs that one tick requests at most; the queue stays short, and the next tick requests more."""
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 def table_automation(
     contract: Contract,
     assets: Sequence[dg.AssetsDefinition],
@@ -43,7 +39,7 @@ def table_automation(
     *,
     lateness_days: int,
     running: bool,
-    now: Callable[[], datetime] = _now,
+    now: Callable[[], datetime],
 ) -> dg.Definitions:
     """A table's job, its daily schedule, its sensor of changes and its daily reconciliation."""
     job = dg.define_asset_job(
