@@ -115,7 +115,7 @@ class TestPage:
             "Sunday, 22 November 2026",
             "4 stories from 2 outlets",
             '<a href="https://times.example/1" rel="noopener noreferrer nofollow">Headline 1</a>',
-            "Sentence 1.",
+            "<q>Sentence 1.</q> <q>Another.</q> <cite>Example Post</cite>",
             '<a href="https://post.example/1"',
             "Sat 13:01",  # 12:01 in UTC
             'rel="prev" href="2026-11-20.html"',
