@@ -11,11 +11,12 @@ from typing import Any
 
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.news.items import Answer, Item, Run, Source
+from pipeline_assets.news.settings import GENERAL
 from pipeline_assets.resources.http import FetchError, Response, is_transient
 from pipeline_assets.settings.rotation import current, read_again, replace
 
 SECTIONS = {
-    "general": "Top stories",
+    "general": GENERAL,
     "business": "Business",
     "technology": "Technology",
     "science": "Science",
@@ -39,9 +40,7 @@ class BeyondPlanError(FetchError):
 def sources(run: Run) -> list[Source]:
     """Everything of the window by outlet, and the top headlines if it has just closed."""
     base = str(run.settings.newsapi_url).rstrip("/")
-    everything = Source(
-        "NewsAPI everything", EVERYTHING, SECTIONS["general"], f"{base}/v2/everything"
-    )
+    everything = Source("NewsAPI everything", EVERYTHING, GENERAL, f"{base}/v2/everything")
     if run.now - run.window.end > HEADLINES_LAST:
         return [everything]
     headlines = [

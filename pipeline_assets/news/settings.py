@@ -10,6 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
+GENERAL = "Top stories"
+"""The section of what no other is said of: a story goes under any other that one of its articles has."""
+
 
 class Feed(BaseModel):
     """One RSS or Atom feed. `section` is the heading that its stories go under.
@@ -20,7 +23,7 @@ class Feed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     outlet: str = Field(min_length=1, max_length=60)
-    section: str = Field(default="Top stories", min_length=1, max_length=40)
+    section: str = Field(default=GENERAL, min_length=1, max_length=40)
     url: HttpUrl
     private: bool = False
 

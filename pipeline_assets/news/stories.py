@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline_assets.news.articles import Article
-from pipeline_assets.news.settings import NewsSettings
+from pipeline_assets.news.settings import GENERAL, NewsSettings
 
 # Cosine similarity of TF-IDF vectors from which two articles tell the same story. On the tuning
 # half of the labelled articles precision is 1.00 from 0.40 on, and recall 0.98 up to 0.42 (0.96
@@ -26,7 +26,6 @@ RAREST = 4.5
 # From here on the text is the same but for a few words: nothing that a reader doesn't know.
 SAME_TEXT = 0.85
 KEYWORDS = 4
-GENERAL = "Top stories"
 
 
 @dataclass(frozen=True)
