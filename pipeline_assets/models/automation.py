@@ -18,6 +18,7 @@ from pipeline_assets.models.checks import (
     RETRAINING,
     SCORE_DRIFT,
     SNAPSHOTS,
+    TRAINED,
 )
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.running import TRIED_AGAIN, may_do_better, with_own_checks
@@ -297,7 +298,8 @@ def _runs(instance: dg.DagsterInstance) -> Runs:
         for record in instance.get_run_records(dg.RunsFilter(job_name=job)):  # the newest first
             run = record.dagster_run
             about = {run.tags.get("dagster/run_key", run.run_id).partition(" after ")[0]}
-            if job == TRAIN:
+            chosen = run.asset_selection  # if by hand; without a model nothing is decided
+            if job == TRAIN and (chosen is None or dg.AssetKey(TRAINED) in chosen):
                 about.add(f"missed {run.tags.get('dagster/partition')}")
             for each in about:
                 found[each].append(record)
@@ -305,12 +307,17 @@ def _runs(instance: dg.DagsterInstance) -> Runs:
 
 
 def _run_key(instance: dg.DagsterInstance, runs: Runs, about: str, now: datetime) -> str | None:
-    """A run key for what hasn't been tried, or may do better now; Dagster starts one run a key, ever."""
+    """A run key for what hasn't been tried, may do better now, or was made and is lacking again: after a
+    rollback, or in a warehouse that was restored. Dagster starts one run a key, ever.
+
+    Of what has ended since `now`, when the weeks were read, they don't know yet.
+    """
     if about not in runs:
         return about
     last = runs[about][0]
+    was_made = last.dagster_run.is_success and (last.end_time or 0) < now.timestamp()
     again = f"{about} after {last.dagster_run.run_id}"
-    return again if may_do_better(instance, last, now) else None
+    return again if was_made or may_do_better(instance, last, now) else None
 
 
 def _is_tried_again(instance: dg.DagsterInstance, tries: list[dg.RunRecord], now: datetime) -> bool:

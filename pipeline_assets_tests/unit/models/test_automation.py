@@ -66,12 +66,13 @@ def fails(
     *,
     permanent: bool = False,
     held: bool = False,
+    assets: frozenset[dg.AssetKey] | None = None,
 ) -> str:
-    """A run that fails now; its ID."""
+    """A run, of all the job's assets or of some, that fails now; its ID."""
     tags = {"dagster/partition": str(week)}
     tags |= {"dagster/run_key": key} if key else {}
     tags |= {PERMANENT: "true"} if permanent else {}
-    run = dg.DagsterRun(job_name=str(job), tags=tags)
+    run = dg.DagsterRun(job_name=str(job), tags=tags, asset_selection=assets)
     instance.add_run(run)
     if held:
         evaluation = dg.AssetCheckEvaluation(
@@ -92,6 +93,18 @@ def fails(
             run.run_id,
         )
     instance.report_run_failed(run)
+    return run.run_id
+
+
+def succeeds(
+    instance: dg.DagsterInstance, job: str | None, week: str | None, key: str | None = None
+) -> str:
+    """A run that succeeds now; its ID."""
+    tags = {"dagster/partition": str(week)} | ({"dagster/run_key": key} if key else {})
+    run = dg.DagsterRun(job_name=str(job), tags=tags)
+    instance.add_run(run)
+    ended = dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, str(job))
+    instance.report_dagster_event(ended, run.run_id)
     return run.run_id
 
 
@@ -220,3 +233,62 @@ def test_the_newest_week_is_the_sensors_when_the_schedule_did_not_start_it(
 def test_a_week_before_one_that_was_deployed_was_not_missed(instance: dg.DagsterInstance) -> None:
     stored = replace(weeks(decided=2, scored=6), deployed={CLOSED[0], CLOSED[4]})
     assert asked(instance, stored)[0] is None
+
+
+def test_after_a_rollback_the_newest_scores_are_made_again_whoever_made_them_before(
+    instance: dg.DagsterInstance,
+) -> None:
+    """A scoring that was under way during the rollback may end after the one that it asked for."""
+    before = asked(instance, weeks(scored=5))
+    succeeds(instance, *before)
+    assert before == (SCORE, CLOSED[5], f"score {CLOSED[5]} 1")
+    assert asked(instance, weeks())[0] is None
+
+    by_the_rolled_back = replace(weeks(), scored=dict.fromkeys(CLOSED, 2))
+    keys: set[str | None] = {before[2]}
+    for _ in range(2):
+        job, week, key = asked(instance, by_the_rolled_back)
+        assert (job, week) == (SCORE, CLOSED[5])
+        assert key not in keys
+        keys.add(key)
+        succeeds(instance, job, week, key)
+    assert asked(instance, weeks())[0] is None
+
+
+def test_what_a_restored_warehouse_has_lost_is_made_again(instance: dg.DagsterInstance) -> None:
+    for week in CLOSED[3:]:
+        succeeds(instance, TRAIN, week)
+        succeeds(instance, SCORE, week, f"score {week} 1")
+    assert asked(instance, weeks())[0] is None
+    assert asked(instance, weeks(scored=4))[:2] == (SCORE, CLOSED[4])
+    assert asked(instance, weeks(decided=4))[:2] == (TRAIN, CLOSED[4])
+    assert asked(instance, weeks(decided=5))[:2] == (TRAIN, CLOSED[5])
+    lacking = weeks(decided=4, lacking=CLOSED[0])
+    build = asked(instance, lacking)
+    assert build[:2] == (BUILD, CLOSED[0])
+    succeeds(instance, *build)
+    assert asked(instance, lacking)[:2] == build[:2]
+
+
+def test_what_ended_since_the_weeks_were_read_is_not_made_twice(
+    instance: dg.DagsterInstance,
+) -> None:
+    """They can't know of it yet."""
+    read_at = datetime.now(UTC)
+    stored = weeks(scored=5)
+    succeeds(instance, *asked(instance, stored))
+    assert isinstance(next_step(instance, stored, SETTINGS, read_at), dg.SkipReason)
+    assert asked(instance, stored)[:2] == (SCORE, CLOSED[5])
+
+
+def test_a_run_of_some_of_the_trainings_assets_is_no_training(instance: dg.DagsterInstance) -> None:
+    """Snapshots alone decide nothing; a deployment alone is refused for good before the training."""
+    stored = weeks(decided=5, scored=5)
+    for name in ("training_snapshots", "deployed_model"):
+        only = frozenset({dg.AssetKey(name)})
+        fails(instance, TRAIN, CLOSED[5], permanent=True, assets=only)
+    assert asked(instance, stored)[0] is None, (
+        "neither scores before nor a training before its time"
+    )
+    late = replace(stored, due=datetime.now(UTC))
+    assert asked(instance, late, hours=1.1) == (TRAIN, CLOSED[5], f"missed {CLOSED[5]}")
