@@ -24,7 +24,6 @@ from pipeline_assets.resources.postgres import Database
 from pipeline_assets.running import TRIED_AGAIN, may_do_better, with_own_checks
 from pipeline_assets.settings import Settings
 
-WEEK = timedelta(weeks=1)
 HOUR = 3
 """When a week is trained on Monday, in the project's time zone: Sunday's orders are loaded by then."""
 BUILD, TRAIN, SCORE = "build_snapshots", "train_model", "score_customers"
@@ -200,24 +199,17 @@ def stored_weeks(
 
 def missing_snapshots(week: str, settings: Settings, weeks: Weeks) -> list[str]:
     """The snapshots, oldest first, that a week's training needs and that nobody has built."""
-    from pipeline_assets.models.snapshots import training_weeks
+    from pipeline_assets.models.registration import training_weeks
 
-    needed = training_weeks(
-        date.fromisoformat(week), settings.models_training_snapshots, settings.models_start_date
-    )
-    return [str(monday) for monday in needed if str(monday) not in weeks.snapshots]
+    needed = training_weeks(settings, date.fromisoformat(week))
+    return [monday for monday in needed if monday not in weeks.snapshots]
 
 
 def trainable(week: str, settings: Settings) -> bool:
-    """Whether there are two training snapshots, the fewest to compare candidates out of time, each
-    after four weeks of orders."""
-    from pipeline_assets.models.snapshots import holdout_cutoff, training_weeks
+    """Whether there can be two training snapshots, the fewest to compare candidates out of time."""
+    from pipeline_assets.models.registration import training_weeks
 
-    first = settings.warehouse_start_date + 4 * WEEK
-    needed = training_weeks(
-        date.fromisoformat(week), settings.models_training_snapshots, settings.models_start_date
-    )
-    return len(needed) > 1 and holdout_cutoff(needed[0]) >= first
+    return len(training_weeks(settings, date.fromisoformat(week))) > 1
 
 
 def next_step(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pipeline_assets.models import registry, snapshots
 from pipeline_assets.models.registry import Registered
-from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.models.training import train
 from pipeline_assets.resources.files import PartitionFiles
+from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 SNAPSHOTS = "training_snapshots"
 
 
-def training_weeks(settings: ModelsSettings, week: date) -> list[str]:
-    """The partitions of `training_snapshots` that a week's model learns from, oldest first."""
+def training_weeks(settings: Settings, week: date) -> list[str]:
+    """The partitions of `training_snapshots` that a week's model learns from, oldest first: each has four
+    weeks of orders before its cutoff."""
+    first = settings.warehouse_start_date + 4 * snapshots.WEEK
     mondays = snapshots.training_weeks(
         week, settings.models_training_snapshots, settings.models_start_date
     )
-    return [str(monday) for monday in mondays]
+    return [str(monday) for monday in mondays if snapshots.holdout_cutoff(monday) >= first]
 
 
-def training_table(files: PartitionFiles, settings: ModelsSettings, week: date) -> "pa.Table":
+def training_table(files: PartitionFiles, settings: Settings, week: date) -> "pa.Table":
     """The snapshots that a week's model learns from, as one table.
 
     Raises:

@@ -1,6 +1,6 @@
 """What scoring does with streams of rows, and which weeks can be trained: no database needed."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
 import pytest
@@ -46,6 +46,25 @@ def test_a_week_can_be_trained_once_two_snapshots_lie_four_weeks_after_the_first
     assert trainable("2026-04-27", early)  # of the weeks of March 2 and 30
     later = Settings(warehouse_start_date=date(2026, 11, 2), models_start_date=date(2026, 3, 2))
     assert not trainable("2026-11-09", later)
+
+
+@pytest.mark.parametrize(
+    ("start", "first", "learnt_from"),
+    [
+        # The cutoff of July 20 is June 29, four weeks after the first orders.
+        (date(2026, 6, 1), "2026-09-14", ["2026-07-20", "2026-08-17"]),
+        (date(2026, 6, 2), "2026-09-21", ["2026-07-27", "2026-08-24"]),
+    ],
+)
+def test_a_warehouse_that_starts_later_trains_on_the_snapshots_that_there_can_be(
+    start: date, first: str, learnt_from: list[str]
+) -> None:
+    """All eight were waited for: the first model came half a year later."""
+    later = Settings(warehouse_start_date=start)
+    stored = Weeks([], datetime.now(UTC), set(), set(), set(), set(), {}, None, None)
+    mondays = [str(date(2026, 3, 2) + timedelta(weeks=number)) for number in range(80)]
+    assert [week for week in mondays if trainable(week, later)] == mondays[mondays.index(first) :]
+    assert missing_snapshots(first, later, stored) == learnt_from
 
 
 def test_the_snapshots_that_a_training_lacks_are_every_fourth_week_back() -> None:
