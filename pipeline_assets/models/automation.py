@@ -337,7 +337,7 @@ def _early(
     now: datetime,
 ) -> dg.RunRequest | dg.SkipReason:
     weeks = stored_weeks(instance, warehouse, settings, partitions, now)
-    failed = _failed_checks(instance)
+    failed = _failed_checks(instance, max(weeks.scored, default=""))
     if not failed or weeks.last_decision is None:
         return dg.SkipReason("The scores haven't drifted, and the predictions came true.")
     cooled = weeks.last_decision + timedelta(days=settings.models_retraining_cooldown_days)
@@ -360,10 +360,14 @@ def _early(
     )
 
 
-def _failed_checks(instance: dg.DagsterInstance) -> list[str]:
-    """Which of the checks that ask for a new model failed when they last ran."""
+def _failed_checks(instance: dg.DagsterInstance, week: str) -> list[str]:
+    """Which of the checks that ask for a new model failed when they last ran for a week's scores."""
+    from dagster._core.event_api import PartitionKeyFilter
+
     keys = [dg.AssetCheckKey(dg.AssetKey(PREDICTIONS), name) for name in (SCORE_DRIFT, REALISED)]
-    found = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    found = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        keys, PartitionKeyFilter(key=week)
+    )
     failed = []
     for key, record in found.items():
         event = record.event and record.event.dagster_event

@@ -292,3 +292,30 @@ def test_a_run_of_some_of_the_trainings_assets_is_no_training(instance: dg.Dagst
     )
     late = replace(stored, due=datetime.now(UTC))
     assert asked(instance, late, hours=1.1) == (TRAIN, CLOSED[5], f"missed {CLOSED[5]}")
+
+
+def test_another_model_is_due_by_the_newest_weeks_checks_whichever_ran_last(
+    instance: dg.DagsterInstance,
+) -> None:
+    """An older week that a person scores again says nothing of today's model."""
+
+    def checked(week: str, name: str, passed: bool) -> None:
+        run = dg.DagsterRun(job_name=SCORE, tags={"dagster/partition": week})
+        instance.add_run(run)
+        evaluation = dg.AssetCheckEvaluation(
+            dg.AssetKey("purchase_predictions"), name, passed, {}, partition=week
+        )
+        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION.value
+        instance.report_dagster_event(
+            dg.DagsterEvent(kind, SCORE, event_specific_data=evaluation), run.run_id
+        )
+
+    older, newest = CLOSED[4:]
+    checked(newest, "score_drift", True)
+    checked(newest, "realised_performance", False)
+    checked(older, "score_drift", False)
+    checked(older, "realised_performance", True)
+    assert automation._failed_checks(instance, newest) == ["realised_performance"]
+    checked(newest, "realised_performance", True)
+    assert automation._failed_checks(instance, newest) == []
+    assert automation._failed_checks(instance, "") == [], "nothing was scored"
