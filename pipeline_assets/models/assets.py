@@ -27,6 +27,7 @@ from pipeline_assets.models.checks import (
     drift_result,
     prediction_specs,
     realised_result,
+    trained_version,
 )
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.odcs import load_contract
@@ -260,17 +261,18 @@ def deployed_asset(
         from pipeline_assets.models import promotion, records, registry
         from pipeline_assets.models.training import predict
 
-        week, name = date.fromisoformat(context.partition_key), _name(settings)
+        name = _name(settings)
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             client = mlflow.client()
             records.ensure_schema(connection)
-            version = registry.of_week(client, name, week)
+            number = trained_version(context.instance, context.partition_key)
+            version = registry.by_version(client, name, number)
             deployment = promotion.deploy(
                 client,
                 connection,
                 version,
                 actor=f"dagster run {context.run.run_id}",
-                reason=f"the week of {week} passed the gate",
+                reason=f"the week of {context.partition_key} passed the gate",
             )
             champion = promotion.champion(client, connection, name)
             few = next(iter(files.read(SNAPSHOTS, context.partition_key))).slice(0, 100)

@@ -5,11 +5,11 @@ checks on `trained_model` are a step of their own: the evaluation, between train
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import date
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from pipeline_assets.failures import PermanentError
 from pipeline_assets.models.rules import RULES
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.mlflow import Mlflow
@@ -121,12 +121,12 @@ def evaluation(
 
         from pipeline_assets.models import judgement, records, registry
 
-        week = date.fromisoformat(context.partition_key)
         name = registry.model_name(settings.pipeline_env)
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
             client = mlflow.client()
             records.ensure_schema(connection)
-            version = registry.of_week(client, name, week)
+            number = trained_version(context.instance, context.partition_key)
+            version = registry.by_version(client, name, number)
             holdout = pa.concat_tables(files.read(SNAPSHOTS, context.partition_key))
             judged = judgement.judge(
                 client, connection, version, holdout, settings, decided_by=context.run.run_id
@@ -154,6 +154,23 @@ def evaluation(
         yield from gate_results(judged.findings, version)
 
     return model_evaluation
+
+
+def trained_version(instance: dg.DagsterInstance, week: str) -> int:
+    """The number of the version that the week's newest training made or found.
+
+    It needn't be the week's highest: after a change was taken back, a replay finds the one of before it.
+
+    Raises:
+        PermanentError: the week wasn't trained.
+    """
+    of_week = dg.AssetRecordsFilter(dg.AssetKey(TRAINED), asset_partitions=[week])
+    found = instance.fetch_materializations(of_week, limit=1).records
+    event = found[0].asset_materialization if found else None
+    number = event and event.metadata.get("model_version")  # what a person reported has none
+    if number is None:
+        raise PermanentError(f"no version of week {week} is known: materialize {TRAINED}")
+    return int(str(number.value))
 
 
 def deployed_spec(partitions: dg.PartitionsDefinition[str]) -> dg.AssetCheckSpec:

@@ -236,23 +236,7 @@ def by_version(client: "MlflowClient", name: str, version: int) -> Registered:
 
 def by_fingerprint(client: "MlflowClient", name: str, mark: str) -> Registered | None:
     """The newest version that was made of exactly this, or None."""
-    return _newest(client, f"name = '{name}' and tags.fingerprint = '{mark}'")
-
-
-def of_week(client: "MlflowClient", name: str, week: date) -> Registered:
-    """The newest version of a week.
-
-    Raises:
-        RegistryError: there is none.
-    """
-    found = _newest(client, f"name = '{name}' and tags.week = '{week}'")
-    if found is None:
-        raise RegistryError(f"{name} has no version of week {week}: materialize trained_model")
-    return found
-
-
-def _newest(client: "MlflowClient", query: str) -> Registered | None:
-    found = client.search_model_versions(query)
+    found = client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{mark}'")
     newest = max(found, key=lambda version: int(version.version), default=None)
     return _registered(newest) if newest else None
 

@@ -159,6 +159,26 @@ def test_a_refused_model_stops_before_deployment_and_the_champion_scores_on(
     assert world.rows("SELECT DISTINCT model_version FROM analytics.purchase_predictions") == [(1,)]
 
 
+def test_what_a_replay_found_is_judged_and_deployed_whichever_version_came_later(
+    trained_world: World,
+) -> None:
+    """A change was taken back: the gate judged and deployed what the change had made of the week."""
+    world = trained_world
+    before = world.production()
+    changed = with_settings(world, models_training_snapshots=2, models_min_auc=0.95)
+    refused = world.run("train_model", WEEK, settings=changed)
+    later = metadata(refused, "trained_model")["model_version"]
+    assert later == evaluated(world)["model_version"] > 1
+
+    result = world.run("train_model", WEEK)
+    assert result.success, failures(result)
+    about = metadata(result, "trained_model")
+    assert (about["model_version"], about["replayed"]) == (1, True)
+    assert evaluated(world)["model_version"] == 1
+    assert metadata(result, "deployed_model")["model_version"] == 1
+    assert world.production() == before
+
+
 def test_predictions_are_the_champions_scores_and_a_replay_writes_nothing(
     trained_world: World,
 ) -> None:
