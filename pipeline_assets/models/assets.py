@@ -82,7 +82,7 @@ def model_assets(
 def snapshots_asset(
     settings: Settings, table: Table, partitions: dg.WeeklyPartitionsDefinition
 ) -> dg.AssetsDefinition:
-    """`training_snapshots`: a week adds one; a range of weeks is one run."""
+    """`training_snapshots`: a week adds one; a range of weeks is a run each, or one if a person says so."""
 
     @dg.asset(
         name=SNAPSHOTS,

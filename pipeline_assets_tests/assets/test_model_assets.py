@@ -179,6 +179,33 @@ def test_what_a_replay_found_is_judged_and_deployed_whichever_version_came_later
     assert world.production() == before
 
 
+def test_a_range_of_snapshots_may_be_one_run(trained_world: World) -> None:
+    """Dagster's UI offers it."""
+    weeks_of_it = ["2026-06-29", "2026-07-06", "2026-07-13"]
+    ends = zip(("start", "end"), (weeks_of_it[0], weeks_of_it[-1]), strict=True)
+    result = (
+        build_definitions(trained_world.settings)
+        .resolve_job_def("build_snapshots")
+        .execute_in_process(
+            instance=trained_world.instance,
+            tags={f"dagster/asset_partition_range_{end}": week for end, week in ends},
+            raise_on_error=False,
+        )
+    )
+    assert result.success, failures(result)
+    made = result.asset_materializations_for_node("training_snapshots")
+    assert [event.partition for event in made] == weeks_of_it
+    for event in made:
+        holds = trained_world.snapshot(str(event.partition))
+        assert event.metadata["dagster/partition_row_count"].value == len(holds)
+    key = dg.AssetCheckKey(dg.AssetKey("training_snapshots"), "days_complete")
+    stored = trained_world.instance.event_log_storage.get_asset_check_execution_history(key, 20)
+    checked = {
+        found.partition: found.status.value for found in stored if found.run_id == result.run_id
+    }
+    assert {week: checked[week] for week in weeks_of_it} == dict.fromkeys(weeks_of_it, "SUCCEEDED")
+
+
 def test_predictions_are_the_champions_scores_and_a_replay_writes_nothing(
     trained_world: World,
 ) -> None:
