@@ -32,6 +32,8 @@ METRICS: dict[str, str] = {
     "base_rate": "Base rate",
 }
 """Metric -> its name for people."""
+LOSSES = ("log_loss", "brier")
+"""The metrics that are the better the lower they are."""
 RESAMPLES = 1000
 SUBSET, SUBSETS = 50_000, 10
 """Customers of a little bootstrap, and how many there are: together what 50,000 customers take. The paper

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline_assets.models.drift import MOVED, MOVED_FAR, Drift
-from pipeline_assets.models.evaluation import METRICS, Estimate, evaluate
+from pipeline_assets.models.evaluation import LOSSES, METRICS, Estimate, evaluate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,11 +267,10 @@ def champion_comparison(
     )
     rows = figure.subplots(len(margins), 1, squeeze=False)[:, 0]
     for axes, (metric, bound) in zip(rows, margins.items(), strict=True):
-        difference = differences[metric]
-        passed = _within(difference, bound)
-        color = GOOD if passed else BAD
+        difference, is_loss = differences[metric], metric in LOSSES
+        color = GOOD if _within(metric, difference, bound) else BAD
         reach = 1.5 * np.abs([difference.lower, difference.upper, bound]).max()
-        refused = (-reach, bound) if bound < 0 else (bound, reach)
+        refused = (bound, reach) if is_loss else (-reach, bound)
         axes.axvspan(*refused, color=BAD, alpha=0.07, linewidth=0)
         axes.axvline(bound, color=BAD, linewidth=1, linestyle=(0, (4, 3)))
         axes.axvline(0, color=QUIET, linewidth=1)
@@ -295,13 +294,13 @@ def champion_comparison(
         axes.annotate(
             f"refused beyond {bound:+g}",
             (bound, -1),
-            (-4 if bound < 0 else 4, 4),
+            (4 if is_loss else -4, 4),
             textcoords="offset points",
-            ha="right" if bound < 0 else "left",
+            ha="left" if is_loss else "right",
             color=BAD,
             fontsize=8,
         )
-        better = "higher is better" if bound < 0 else "lower is better"
+        better = "lower is better" if is_loss else "higher is better"
         axes.set_title(
             f"{METRICS.get(metric, metric)}, {better}", loc="left", fontsize=10, color=INK
         )
@@ -368,16 +367,16 @@ def png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _within(difference: Estimate, bound: float) -> bool:
-    """A bound below 0 is for the lower end, one above for the upper end, as the gate has them."""
-    return difference.lower > bound if bound < 0 else difference.upper < bound
+def _within(metric: str, difference: Estimate, bound: float) -> bool:
+    """The bound is for the upper end of a loss, for the lower end of others, as the gate has them."""
+    return difference.upper < bound if metric in LOSSES else difference.lower > bound
 
 
 def _verdict(differences: Mapping[str, Estimate], margins: Mapping[str, float]) -> str:
     crossed = [
         METRICS.get(metric, metric).lower()
         for metric, bound in margins.items()
-        if not _within(differences[metric], bound)
+        if not _within(metric, differences[metric], bound)
     ]
     return (
         f"Worse than the champion: {' and '.join(crossed)}"

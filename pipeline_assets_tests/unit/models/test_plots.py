@@ -11,6 +11,7 @@ from pipeline_assets.models import plots
 from pipeline_assets.models.drift import Drift
 from pipeline_assets.models.evaluation import Estimate
 from pipeline_assets.models.plots import HistoryPoint
+from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets_tests.unit.models.builders import differences
 
 if TYPE_CHECKING:
@@ -108,3 +109,20 @@ def test_figures_do_not_pile_up_in_pyplot() -> None:
     assert (
         "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
     )
+
+
+def test_a_margin_of_nothing_has_the_direction_of_its_metric() -> None:
+    """-0.0 isn't below 0: the gate let a model through of which the plot said that it was worse."""
+    thresholds = GateThresholds(
+        models_champion_precision_margin=0, models_champion_log_loss_margin=0
+    )
+    margins = {
+        "average_precision": -thresholds.models_champion_precision_margin,
+        "log_loss": thresholds.models_champion_log_loss_margin,
+    }
+    better = words(plots.champion_comparison(differences((0.01, 0.02), (-0.02, -0.01)), margins))
+    assert "Not worse than the champion" in better
+    assert "Average precision, higher is better" in better
+    assert "Log loss, lower is better" in better
+    worse = words(plots.champion_comparison(differences((-0.01, 0.02), (-0.02, 0.01)), margins))
+    assert "Worse than the champion: average precision and log loss" in worse
