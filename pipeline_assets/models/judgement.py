@@ -263,24 +263,28 @@ def images(
     return {name: plots.png(figure) for name, figure in figures.items()}
 
 
-def history(warehouse: psycopg.Connection, name: str, metric: str = "auc") -> list[HistoryPoint]:
-    """A metric of every version that could be judged, oldest first, and what became of it."""
+def history(warehouse: psycopg.Connection, name: str) -> list[HistoryPoint]:
+    """The AUC of every version that could be judged, as it was last, and what became of it; oldest first."""
     deployed = {
         found.champion_after
         for found in records.deployments(warehouse, name)
         if found.action == "deploy"
     }
+    newest = {
+        verdict.model_version: verdict
+        for verdict in records.verdicts(warehouse, name)
+        if "model" in verdict.metrics
+    }
     return [
         HistoryPoint(
             week=verdict.week,
-            version=str(verdict.model_version),
-            estimate=Estimate(*verdict.metrics["model"][metric]),
-            outcome="refused"
+            version=str(version),
+            estimate=Estimate(*verdict.metrics["model"]["auc"]),
+            outcome="promoted"
+            if version in deployed
+            else "refused"
             if verdict.verdict == "refused"
-            else "promoted"
-            if verdict.model_version in deployed
             else "kept",
         )
-        for verdict in records.verdicts(warehouse, name)
-        if "model" in verdict.metrics
+        for version, verdict in newest.items()
     ]

@@ -72,12 +72,18 @@ class Production:
             self.judged(registered, findings, champion)
         return registered
 
-    def judged(self, version: Registered, findings: list[Finding], champion: int | None) -> None:
+    def judged(
+        self,
+        version: Registered,
+        findings: list[Finding],
+        champion: int | None,
+        auc: float = 0.8,
+    ) -> None:
         records.record_verdict(
             self.connection,
             version,
             findings,
-            {"model": {"auc": Estimate(0.8, 0.79, 0.81)}},
+            {"model": {"auc": Estimate(auc, 0.79, 0.81)}},
             training_hash="training",
             holdout_hash="holdout",
             champion_version=champion,
@@ -376,6 +382,26 @@ def test_what_the_gate_found_when_it_was_deployed_decides_about_rolling_back(
     production.judged(first, failing, second.version)
     assert production.rollback().champion_after == first.version
     assert promotion.champion(production.client, production.connection, first.name) == first
+
+
+@pytest.mark.slow
+def test_the_history_has_a_point_a_version_however_often_it_was_judged(
+    production: Production,
+) -> None:
+    first, second = production.deployed(2)
+    failing = [Finding(name, name != "auc_sufficient") for name in RULES]
+    # Judged again beside its successor it is refused, but it was promoted all the same.
+    production.judged(first, failing, second.version, auc=0.79)
+    third = production.version("2026-11-16", champion=second.version)
+    production.judged(third, failing, second.version, auc=0.795)
+    kept = production.version("2026-11-23", champion=second.version)
+    points = judgement.history(production.connection, production.world.name)
+    assert [(point.version, point.estimate.value, point.outcome) for point in points] == [
+        (str(first.version), 0.79, "promoted"),
+        (str(second.version), 0.8, "promoted"),
+        (str(third.version), 0.795, "refused"),
+        (str(kept.version), 0.8, "kept"),
+    ]
 
 
 @pytest.mark.slow
