@@ -14,9 +14,6 @@ from pipeline_assets.models.rules import GATE_RULES
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets.models.snapshots import HORIZON
 
-RULES = GATE_RULES
-"""Rule -> what it says; `judge` has a finding for each, in this order."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -40,7 +37,7 @@ def judge(
     training_cutoffs: Sequence[date],
     holdout_cutoff: date,
 ) -> list[Finding]:
-    """A finding for every rule of `RULES`.
+    """A finding for every rule of `GATE_RULES`.
 
     `against_champion` is `evaluation.compare` of the model with the champion on this holdout; None if
     there is no champion yet, which passes that rule and no other.
@@ -53,7 +50,7 @@ def judge(
         _calibrated(thresholds, evaluation),
         _no_leakage(training_cutoffs, holdout_cutoff),
     ]
-    assert [finding.name for finding in found] == list(RULES)  # noqa: S101 - both stand in this file
+    assert [finding.name for finding in found] == list(GATE_RULES)  # noqa: S101 - our own lists
     return found
 
 

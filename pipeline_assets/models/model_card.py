@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from pipeline_assets.models.evaluation import METRICS, Estimate, Evaluation
-from pipeline_assets.models.gate import RULES, Finding
+from pipeline_assets.models.gate import Finding
+from pipeline_assets.models.rules import RULES
 from pipeline_assets.models.snapshots import FEATURES, HORIZON, Window
 
 MARKUP = str.maketrans(
@@ -77,7 +78,7 @@ def render(card: ModelCard) -> str:
         _table(
             ("rule", "what it says", "", ""),
             [
-                (finding.name, RULES.get(finding.name, ""), _verdict(finding), finding.advice)
+                (finding.name, RULES[finding.name], _verdict(finding), finding.advice)
                 for finding in card.findings
             ],
         ),

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline_assets.models.evaluation import Estimate, Evaluation
-from pipeline_assets.models.gate import RULES, Finding, accepts, judge
+from pipeline_assets.models.gate import Finding, accepts, judge
+from pipeline_assets.models.rules import GATE_RULES
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets_tests.unit.models.builders import differences, evaluation
 
@@ -41,7 +42,7 @@ def failed(findings: list[Finding]) -> list[str]:
 
 def test_a_good_model_passes_every_rule() -> None:
     findings = judged()
-    assert [finding.name for finding in findings] == list(RULES)
+    assert [finding.name for finding in findings] == list(GATE_RULES)
     assert failed(findings) == []
     assert accepts(findings)
     assert all(finding.advice == "" for finding in findings)

@@ -6,8 +6,9 @@ from datetime import date
 import pytest
 
 from pipeline_assets.models import snapshots
-from pipeline_assets.models.gate import judge
+from pipeline_assets.models.gate import Finding, judge
 from pipeline_assets.models.model_card import ModelCard, render
+from pipeline_assets.models.rules import RULES, SMOKE
 from pipeline_assets.models.settings import GateThresholds
 from pipeline_assets.models.snapshots import FEATURES
 from pipeline_assets_tests.unit.models.builders import evaluation, snapshot, training
@@ -28,14 +29,17 @@ def card() -> ModelCard:
         baseline=evaluation(average_precision=0.3),
         slices={"repeat buyers": evaluation(auc=0.7)},
         validation={"logistic_regression": {"log_loss": 0.2111, "auc": 0.8}},
-        findings=judge(
-            GateThresholds(),
-            evaluation(calibration=1.3),
-            evaluation(),
-            None,
-            training_cutoffs=trained.cutoffs,
-            holdout_cutoff=HOLDOUT.cutoffs[0],
-        ),
+        findings=[
+            Finding(SMOKE, True),
+            *judge(
+                GateThresholds(),
+                evaluation(calibration=1.3),
+                evaluation(),
+                None,
+                training_cutoffs=trained.cutoffs,
+                holdout_cutoff=HOLDOUT.cutoffs[0],
+            ),
+        ],
         code_version="8dcacf3",
     )
 
@@ -58,6 +62,8 @@ def test_it_says_what_a_reader_asks_for(card: ModelCard) -> None:
         assert wanted in text
     for feature, what in FEATURES.items():
         assert f"| {feature.replace('_', chr(92) + '_')} | {what} |" in text
+    for rule, sentence in RULES.items():
+        assert f"| {rule.replace('_', chr(92) + '_')} | {sentence} |" in text
 
 
 def test_every_table_has_as_many_cells_in_each_line(card: ModelCard) -> None:
