@@ -49,8 +49,8 @@ class BgNbd:
         silence = shape * np.log((self.alpha + of.age) / (self.alpha + of.recency))
         # Who never came back can't have dropped out: that happens after a repeat purchase only.
         odds = np.where(of.frequency > 0, self.a / (self.b + np.maximum(of.frequency, 1) - 1), 0.0)
-        gone: NDArray[np.float64] = 1 / (1 + odds * np.exp(silence))
-        return gone
+        found: NDArray[np.float64] = 1 / (1 + odds * np.exp(silence))
+        return found
 
     def purchase_probability(self, horizon: float, of: Histories) -> "NDArray[np.float64]":
         """The probability of at least one purchase within the next `horizon` weeks.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SMALLEST_SHARE = 1e-4
 """What an empty bin counts as: the logarithm of 0 would make any single value an infinite drift."""
+BINS = 10
 MOVED, MOVED_FAR = 0.1, 0.25
 """The usual reading of a PSI in credit scoring: nothing below the first, much above the second."""
 
@@ -25,9 +26,7 @@ class Drift:
     ks: float
 
 
-def measure(
-    expected: "NDArray[np.float64]", actual: "NDArray[np.float64]", *, bins: int = 10
-) -> Drift:
+def measure(expected: "NDArray[np.float64]", actual: "NDArray[np.float64]") -> Drift:
     """How far `actual` lies from `expected`. NaN is a bin of its own, and the smallest value.
 
     PSI is the sum over the bins of (a - e) ln(a / e), a and e being the shares of `actual` and
@@ -46,7 +45,7 @@ def measure(
     before = np.sort(np.where(np.isnan(expected), -np.inf, expected))
     now = np.sort(np.where(np.isnan(actual), -np.inf, actual))
     known = before[np.isfinite(before)]
-    edges = np.unique(np.quantile(known, np.arange(1, bins) / bins)) if len(known) else known
+    edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS)) if len(known) else known
     edges = np.append(np.finfo(np.float64).min, edges)
     shares = [
         np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)

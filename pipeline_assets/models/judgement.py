@@ -182,8 +182,8 @@ def log(
     judgement: Judgement,
     holdout: "pa.Table",
     thresholds: GateThresholds,
-) -> str:
-    """Add figures, plots and the model card to the MLflow run that trained it; returns the card."""
+) -> None:
+    """Add figures, plots and the model card to the MLflow run that trained it."""
     from mlflow.entities import Metric
     from mlflow.utils.time import get_current_time_millis
 
@@ -191,7 +191,7 @@ def log(
     training = judgement.training
     if evaluation is None or baseline is None or training is None:
         client.set_tag(version.run_id, "verdict", "refused")
-        return ""
+        return
     now = get_current_time_millis()
     figures = [
         Metric(f"{whose}_{name}{suffix}", figure, now, step=0)
@@ -233,7 +233,6 @@ def log(
         for name, image in images(warehouse, judgement, holdout, thresholds).items():
             (folder / f"{name}.png").write_bytes(image)
         client.log_artifacts(version.run_id, str(folder), "evaluation")
-    return card
 
 
 def images(

@@ -77,7 +77,7 @@ ALTER TABLE pipeline.champion_deployments ALTER champion_after DROP NOT NULL,
 
 Action = Literal["deploy", "rollback", "withdraw"]
 Metrics = Mapping[str, Mapping[str, Estimate]]
-"""Whose (`model`, `baseline`, `champion`, `difference`) -> metric -> estimate."""
+"""Whose (`model`, `baseline`, `difference` to the champion) -> metric -> estimate."""
 
 
 class RefusedError(PermanentError):

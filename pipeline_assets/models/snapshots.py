@@ -128,19 +128,15 @@ def training_weeks(week: date, count: int, first: date) -> list[date]:
     return [each for each in weeks if each >= first]
 
 
-def read(
-    url: str, cutoff: date, *, as_of: date, timezone: str, relation: str = RELATION
-) -> "pa.Table":
+def read(url: str, cutoff: date, *, as_of: date, timezone: str) -> "pa.Table":
     """The snapshot at a cutoff, whole; see `read_batches`."""
     import pyarrow as pa
 
-    batches = read_batches(url, cutoff, as_of=as_of, timezone=timezone, relation=relation)
+    batches = read_batches(url, cutoff, as_of=as_of, timezone=timezone)
     return pa.concat_tables(batches).combine_chunks()
 
 
-def read_batches(
-    url: str, cutoff: date, *, as_of: date, timezone: str, relation: str = RELATION
-) -> "Iterator[pa.Table]":
+def read_batches(url: str, cutoff: date, *, as_of: date, timezone: str) -> "Iterator[pa.Table]":
     """The snapshot at a cutoff in batches, ordered by customer; at least one table, if an empty one.
 
     Customers are those with a completed order before the cutoff. `as_of` is the first day of
@@ -150,7 +146,7 @@ def read_batches(
     import pyarrow as pa
     from adbc_driver_postgresql import StatementOptions
 
-    query = _query(cutoff, closed=cutoff + HORIZON <= as_of, timezone=timezone, relation=relation)
+    query = _query(cutoff, closed=cutoff + HORIZON <= as_of, timezone=timezone)
     with source_reader(url) as connection, connection.cursor() as cursor:
         cursor.adbc_statement.set_options(
             **{StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(BATCH_BYTES)}
@@ -164,14 +160,14 @@ def read_batches(
                 yield pa.Table.from_batches([batch]).cast(schema())
 
 
-def buyers(cutoff: date, *, timezone: str, relation: str = RELATION) -> sql.Composed:
+def buyers(cutoff: date, *, timezone: str) -> sql.Composed:
     """A query of those who bought in the horizon of a cutoff, customers of no order before among them."""
     return sql.SQL(
         "SELECT DISTINCT customer_id FROM {relation} WHERE status = 'completed'"
         " AND ordered_at >= {cutoff}::timestamp AT TIME ZONE {zone}"
         " AND ordered_at < {end}::timestamp AT TIME ZONE {zone}"
     ).format(
-        relation=identifier(relation),
+        relation=identifier(RELATION),
         cutoff=sql.Literal(cutoff.isoformat()),
         end=sql.Literal((cutoff + HORIZON).isoformat()),
         zone=sql.Literal(timezone),
@@ -192,7 +188,7 @@ def schema() -> "pa.Schema":
     )
 
 
-def _query(cutoff: date, *, closed: bool, timezone: str, relation: str) -> str:
+def _query(cutoff: date, *, closed: bool, timezone: str) -> str:
     # ADBC's COPY path takes no parameters: psycopg quotes the values.
     day = sql.SQL("{}::date").format(sql.Literal(cutoff.isoformat()))
     in_weeks = [
@@ -206,7 +202,7 @@ def _query(cutoff: date, *, closed: bool, timezone: str, relation: str) -> str:
     ]
     query = sql.SQL(_QUERY).format(
         zone=sql.Literal(timezone),
-        relation=identifier(relation),
+        relation=identifier(RELATION),
         cutoff=day,
         end=sql.Literal((cutoff + HORIZON if closed else cutoff).isoformat()),
         closed=sql.Literal(closed),

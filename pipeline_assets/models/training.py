@@ -7,7 +7,7 @@ learns from all. One thread and fixed seeds: the same data gives the same model 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,6 @@ class TrainedModel:
     """What the candidate was built with, flat, for the record."""
     validation: dict[str, dict[str, float]]
     """Candidate -> metric -> mean over the validation snapshots (log_loss decides)."""
-    cutoffs: tuple[date, ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Candidate:
     """A model that may be chosen: how it is built, and with which parameters."""
 
     build: "Callable[..., Pipeline]"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any]
 
 
 def train(training: "pa.Table", holdout_cutoff: date) -> TrainedModel:
@@ -99,7 +98,7 @@ def train(training: "pa.Table", holdout_cutoff: date) -> TrainedModel:
         }
         best = min(CANDIDATES, key=lambda name: validation[name]["log_loss"])
         pipeline = _fit(CANDIDATES[best], rows)
-    return TrainedModel(best, pipeline, dict(CANDIDATES[best].parameters), validation, cutoffs)
+    return TrainedModel(best, pipeline, dict(CANDIDATES[best].parameters), validation)
 
 
 def predict(pipeline: "Pipeline", snapshot: "pa.Table") -> "NDArray[np.float64]":
