@@ -97,6 +97,7 @@ class WarmProcess:
             line = self.reader.readline()
         except TimeoutError:
             self.process.kill()
+            self.process.wait()  # until then it may hold the lock of a run that it hasn't forked
         except OSError:
             pass  # it is gone
         if not line:
@@ -153,6 +154,8 @@ class WarmRunLauncher(DefaultRunLauncher):
                 self._launch_warm(run, self._setup(context))
         except ColdStart as reason:
             self._say(f"Starting cold: {reason}.", run)
+            # A warm process that ended before its fork leaves it, and it would say that the run has died.
+            self._file(run.run_id).unlink(missing_ok=True)
             try:
                 super().launch_run(context)
             except DagsterLaunchFailedError as error:

@@ -172,29 +172,29 @@ class Server:
                 self.files = preload(message)
             elif stale := changed_since(self.began, self.files):
                 return {"stale": f"{stale} has changed"}
-            else:
-                self.start(message["run_id"], Path(message["file"]))
-        except BlockingIOError:
-            return {"runs": True}
+            elif not self.start(message["run_id"], Path(message["file"])):
+                return {"runs": True}
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
         return {}
 
-    def start(self, run_id: str, file: Path) -> None:
-        """Fork the process of a run.
-
-        Raises:
-            BlockingIOError: the run has one already.
-        """
+    def start(self, run_id: str, file: Path) -> bool:
+        """Fork the process of a run; False if it has one already."""
         lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        try:
             os.ftruncate(lock, 0)
             process = self.fork(execute_run, (run_id, self.instance, file, lock), {lock})
         except BaseException:
+            file.unlink()  # without a lock it would say that the run has died
             os.close(lock)
             raise
         self.runs.append(Run(run_id, file, lock, process))
+        return True
 
     def bury(self, run: Run) -> None:
         """Take leave of a process that has ended; have it reported if it left the run's file."""

@@ -22,13 +22,13 @@ import psutil
 import psycopg
 import pytest
 from dagster._cli.job import _create_run
-from dagster._core.launcher import LaunchRunContext
+from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._grpc.client import DagsterGrpcClient
 from psycopg import sql
 
-from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.resources import embedded_postgres, warm_launcher
 from pipeline_assets.resources.warm_process import changed_since, process_of
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +36,9 @@ BIN = Path(sys.executable).parent
 LONGEST = 240.0
 """Seconds until a wait gives up; what is waited for takes a few on an idle machine."""
 CODE = """
+import errno
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -44,6 +46,22 @@ import dagster as dg
 
 VERSION = 1
 FOLDER = Path(os.environ["WARM_RUNS_FOLDER"])
+real_fork = os.fork
+
+
+def fork() -> int:
+    try:
+        how = (FOLDER / "fork").read_text()
+    except FileNotFoundError:
+        return real_fork()
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while how == "hangs":
+        time.sleep(1)
+    raise OSError(getattr(errno, how), "no fork")
+
+
+os.fork = fork
 
 
 @dg.op
@@ -296,6 +314,31 @@ def test_a_run_whose_process_goes_is_failed_at_once_and_resumed(
         retry = until(lambda: retry_of(deployment.instance, run_id))
         assert deployment.ended(retry) == "SUCCESS"
         assert deployment.steps(run_id) == "version 1\n", "what was done isn't done again"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["EAGAIN", "ENOMEM", "dies", "hangs"])
+def test_a_run_that_cannot_be_forked_starts_cold_and_once(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(warm_launcher, "FORK_TIMEOUT", 1.0)
+    launcher = deployment.instance.run_launcher
+    run_id = deployment.create(waits_for=f"not forked: {how}", **{"dagster/max_retries": "0"})
+    fault = deployment.home / "fork"
+    fault.write_text(how)
+    try:
+        deployment.instance.launch_run(run_id, deployment.workspace.create_request_context())
+    finally:
+        fault.unlink()
+    reason = r"the warm process (can't do it: .*no fork|\(pid \d+\) has ended)"
+    assert re.search(f"Starting cold: {reason}", deployment.log(run_id)), deployment.log(run_id)
+    deployment.waits(run_id)
+    run = deployment.instance.get_run_by_id(run_id)
+    assert run
+    assert launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
+    deployment.open(f"not forked: {how}")
+    assert deployment.ended(run_id) == "SUCCESS"
+    assert deployment.log(run_id).count("Started process for run") == 1
 
 
 @pytest.mark.slow
