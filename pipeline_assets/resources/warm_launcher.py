@@ -62,23 +62,24 @@ class WarmProcess:
 
     Raises:
         ColdStart: it can't load the definitions in time.
+        OSError: it can't be started.
     """
 
     def __init__(self, setup: Mapping[str, str | list[str]], executable: str, timeout: float):
         self.setup = setup
         self.connection, its = socket.socketpair()
-        with its:
-            # It has the environment and working folder of this process, as code servers have.
-            self.process = subprocess.Popen(
-                [executable, "-m", "pipeline_assets.resources.warm_process", str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[its.fileno()],
-            )
-        threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie of it stays
         self.reader = self.connection.makefile("r")
         try:
+            with its:
+                # It has the environment and working folder of this process, as code servers have.
+                self.process = subprocess.Popen(
+                    [executable, "-m", "pipeline_assets.resources.warm_process", str(its.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[its.fileno()],
+                )
+            threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie of it stays
             self.ask(setup, timeout)
-        except ColdStart:
+        except BaseException:
             self.close()
             raise
 
@@ -152,7 +153,7 @@ class WarmRunLauncher(DefaultRunLauncher):
                 raise RunsAlready
             with self._lock:
                 self._launch_warm(run, self._setup(context))
-        except ColdStart as reason:
+        except (ColdStart, OSError) as reason:  # no handle, memory, space or interpreter for it
             self._say(f"Starting cold: {reason}.", run)
             # A warm process that ended before its fork leaves it, and it would say that the run has died.
             self._file(run.run_id).unlink(missing_ok=True)

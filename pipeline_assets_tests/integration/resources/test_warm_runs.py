@@ -4,6 +4,7 @@ The code location is a small one of the tests' own, as what is tested is how run
 deployment serves all tests of the module.
 """
 
+import gc
 import os
 import re
 import shutil
@@ -342,6 +343,23 @@ def test_a_run_that_cannot_be_forked_starts_cold_and_once(
 
 
 @pytest.mark.slow
+def test_a_run_starts_cold_where_no_warm_process_can_be_started(deployment: Deployment) -> None:
+    run = deployment.instance.get_run_by_id(deployment.create())
+    assert run
+    assert run.job_code_origin
+    gone = str(deployment.home / "removed" / "python")
+    repository = run.job_code_origin.repository_origin._replace(executable_path=gone)
+    moved = run.job_code_origin._replace(repository_origin=repository)
+    context = deployment.workspace.create_request_context()
+    deployment.instance.run_launcher.launch_run(
+        LaunchRunContext(run._replace(job_code_origin=moved), context)
+    )
+    reason = f"Starting cold: [Errno 2] No such file or directory: '{gone}'."
+    assert reason in deployment.log(run.run_id)
+    assert deployment.ended(run.run_id) == "SUCCESS"
+
+
+@pytest.mark.slow
 def test_a_run_lives_on_when_the_warm_process_is_killed(deployment: Deployment) -> None:
     warm = deployment.started_warm()
     run_id = deployment.submit(waits_for="survived")
@@ -485,7 +503,8 @@ def test_nothing_is_left_of_many_runs(
 
     def held(warm: psutil.Process) -> tuple[int, int, int]:
         until(lambda: not warm.children())
-        return warm.num_fds(), warm.num_threads(), len(psutil.Process().open_files())
+        gc.collect()  # channels to the code server
+        return warm.num_fds(), warm.num_threads(), psutil.Process().num_fds()
 
     runs(10)
     (warm,) = (psutil.Process(each.process.pid) for each in launcher._warm.values())  # type: ignore[attr-defined]  # ours
