@@ -226,8 +226,8 @@ class _Attempt:
 
     The timeouts of requests are for each single read: a server that sends a byte every nine
     seconds never meets them, and in the headers or in a chunk's length no loop of ours runs. So a
-    timer shuts the socket itself. Each request opens its own connection for this reason; it costs
-    nothing, as an edition asks each host once or twice.
+    timer shuts the socket itself. Each request opens its own connection for this reason, which its pool
+    closes after the answer; it costs nothing, as an edition asks each host once or twice.
     """
 
     current = threading.local()
@@ -298,11 +298,19 @@ class _HttpsConnection(HTTPSConnection):
         return connected
 
 
-class _HttpPool(HTTPConnectionPool):
+class _ClosingPool:
+    """Closes a connection after its answer: a server may keep one that it is asked to close."""
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn:
+            conn.close()
+
+
+class _HttpPool(_ClosingPool, HTTPConnectionPool):
     ConnectionCls = _HttpConnection
 
 
-class _HttpsPool(HTTPSConnectionPool):
+class _HttpsPool(_ClosingPool, HTTPSConnectionPool):
     ConnectionCls = _HttpsConnection
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from email.utils import format_datetime
 
 import pytest
@@ -178,6 +178,61 @@ DRIPS = {
     "body": HEAD + b"Content-Length: 90000\r\n\r\n",
     "chunk length": HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
 }
+
+
+class Clinging:
+    """Keeps its connections open, though it is asked not to, and drips all answers but the first."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/feed"
+        self.listener = listener
+        self.clients: list[int] = []
+        self.dripped = 0
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        while True:
+            connection, _ = self.listener.accept()
+            threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+    def answer(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # the client has hung up, as it should
+            while connection.recv(65_536):
+                self.clients.append(connection.getpeername()[1])
+                connection.sendall(HEAD + b"Connection: keep-alive\r\nContent-Length: 100\r\n\r\n")
+                if len(self.clients) == 1:
+                    connection.sendall(bytes(100))
+                    continue
+                for _ in range(100):
+                    connection.sendall(b"0")
+                    self.dripped += 1
+                    time.sleep(0.1)
+
+
+@pytest.fixture
+def clinging() -> Iterator[Clinging]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield Clinging(listener)
+
+
+@pytest.mark.security
+class TestServersThatKeepTheConnection:
+    """No request goes over a connection that no deadline and no look at its address holds for."""
+
+    def test_the_next_request_has_its_deadline(self, clinging: Clinging) -> None:
+        one = client()
+        assert one.get(clinging.url).status == 200
+        with pytest.raises(FetchError, match=r"^was not done within 1\.2 s$"):
+            one.get(clinging.url)
+        assert 0 < clinging.dripped < 100, "it was cut off"
+        assert len(set(clinging.clients)) == 2
+
+    def test_the_next_request_may_not_lead_inside(self, clinging: Clinging) -> None:
+        one = client()
+        assert one.get(clinging.url).status == 200
+        with pytest.raises(PermanentFetchError, match="private address"):
+            one.get(clinging.url, public_only=True)
+        assert len(clinging.clients) == 1, "not even asked"
 
 
 class TestHostileServers:
