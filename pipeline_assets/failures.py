@@ -1,8 +1,8 @@
 """Which failures another try may mend, and which it can't: the one place that decides.
 
 A transient failure passes by itself: the network, a server that is busy or restarting, a lost
-connection, two transactions in each other's way. Everything else is permanent, a bug and a broken
-contract alike: trying again costs time and hides it. `running` acts on the answer.
+connection, a full disk, two transactions in each other's way. Everything else is permanent, a bug and
+a broken contract alike: trying again costs time and hides it. `running` acts on the answer.
 """
 
 import errno
@@ -47,6 +47,9 @@ TRANSIENT_ERRNOS = frozenset(
         errno.EPIPE,
         errno.ETIMEDOUT,
         errno.EAGAIN,
+        # A full disk, as PostgreSQL's "53": once somebody has made room, nothing is wrong any more.
+        errno.EDQUOT,
+        errno.ENOSPC,
         # s3fs' words for a storage that answers 503, or 500, and for a file that was replaced meanwhile.
         errno.EBUSY,
         getattr(errno, "EREMOTEIO", errno.EBUSY),  # Linux has it

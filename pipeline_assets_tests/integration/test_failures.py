@@ -1,11 +1,14 @@
 """Which failures are tried again, judged on errors that real servers and libraries raise."""
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import dagster as dg
 import psycopg
+import pyarrow as pa
 import pytest
 import requests
 from pytest_httpserver import HTTPServer
@@ -122,6 +125,21 @@ def test_network_errors_are_transient_by_whatever_library() -> None:
         raised(lambda: client.get(f"http://127.0.0.1:{port}")),
     ]
     assert all(map(is_transient, errors))
+
+
+def test_a_full_disk_is_transient_as_postgresqls_is() -> None:
+    def fill(path: str) -> None:
+        with Path(path).open("wb", buffering=0) as file:
+            file.write(b"x")
+
+    full = raised(lambda: fill("/dev/full"))
+    by_arrow = raised(lambda: pa.OSFile("/dev/full", "wb").write(b"x"))
+    for error in (full, by_arrow):
+        assert isinstance(error, OSError)
+        assert error.errno == errno.ENOSPC
+    quota = OSError(errno.EDQUOT, "only a quota raises it")
+    servers = psycopg.errors.DiskFull()
+    assert all(map(is_transient, (full, by_arrow, quota, servers)))
 
 
 @pytest.mark.parametrize(
