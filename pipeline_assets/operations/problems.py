@@ -27,6 +27,7 @@ Kind = Literal[
     "channel_failing",
     "look_failed",
     "daemon_silent",
+    "storage_unreachable",
     "ui_unreachable",
     "code_broken",
 ]
@@ -48,6 +49,7 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     "channel_failing": ("Alerts not delivered", "Alerts delivered again"),
     "look_failed": ("Operations can't look", "Operations can look again"),
     "daemon_silent": ("Daemon silent", "Daemon back"),
+    "storage_unreachable": ("Storage unreachable", "Storage back"),
     "ui_unreachable": ("UI unreachable", "UI back"),
     "code_broken": ("Code location broken", "Code location loads again"),
 }

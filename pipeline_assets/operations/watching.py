@@ -5,8 +5,7 @@ own book in Dagster's storage, beside the runs: whoever can't reach that can't r
 warehouse may be the very thing that is down.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -135,7 +134,7 @@ def tell(
     `find` gets since when somebody looks without a pause. The one that `beats` asks for
     HEARTBEAT_URL at its end.
     """
-    settings, storage = view.settings, view.instance.daemon_cursor_storage
+    storage = view.instance.daemon_cursor_storage
     stored = storage.get_cursor_values({book_key}).get(book_key)
     book = Book.model_validate_json(stored) if stored else Book()
 
@@ -145,17 +144,34 @@ def tell(
     if book.looked_at is None or view.now - book.looked_at > ASLEEP:
         book.awake_since = view.now
     book.looked_at = view.now
+    problems, unknown = find(book.awake_since or view.now)
+    addresses = _tell_news(view.settings, book, problems, view.now, clock, save, unknown)
+    url = view.settings.heartbeat_url
+    if beats and url and not _unheard(book, addresses):
+        delivery.beat(url)
+    return _summary(book, addresses)
+
+
+def _tell_news(
+    settings: Settings,
+    book: Book,
+    problems: Sequence[Problem],
+    now: datetime,
+    clock: Callable[[], datetime],
+    save: Callable[[Book], None],
+    unknown: Collection[Kind] = (),
+) -> dict[str, str]:
+    """Tell what the book didn't have, and what waits in it; the channels' addresses."""
     addresses = delivery.channels(current(settings, "alert_urls"))
     secrets = sorted(secret_values(settings), key=len, reverse=True)
-    problems, unknown = find(book.awake_since or view.now)
     alerts.update(
         book,
         [*problems, *alerts.channel_problems(book, addresses)],
-        view.now,
+        now,
         channels=addresses,
         repeat=timedelta(minutes=settings.alert_repeat_minutes),
         unknown=unknown,
-        horizon=view.ago(runs.HORIZON),
+        horizon=now - runs.HORIZON,
     )
     save(book)  # before anything is sent: what is new now is old at the next look
 
@@ -172,9 +188,7 @@ def tell(
     alerts.deliver(book, send, clock, save, channels=addresses, deadline=deadline)
     if book.messages:
         _read_addresses_again(settings)
-    if beats and settings.heartbeat_url and not _unheard(book, addresses):
-        delivery.beat(settings.heartbeat_url)
-    return _summary(book, addresses)
+    return addresses
 
 
 def _read_addresses_again(settings: Settings) -> None:
@@ -206,14 +220,16 @@ def _waiting(book: Book) -> str:
     return ", ".join(sorted({name for message in book.messages for name in message.waiting}))
 
 
-def watch_outside(settings: Settings, workspace: Path) -> Iterator[tuple[str, bool]]:
+def watch_outside(
+    settings: Settings, workspace: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Iterator[tuple[str, bool]]:
     """A look from outside the daemon each time it is asked: what came of it, and whether all is well.
 
     The definitions aren't loaded here: they may be what is broken. Those that `workspace` names are, every
-    few minutes, in a process of their own. Dagster's storage may be away, and the book with it: that is
-    told once by each process.
+    few minutes, in a process of their own. Dagster's storage may be away, and the book with it: who was
+    told of that stands in a book of this process.
     """
-    away = False
+    own_book = Book()
     broken: list[Problem] = []
     loaded_at = datetime.min.replace(tzinfo=UTC)
 
@@ -224,27 +240,25 @@ def watch_outside(settings: Settings, workspace: Path) -> Iterator[tuple[str, bo
         return look_outside(view, awake_since, broken)
 
     while True:
+        now, away = clock(), []
         try:
             with dg.DagsterInstance.get() as instance:
-                view = Outside(instance, settings, datetime.now(UTC))
-                said = tell(view, OUTSIDE, partial(find, view), beats=False)
-            away = False
-            yield said, said.startswith("0 problems")
+                view = Outside(instance, settings, now)
+                said = tell(view, OUTSIDE, partial(find, view), clock, beats=False)
+            well = said.startswith("0 problems")
         except Exception as error:  # whatever its storage raises is what we report
             cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             cause = mask(cause, sorted(secret_values(settings), key=len, reverse=True))
-            if not away:
-                _tell_without_book(settings, "Dagster's storage doesn't answer", cause)
-            away = True
-            yield f"Dagster's storage doesn't answer. {cause}", False
+            away = [_storage_away(cause, now)]
+            said, well = f"Dagster's storage doesn't answer. {cause}", False
+        _tell_news(settings, own_book, away, now, clock, lambda _: None)
+        yield said, well
 
 
-def _tell_without_book(settings: Settings, title: str, text: str) -> None:
-    """To every channel, as well as it goes: nothing can be remembered."""
-    addresses = delivery.channels(settings.alert_urls)
-    message = Message(
-        title=f"[{settings.pipeline_env}] {title}", text=text, level="failure", waiting=[]
-    )
-    for name in addresses:
-        with suppress(alerts.DeliveryError):
-            delivery.send(addresses, name, message, secret_values(settings))
+def _storage_away(cause: str, now: datetime) -> Problem:
+    facts = {
+        "What": "Dagster's database",
+        "Cause": cause,
+        "Effect": "Nothing is scheduled, started or alerted from inside.",
+    }
+    return Problem("storage_unreachable", "dagster", now, facts=facts)

@@ -1,11 +1,12 @@
 """The watch from outside: what leaves no sensor to tell of it."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from pydantic import HttpUrl, SecretStr
+from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 
 from pipeline_assets.operations.daemon import broken_code, silent_ui
@@ -153,23 +154,34 @@ def test_the_watch_tells_of_a_silent_daemon_once_and_of_its_return(
     assert "Daemon back" in mailbox.subjects[1]
 
 
-def test_the_watch_tells_that_dagsters_own_storage_is_away(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.slow
+def test_the_watch_tells_that_dagsters_own_storage_is_away_and_is_back(
+    outside: Settings,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
-    monkeypatch.setenv("PIPELINE_DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("DAGSTER_DATABASE_URL", "postgresql://dagster:s3cret@127.0.0.1:1/none")
+    there, away = os.environ["DAGSTER_DATABASE_URL"], "postgresql://d:s3cret@127.0.0.1:1/none"
+    alive(instance)
+    now = NOW
     with mail_server() as (mailbox, url):
-        chosen = settings.model_copy(
-            update={
-                "alert_urls": (SecretStr(url),),
-                "pipeline_ui_url": HttpUrl("http://127.0.0.1:1"),
-                "dagster_database_url": SecretStr("postgresql://dagster:s3cret@127.0.0.1:1/none"),
-            }
+        looks = watch_outside(
+            outside.model_copy(
+                update={"alert_urls": (SecretStr(url),), "dagster_database_url": SecretStr(away)}
+            ),
+            workspace(tmp_path, shop_code=FINE),
+            lambda: now,
         )
-        looks = watch_outside(chosen, tmp_path / "workspace.yaml")
-        said = [next(looks) for _ in range(2)]
+        monkeypatch.setenv("DAGSTER_DATABASE_URL", away)
+        mailbox.refuse = True
+        said = [next(looks)]
+        mailbox.refuse = False
+        for _ in range(2):
+            now += timedelta(minutes=1)
+            said.append(next(looks))
+        assert mailbox.subjects == ["[dev] Storage unreachable: Dagster's database"]
+        monkeypatch.setenv("DAGSTER_DATABASE_URL", there)
+        assert next(looks)[1]
+        assert mailbox.subjects[1:] == ["[dev] Storage back: Dagster's database"]
     assert all("storage doesn't answer" in text and not fine for text, fine in said)
-    (subject,) = mailbox.subjects
-    assert "storage doesn't answer" in subject
     assert "s3cret" not in "".join(text for text, _ in said) + mailbox.mails[0][1]

@@ -11,7 +11,7 @@ from pytest_httpserver import HTTPServer
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.operations.problems import Problem
 from pipeline_assets.operations.runs import Outside
-from pipeline_assets.operations.watching import OUTSIDE, tell
+from pipeline_assets.operations.watching import OUTSIDE, tell, watch_outside
 from pipeline_assets.resources.mlflow import Mlflow
 from pipeline_assets.settings import load_settings
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi
@@ -94,3 +94,25 @@ def test_an_alert_address(put: Put, httpserver: HTTPServer, instance: dg.Dagster
     assert set(look(1)) <= {"/revoked"}
     assert set(look(2)) == {"/new"}, "what waited for the other goes there too"
     assert look(3) == []
+
+
+@pytest.mark.slow
+def test_an_alert_address_while_dagsters_storage_is_away(
+    put: Put, httpserver: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpserver.expect_request("/gone").respond_with_data("", status=410)
+    httpserver.expect_request("/moved").respond_with_data("")
+    place = f"json://{httpserver.host}:{httpserver.port}"
+    monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
+    monkeypatch.setenv("PIPELINE_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_DATABASE_URL", "postgresql://me:password@127.0.0.1:1/none")
+    put("alert_urls", f'["{place}/gone"]')
+    now = datetime.now(UTC)
+    looks = watch_outside(load_settings(), tmp_path / "workspace.yaml", lambda: now)
+    next(looks)
+    put("alert_urls", f'["{place}/moved"]')
+    for asked in ("/gone", "/moved"):
+        httpserver.clear_log()
+        now += timedelta(minutes=2)
+        next(looks)
+        assert {request.path for request, _ in httpserver.log} == {asked}
