@@ -46,6 +46,9 @@ class Alert(BaseModel):
     title: str
     text: str
     since: datetime
+    """When it began."""
+    newest: datetime | None = None
+    """The problem's `since` when it was last seen again: a check that fails each day has another each day."""
     told_at: datetime
     members: list[str]
     """Everything that ever belonged to it, so that what recurs isn't counted twice."""
@@ -116,8 +119,8 @@ def update(
 
     New problems are told at once. What joins an open alert is counted, and told after `repeat`. Alerts
     whose problem is gone get their recovery, but for kinds that are `unknown` because nobody could
-    look; `FORGOTTEN` ones since before the `horizon` are out of sight, not mended, and say so. A channel that
-    wasn't there before is told what is still open.
+    look; `FORGOTTEN` ones whose problem was from before the `horizon` when it was last seen are out of
+    sight, not mended, and say so. A channel that wasn't there before is told what is still open.
     """
     new_channels = _changed_channels(book, channels)
     open_before = set(book.alerts)
@@ -128,7 +131,7 @@ def update(
             book.alerts[fingerprint] = alert = _opened(problem, now)
             _tell(book, problem.title, problem.text, "failure", _others(alert, channels))
             continue
-        alert.title, alert.text = problem.title, problem.text
+        alert.title, alert.text, alert.newest = problem.title, problem.text, problem.since
         new = [member for member in problem.members if member not in alert.members]
         alert.members += new
         alert.suppressed += len(new)
@@ -143,13 +146,9 @@ def update(
     for fingerprint, alert in list(book.alerts.items()):
         if fingerprint not in found and alert.kind not in unknown:
             del book.alerts[fingerprint]
-            _close(
-                book,
-                alert,
-                now,
-                _others(alert, channels),
-                forgotten=bool(horizon and alert.since < horizon and alert.kind in FORGOTTEN),
-            )
+            is_old = horizon is not None and (alert.newest or alert.since) < horizon
+            forgotten = is_old and alert.kind in FORGOTTEN
+            _close(book, alert, now, _others(alert, channels), forgotten=forgotten)
     for fingerprint, alert in book.alerts.items():
         if new_channels and fingerprint in open_before:
             heard = {

@@ -120,6 +120,19 @@ def test_what_is_out_of_sight_is_given_up_and_not_called_mended() -> None:
     assert book.messages[-1].title == "Given up: Run failed: a"
 
 
+def test_what_began_long_ago_and_recurred_since_is_mended_when_it_is_gone() -> None:
+    """A daily check without partitions: the newest result, of each day, is the only one that counts."""
+    book = Book()
+    for days in range(33):
+        now = BEGIN + timedelta(days=days)
+        failed = [Problem("check_failed", "a reconciled", now)] if days < 32 else []
+        horizon = now - timedelta(days=30)
+        update(book, failed, now, channels=CHANNELS, repeat=REPEAT, horizon=horizon)
+    assert book.messages[-1].title == "Check passes again: a reconciled"
+    assert book.messages[-1].level == "success"
+    assert "It began 2026-03-01 00:00 UTC" in book.messages[-1].text
+
+
 def test_what_is_seen_at_any_age_is_mended_when_it_is_gone() -> None:
     book = Book()
     held = Problem("day_held", "transactions", BEGIN)
