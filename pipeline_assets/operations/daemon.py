@@ -11,20 +11,17 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from pipeline_assets.operations.problems import Problem, alike, moment
 from pipeline_assets.operations.runs import View, root_cause
 from pipeline_assets.operations.status import HEARTBEAT
+from pipeline_assets.resources.dagster_history import Automation, automation, last_sign, next_tick
 
 if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorState, InstigatorTick
-
-Automation = dg.SensorDefinition | dg.ScheduleDefinition
-RELAXED = 5
-"""A sensor's tick is late after so many intervals, when that is longer than ALERT_LATE_MINUTES."""
 
 FAILED = re.compile(
     r"Validation failed for code location (?P<name>.+?):\n\n(?P<error>.*)", re.DOTALL
@@ -37,8 +34,7 @@ LONGEST_LOAD = timedelta(minutes=3)
 
 def _automation(view: View) -> Iterator[tuple[Automation, "InstigatorState"]]:
     """Our sensors and schedules, with what the daemon keeps of them."""
-    both: list[Automation] = [*view.repository.sensor_defs, *view.repository.schedule_defs]
-    ours = {each.name: each for each in both}
+    ours = automation(view.repository)
     for state in view.instance.all_instigator_state():
         if state.instigator_name in ours:
             yield ours[state.instigator_name], state
@@ -49,16 +45,16 @@ def failing_ticks(view: View) -> list[Problem]:
     return [
         Problem(
             "tick_failing",
-            f"{automation.name}: {alike(root_cause(tick.error))}",
+            f"{each.name}: {alike(root_cause(tick.error))}",
             datetime.fromtimestamp(tick.timestamp, UTC),
             facts={
-                "What": automation.name,
+                "What": each.name,
                 "Cause": root_cause(tick.error),
                 "Effect": "It requests nothing until its tick works again.",
-                "Page": view.link(f"automation?search={automation.name}"),
+                "Page": view.link(f"automation?search={each.name}"),
             },
         )
-        for automation, _, ticks in _running(view, 2)  # one may be under way
+        for each, _, ticks in _running(view, 2)  # one may be under way
         for tick in [tick for tick in ticks if tick.is_completed][:1]
         if tick.is_failure
     ]
@@ -72,8 +68,8 @@ def _running(
 
     running = [found for found in _automation(view) if found[1].is_running]
     ticks = newest_ticks(view.instance, [state.selector_id for _, state in running], count)
-    for automation, state in running:
-        yield automation, state, ticks.get(state.selector_id, [])
+    for each, state in running:
+        yield each, state, ticks.get(state.selector_id, [])
 
 
 def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
@@ -83,57 +79,28 @@ def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
     lateness counts from `awake_since`.
     """
     problems = []
-    for automation, state, ticks in _running(view, 1):
-        expected, patience = _expected(view, automation, state)
+    late = timedelta(minutes=view.settings.alert_late_minutes)
+    for each, state, ticks in _running(view, 1):
         last = datetime.fromtimestamp(ticks[0].timestamp, UTC) if ticks else None
-        came = last is not None and expected is not None and last >= expected
-        waited = max(filter(None, [expected, awake_since]))
-        if expected and not came and view.now - waited >= patience:
+        due, patience = next_tick(each, last_sign(state, last) or awake_since, late)
+        if view.now - max(due, awake_since) >= patience:
             problems.append(
                 Problem(
                     "tick_late",
-                    automation.name,
-                    expected,
+                    each.name,
+                    due,
                     facts={
-                        "What": automation.name,
+                        "What": each.name,
                         "Cause": (
-                            f"Its tick of {moment(expected)} hasn't come; the last was "
+                            f"Its tick of {moment(due)} hasn't come; the last was "
                             f"{moment(last) if last else 'never'}. The daemon, or the code location, "
                             "doesn't answer."
                         ),
-                        "Page": view.link(f"automation?search={automation.name}"),
+                        "Page": view.link(f"automation?search={each.name}"),
                     },
                 )
             )
     return problems
-
-
-def _expected(
-    view: View, automation: Automation, state: "InstigatorState"
-) -> tuple[datetime | None, timedelta]:
-    """When the last tick should have come, and for how long to be patient with it."""
-    from dagster._utils.schedules import reverse_cron_string_iterator
-
-    patience = timedelta(minutes=view.settings.alert_late_minutes)
-    if isinstance(automation, dg.SensorDefinition):
-        interval = timedelta(seconds=automation.minimum_interval_seconds or 30)
-        patience = max(interval * RELAXED, patience)
-        return view.now - patience, patience
-    data: Any = state.instigator_data
-    crons = [automation.cron_schedule]
-    if not isinstance(automation.cron_schedule, str):
-        crons = list(automation.cron_schedule)
-    expected = max(
-        next(
-            reverse_cron_string_iterator(view.now.timestamp(), cron, automation.execution_timezone)
-        )
-        for cron in crons
-        if isinstance(cron, str)
-    ).astimezone(UTC)
-    on_since = getattr(data, "start_timestamp", None)
-    if on_since and datetime.fromtimestamp(on_since, UTC) > expected:
-        return None, patience
-    return expected, patience
 
 
 def switched_off(view: View) -> list[Problem]:
@@ -141,16 +108,16 @@ def switched_off(view: View) -> list[Problem]:
     return [
         Problem(
             "switched_off",
-            automation.name,
+            each.name,
             view.now,
             facts={
-                "What": automation.name,
+                "What": each.name,
                 "Cause": "It was stopped in the UI; PIPELINE_AUTOMATION is running.",
-                "Page": view.link(f"automation?search={automation.name}"),
+                "Page": view.link(f"automation?search={each.name}"),
             },
         )
-        for automation, state in _automation(view)
-        if automation.default_status.value == "RUNNING" and not state.is_running
+        for each, state in _automation(view)
+        if each.default_status.value == "RUNNING" and not state.is_running
     ]
 
 

@@ -132,12 +132,17 @@ def _automation(status: Status) -> Iterable["Metric"]:
         "name",
         "kind",
     )
+    late = _gauge(
+        "tick_late_timestamp_seconds", "From when on the next tick is late.", "name", "kind"
+    )
     failures = _gauge("tick_failures", "Failed ticks in a row, to the newest.", "name", "kind")
     for each in status.instigators:
         if each.last_tick:
             tick.add_metric([each.name, each.kind], each.last_tick.timestamp())
+        if each.late_from:
+            late.add_metric([each.name, each.kind], each.late_from.timestamp())
         failures.add_metric([each.name, each.kind], each.failures)
-    yield from (tick, failures)
+    yield from (tick, late, failures)
 
     broken = _gauge(
         "check_failed",

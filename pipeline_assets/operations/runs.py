@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from statistics import median
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from pipeline_assets.operations.problems import Problem, moment
-from pipeline_assets.resources.dagster_instance import last_events
+from pipeline_assets.operations.status import why_slow
+from pipeline_assets.resources import dagster_history
 from pipeline_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,12 +24,6 @@ HORIZON = timedelta(days=30)
 """How far back failures are looked at; older ones are given up, which is told."""
 MOST_RUNS = 1000
 """Runs a look reads at a time: 0.2 s."""
-USUAL_RUNS = 20
-"""How many of a job's last successful runs say what is usual."""
-SHORTEST_SLOW = timedelta(minutes=5)
-"""Nobody minds a run of ten seconds that takes forty."""
-SILENT = timedelta(minutes=30)
-"""A run that has written nothing for so long is looked at: the longest step takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +102,7 @@ def created(record: dg.RunRecord) -> datetime:
 def waiting_runs(view: View) -> list[Problem]:
     """Runs that should have started, each job once, and a queue that is too long."""
     waiting = view.instance.get_run_records(
-        dg.RunsFilter(
-            statuses=[
-                dg.DagsterRunStatus.QUEUED,
-                dg.DagsterRunStatus.NOT_STARTED,
-                dg.DagsterRunStatus.STARTING,
-            ]
-        ),
-        limit=MOST_RUNS,
+        dg.RunsFilter(statuses=dagster_history.WAITING), limit=MOST_RUNS
     )
     problems = []
     limit = timedelta(minutes=view.settings.alert_late_minutes)
@@ -162,71 +149,25 @@ def waiting_runs(view: View) -> list[Problem]:
 
 
 def slow_runs(view: View) -> list[Problem]:
-    """Runs under way for longer than usual, and those that have written nothing for long.
-
-    Usual is a multiple of the median of the job's last successes. Runs over a range of partitions, and of
-    jobs that hardly ever ran, have no usual length: silence tells those whose process is gone.
-    """
-    started = view.instance.get_run_records(
-        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
-    )
-    long = [
-        (record.dagster_run, begun)
-        for record in started
-        if record.start_time
-        and view.now - (begun := datetime.fromtimestamp(record.start_time, UTC)) >= SHORTEST_SLOW
-    ]
-    if not long:
-        return []
-    wrote = last_events(view.instance, [run.run_id for run, _ in long])
-    usual = {job: _usual(view, job) for job in {run.job_name for run, _ in long}}
-    problems = []
-    for run, begun in long:
-        causes = []
-        length = None if _is_ranged(run) else usual[run.job_name]
-        factor = view.settings.alert_slow_factor
-        if length and view.now - begun > max(length * factor, SHORTEST_SLOW):
-            causes.append(
-                f"Under way since {moment(begun)}; {length.total_seconds():.0f} s are usual."
-            )
-        last = wrote.get(run.run_id, begun)
-        if view.now - last >= SILENT:
-            causes.append(f"It has written nothing since {moment(last)}: its process may be gone.")
-        if causes:
-            problems.append(_slow_run(view, run, begun, " ".join(causes)))
-    return problems
+    """Runs under way for longer than usual, and those that have written nothing for long."""
+    found = dagster_history.slow_runs(view.instance, view.now, view.settings.alert_slow_factor)
+    return [_slow_run(view, slow) for slow in found]
 
 
-def _slow_run(view: View, run: dg.DagsterRun, begun: datetime, cause: str) -> Problem:
+def _slow_run(view: View, slow: dagster_history.Slow) -> Problem:
+    run = view.instance.get_run_by_id(slow.run.run_id)
     return Problem(
         "run_slow",
-        run.run_id,
-        begun,
+        slow.run.run_id,
+        slow.begun,
         facts={
-            "What": f"{run.job_name} {partition_of(run)}".strip(),
-            "Partition": partition_of(run),
-            "Cause": cause,
-            "Owner": view.owner_of(run),
-            "Run": view.link(f"runs/{run.run_id}") or run.run_id,
+            "What": f"{slow.run.job} {slow.run.partition or ''}".strip(),
+            "Partition": slow.run.partition or "",
+            "Cause": why_slow(slow),
+            "Owner": view.owner_of(run) if run else "",
+            "Run": view.link(f"runs/{slow.run.run_id}") or slow.run.run_id,
         },
     )
-
-
-def _is_ranged(run: dg.DagsterRun) -> bool:
-    return "dagster/asset_partition_range_start" in run.tags
-
-
-def _usual(view: View, job: str) -> timedelta | None:
-    """The median length of the job's last successful runs of one partition; None for fewer than three."""
-    records = view.instance.get_run_records(
-        dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS]), limit=USUAL_RUNS
-    )
-    lengths = [
-        record.end_time - record.start_time
-        for record in records
-        if record.start_time and record.end_time and not _is_ranged(record.dagster_run)
-    ]
-    return timedelta(seconds=median(lengths)) if len(lengths) >= 3 else None
 
 
 def failed_backfills(view: View) -> list[Problem]:

@@ -14,11 +14,12 @@ from zoneinfo import ZoneInfo
 
 from pipeline_assets.models.status import in_production
 from pipeline_assets.operations.alerts import BOOK, Book
-from pipeline_assets.operations.problems import Kind, anchor
+from pipeline_assets.operations.problems import Kind, anchor, moment
 from pipeline_assets.resources.dagster_history import (
     Check,
     Instigator,
     Run,
+    Slow,
     Watched,
     checks,
     ended_runs,
@@ -26,6 +27,7 @@ from pipeline_assets.resources.dagster_history import (
     instigators,
     newest_partition,
     runs_by_status,
+    slow_runs,
     stored_value,
     unfinished_runs,
 )
@@ -41,8 +43,6 @@ if TYPE_CHECKING:
 NEWS_TABLE, DIGEST, PREDICTIONS = "news_articles", "news_digest", "purchase_predictions"
 HEARTBEAT = timedelta(minutes=5)
 """A daemon says that it lives every half a minute; Dagster itself waits half an hour."""
-QUEUED = timedelta(minutes=15)
-STARTED = timedelta(hours=2)
 DAY, WEEK = timedelta(days=1), timedelta(weeks=1)
 GRACE = timedelta(hours=1)
 """What a partition's load may take after its window closed; a week's has a day, as a model is trained."""
@@ -56,13 +56,13 @@ LOOK_BACK = timedelta(days=7)
 """How far back failed runs are looked at."""
 CHECKS_BACK = timedelta(days=30)
 """How far back checks' results are: as far as the alerts look."""
-SENSOR_LATE = timedelta(minutes=10)
 SEEN_HERE: dict[Kind, str] = {
     "run_failed": "failed run",
     "check_failed": "check",
     "day_held": "held",
     "data_late": "behind",
     "run_waiting": "queued",
+    "run_slow": "stuck",
     "tick_failing": "tick",
     "tick_late": "tick",
 }
@@ -103,9 +103,12 @@ class Status:
     environment: str
     automated: bool
     """Whether schedules and sensors are on by default: then a daemon has to live."""
+    late: timedelta
+    """After so long a run that waits, a tick or a look is late: ALERT_LATE_MINUTES."""
     heartbeats: dict[str, datetime] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
     unfinished: list[Run] = field(default_factory=list)
+    slow: list[Slow] = field(default_factory=list)
     ended: list[Run] = field(default_factory=list)
     instigators: list[Instigator] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
@@ -155,9 +158,14 @@ def deployment_status(
 ) -> Status:
     """Where the deployment stands now. Opening the instance may fail too: its database may be down."""
     now = now or datetime.now(UTC)
-    status = Status(now, settings.pipeline_env, settings.pipeline_automation == "running")
+    status = Status(
+        now,
+        settings.pipeline_env,
+        automated=settings.pipeline_automation == "running",
+        late=timedelta(minutes=settings.alert_late_minutes),
+    )
     try:
-        _read_dagster(status, instance(), known)
+        _read_dagster(status, instance(), known, settings.alert_slow_factor)
     except Exception as error:  # whatever the storage raises is what we report
         status.unknown["dagster"] = _one_line(error)
     try:
@@ -168,12 +176,15 @@ def deployment_status(
     return status
 
 
-def _read_dagster(status: Status, instance: "dg.DagsterInstance", known: Watched) -> None:
+def _read_dagster(
+    status: Status, instance: "dg.DagsterInstance", known: Watched, slow_factor: float
+) -> None:
     status.heartbeats = heartbeats(instance)
     status.runs = runs_by_status(instance)
     status.unfinished = unfinished_runs(instance)
+    status.slow = slow_runs(instance, status.at, slow_factor)
     status.ended = ended_runs(instance, status.at - LOOK_BACK, known)
-    status.instigators = instigators(instance, known)
+    status.instigators = instigators(instance, known, status.late)
     status.checks = checks(instance, known.checks, status.at - CHECKS_BACK)
     if book := stored_value(instance, BOOK):
         status.alerts = Book.model_validate_json(book)
@@ -274,9 +285,7 @@ def _daemon_problems(status: Status) -> Iterator[Problem]:
 
 def _run_problems(status: Status) -> Iterator[Problem]:
     waiting = [
-        run
-        for run in status.unfinished
-        if run.status == "queued" and status.at - run.created > QUEUED
+        run for run in status.unfinished if run.is_waiting and status.at - run.created > status.late
     ]
     if waiting:
         yield Problem(
@@ -284,15 +293,10 @@ def _run_problems(status: Status) -> Iterator[Problem]:
             f"{len(waiting)} runs wait, {_named(waiting[0])} since {_ago(status.at, waiting[0].created)}.",
             "See Runs → Queued for what each waits for: `max_concurrent_runs`, a pool, or the daemon.",
         )
-    stuck = [
-        run
-        for run in status.unfinished
-        if run.status != "queued" and status.at - (run.started or run.created) > STARTED
-    ]
-    for run in stuck:
+    for slow in status.slow:
         yield Problem(
             "stuck",
-            f"{_named(run)} is {run.status} since {_ago(status.at, run.started or run.created)}.",
+            f"{_named(slow.run)}: {why_slow(slow)}",
             "If its log stands still, terminate it; what it loaded stays, and the next run does the rest.",
         )
     for run in status.failed:
@@ -311,11 +315,11 @@ def _instigator_problems(status: Status) -> Iterator[Problem]:
                 f"The {found.kind} {found.name} failed {found.failures} times in a row: {found.error}",
                 "Its page under Automation has the whole error; it is tried again at its next tick.",
             )
-        late = found.last_tick and status.at - found.last_tick > SENSOR_LATE
-        if found.kind == "sensor" and late and found.last_tick:
+        if found.late_from and status.at >= found.late_from:
+            last = f"{_ago(status.at, found.last_tick)} ago" if found.last_tick else "never"
             yield Problem(
                 "tick",
-                f"The sensor {found.name} was last evaluated {_ago(status.at, found.last_tick)} ago.",
+                f"The {found.kind} {found.name} is late; it last ticked {last}.",
                 "Look whether the daemon runs and the code location loads.",
             )
 
@@ -353,11 +357,23 @@ def _check_problems(status: Status) -> Iterator[Problem]:
 
 def _alert_problems(status: Status, said: Collection[str]) -> Iterator[Problem]:
     looked_at = status.alerts.looked_at
-    if looked_at is None or status.at - looked_at > SENSOR_LATE:
+    if looked_at is None or status.at - looked_at > status.late:
         return  # nobody looks: what was told then says nothing of now
     for alert in status.alerts.alerts.values():
         if SEEN_HERE.get(alert.kind) not in said:
             yield Problem("alert", alert.title, f"See docs/runbook.md#{anchor(alert.kind)}.")
+
+
+def why_slow(slow: Slow) -> str:
+    """Why it is taken for slow or stuck, in words."""
+    causes = []
+    if slow.usual:
+        usual = f"{slow.usual.total_seconds():.0f} s are usual."
+        causes.append(f"Under way since {moment(slow.begun)}; {usual}")
+    if slow.silent_since:
+        since = moment(slow.silent_since)
+        causes.append(f"It has written nothing since {since}: its process may be gone.")
+    return " ".join(causes)
 
 
 def _named(run: Run) -> str:

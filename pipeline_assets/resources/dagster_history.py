@@ -5,18 +5,35 @@ kind, counts that an index answers, one query for all checks. What is right or w
 elsewhere (`operations/status.py`); what is removed from it stands in `dagster_instance.py`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 if TYPE_CHECKING:
+    from dagster._core.scheduler.instigation import InstigatorState
     from dagster._core.storage.dagster_run import RunRecord
+
+Automation = dg.SensorDefinition | dg.ScheduleDefinition
 
 RECENT_RUNS = 500
 """How many of the newest ended runs are looked at; a page of a hundred takes Dagster 30 ms."""
+WAITING = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+)
+USUAL_RUNS = 20
+"""How many of a job's last successful runs say what is usual."""
+SHORTEST_SLOW = timedelta(minutes=5)
+"""Nobody minds a run of ten seconds that takes forty."""
+SILENT = timedelta(minutes=30)
+"""A run that has written nothing for so long is looked at: the longest step takes minutes."""
+RELAXED = 5
+"""Intervals that a sensor's tick may be late, when that is longer than ALERT_LATE_MINUTES."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,8 @@ class Watched:
     checks: Collection[dg.AssetCheckKey]
     check_jobs: Collection[str]
     """Jobs of checks alone."""
-    schedules: Collection[str]
-    sensors: Collection[str]
+    automation: Mapping[str, Automation]
+    """Schedules and sensors by their names."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,11 @@ class Run:
     ended: datetime | None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it hasn't started yet."""
+        return self.status in {status.value.lower() for status in WAITING}
+
+    @property
     def partition(self) -> str | None:
         """Its partition or range, in words."""
         return " to ".join(dict.fromkeys(self.span)) if self.span else None
@@ -56,6 +78,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Slow:
+    """A run that is slow or stuck."""
+
+    run: Run
+    begun: datetime
+    usual: timedelta | None
+    """The usual length, if it has taken much longer."""
+    silent_since: datetime | None
+    """When it last wrote something, if that is long ago."""
+
+
+@dataclass(frozen=True)
 class Instigator:
     """A schedule or sensor that is switched on, with its newest ticks."""
 
@@ -63,6 +97,8 @@ class Instigator:
     kind: str
     """`schedule` or `sensor`."""
     last_tick: datetime | None
+    late_from: datetime | None
+    """From when on its next tick is late; null if nobody knows since when it has been on."""
     failures: int
     """Failed ticks in a row, the newest included; at most `TICKS`."""
     error: str | None
@@ -93,9 +129,14 @@ def watched(definitions: dg.Definitions) -> Watched:
             for job in definitions.jobs or []
             if not repository.get_job(job.name).asset_layer.selected_asset_keys
         ],
-        [schedule.name for schedule in repository.schedule_defs],
-        [sensor.name for sensor in repository.sensor_defs],
+        automation(repository),
     )
+
+
+def automation(repository: dg.RepositoryDefinition) -> dict[str, Automation]:
+    """Its sensors and schedules by their names."""
+    both: list[Automation] = [*repository.sensor_defs, *repository.schedule_defs]
+    return {each.name: each for each in both}
 
 
 def heartbeats(instance: dg.DagsterInstance) -> dict[str, datetime]:
@@ -138,15 +179,93 @@ def ended_runs(instance: dg.DagsterInstance, since: datetime, known: Watched) ->
     return [replace(run, span=None) if run.job in known.check_jobs else run for run in runs]
 
 
-def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator]:
-    """The schedules and sensors that are switched on, by name."""
+def slow_runs(instance: dg.DagsterInstance, now: datetime, factor: float) -> list[Slow]:
+    """Runs under way for `factor` times as long as usual, and those that have written nothing for long.
+
+    Usual is the median of the job's last successes. Runs over a range of partitions, and of jobs that
+    hardly ever ran, have no usual length: silence tells those whose process is gone.
+    """
+    from pipeline_assets.resources.dagster_instance import last_events
+
+    started = instance.get_run_records(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    )
+    long = [
+        (record, begun)
+        for record in started
+        if (begun := _moment(record.start_time)) and now - begun >= SHORTEST_SLOW
+    ]
+    if not long:
+        return []
+    wrote = last_events(instance, [record.dagster_run.run_id for record, _ in long])
+    usual = {
+        job: _usual(instance, job) for job in {record.dagster_run.job_name for record, _ in long}
+    }
+    found = []
+    for record, begun in long:
+        run = record.dagster_run
+        length = None if _is_ranged(run) else usual[run.job_name]
+        is_long = length and now - begun > max(length * factor, SHORTEST_SLOW)
+        last = wrote.get(run.run_id, begun)
+        is_silent = now - last >= SILENT
+        if is_long or is_silent:
+            usual_length, silent_since = length if is_long else None, last if is_silent else None
+            found.append(Slow(_run(record), begun, usual_length, silent_since))
+    return found
+
+
+def _is_ranged(run: dg.DagsterRun) -> bool:
+    return "dagster/asset_partition_range_start" in run.tags
+
+
+def _usual(instance: dg.DagsterInstance, job: str) -> timedelta | None:
+    """The median length of the job's last successful runs of one partition; None for fewer than three."""
+    records = instance.get_run_records(
+        dg.RunsFilter(job_name=job, statuses=[dg.DagsterRunStatus.SUCCESS]), limit=USUAL_RUNS
+    )
+    lengths = [
+        record.end_time - record.start_time
+        for record in records
+        if record.start_time and record.end_time and not _is_ranged(record.dagster_run)
+    ]
+    return timedelta(seconds=median(lengths)) if len(lengths) >= 3 else None
+
+
+def last_sign(state: "InstigatorState", last_tick: datetime | None) -> datetime | None:
+    """When a schedule or sensor last ticked or was switched on: from then on its next tick is awaited."""
+    data: Any = state.instigator_data
+    began = "last_sensor_start_timestamp", "start_timestamp"
+    on = [_moment(getattr(data, name, None)) for name in began]
+    return max(filter(None, [last_tick, *on]), default=None)
+
+
+def next_tick(
+    automation: Automation, since: datetime, late: timedelta
+) -> tuple[datetime, timedelta]:
+    """When the first tick after a moment is due, and for how long to be patient with it.
+
+    That is `late`; with a sensor some intervals, if that is longer.
+    """
+    from dagster._utils.schedules import schedule_execution_time_iterator
+
+    if isinstance(automation, dg.SensorDefinition):
+        interval = timedelta(seconds=automation.minimum_interval_seconds or 30)
+        return since + interval, max(interval * RELAXED, late)
+    times = schedule_execution_time_iterator(
+        since.timestamp(), automation.cron_schedule, automation.execution_timezone
+    )
+    return next(time for time in times if time > since).astimezone(UTC), late
+
+
+def instigators(instance: dg.DagsterInstance, known: Watched, late: timedelta) -> list[Instigator]:
+    """The schedules and sensors that are switched on, by name; `late` as in `next_tick`."""
     from pipeline_assets.resources.dagster_instance import newest_ticks
 
-    names, found = {*known.schedules, *known.sensors}, []
+    found = []
     states = [
         state
         for state in instance.all_instigator_state()
-        if state.is_running and state.name in names
+        if state.is_running and state.name in known.automation
     ]
     newest = newest_ticks(instance, [state.selector_id for state in states], TICKS)
     for state in states:
@@ -156,11 +275,17 @@ def instigators(instance: dg.DagsterInstance, known: Watched) -> list[Instigator
             (i for i, tick in enumerate(ended) if tick.status.value != "FAILURE"), len(ended)
         )
         error = ended[0].error if failures else None
+        last = _moment(ticks[0].timestamp) if ticks else None
+        late_from = None
+        if since := last_sign(state, last):
+            due, patience = next_tick(known.automation[state.name], since, late)
+            late_from = due + patience
         found.append(
             Instigator(
                 name=state.name,
                 kind=state.instigator_type.value.lower(),
-                last_tick=datetime.fromtimestamp(ticks[0].timestamp, UTC) if ticks else None,
+                last_tick=last,
+                late_from=late_from,
                 failures=failures,
                 error=_root(error).splitlines()[0] if error else None,
             )

@@ -25,6 +25,15 @@ from pipeline_assets.resources.dagster_instance import newest_ticks, remove_tick
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
+def sensor_of(name: str) -> dg.SensorDefinition:
+    """Its definition, asked for every half a minute."""
+
+    @dg.sensor(name=name)
+    def found() -> None: ...
+
+    return found
+
+
 def sensor(
     instance: dg.DagsterInstance, name: str, status: InstigatorStatus = InstigatorStatus.RUNNING
 ) -> InstigatorState:
@@ -95,11 +104,20 @@ def test_ticks_are_counted_while_they_fail_and_only_of_what_is_on_and_known(
     sensor(instance, "never_ticked")
     sensor(instance, "off", InstigatorStatus.STOPPED)
     sensor(instance, "removed")
-    known = Watched((), (), (), ("failing", "never_ticked", "off"))
+    names = ("failing", "never_ticked", "off")
+    known = Watched((), (), {name: sensor_of(name) for name in names})
+    late = timedelta(minutes=10)
 
-    assert instigators(instance, known) == [
-        Instigator("failing", "sensor", NOW, 2, "ConnectionError: no route to host"),
-        Instigator("never_ticked", "sensor", None, 0, None),
+    assert instigators(instance, known, late) == [
+        Instigator(
+            "failing",
+            "sensor",
+            NOW,
+            NOW + timedelta(seconds=30) + late,
+            2,
+            "ConnectionError: no route to host",
+        ),
+        Instigator("never_ticked", "sensor", None, None, 0, None),
     ]
 
 

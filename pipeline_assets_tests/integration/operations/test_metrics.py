@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -155,7 +155,7 @@ def test_scrapers_at_the_same_moment_cost_one_reading(monkeypatch: pytest.Monkey
     def state() -> Status:
         nonlocal read
         read += 1
-        return Status(datetime.now(UTC), "dev", automated=False)
+        return Status(datetime.now(UTC), "dev", automated=False, late=timedelta(0))
 
     monkeypatch.setattr(metrics, "FRESH", 3600.0)
     with served(state) as address:

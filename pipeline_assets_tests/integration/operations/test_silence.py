@@ -31,6 +31,7 @@ from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations import daemon, runs
 from pipeline_assets.operations.data import failed_checks, failing_checks, missed_freshness
 from pipeline_assets.operations.failed_runs import failed_runs
+from pipeline_assets.operations.metrics import _automation
 from pipeline_assets.operations.problems import WORDS, Problem, anchor, moment
 from pipeline_assets.operations.runs import View
 from pipeline_assets.operations.status import deployment_status
@@ -92,14 +93,23 @@ def only(problems: list[Problem]) -> Problem:
     return problem
 
 
+def shown(view: View) -> list[str]:
+    """The kinds of what the status says is wrong."""
+    known = watched(build_definitions(view.settings))
+    status = deployment_status(lambda: view.instance, view.settings, known, view.now)
+    return [problem.kind for problem in status.problems]
+
+
 def test_a_run_that_never_starts(view: View) -> None:
     add_run(view.instance, dg.DagsterRunStatus.NOT_STARTED, created=NOW - timedelta(minutes=9))
     assert runs.waiting_runs(view) == []
+    assert "queued" not in shown(view)
     add_run(view.instance, dg.DagsterRunStatus.STARTING, created=NOW - timedelta(minutes=11))
     problem = only(runs.waiting_runs(view))
     assert (problem.kind, problem.subject) == ("run_waiting", "load_transactions")
     assert DAY in problem.title
     assert problem.facts["Owner"] == "data-engineering"
+    assert "queued" in shown(view)
 
 
 def test_a_queue_that_grows(view: View) -> None:
@@ -129,10 +139,12 @@ def test_a_run_that_is_stuck_or_slow(view: View) -> None:
         )
     add_run(view.instance, dg.DagsterRunStatus.STARTED, started=NOW - timedelta(minutes=11))
     assert runs.slow_runs(view) == []
+    assert "stuck" not in shown(view)
     stuck = add_run(view.instance, dg.DagsterRunStatus.STARTED, started=NOW - timedelta(minutes=13))
     problem = only(runs.slow_runs(view))
     assert problem.subject == stuck.run_id
     assert "240 s are usual" in problem.text
+    assert shown(view).count("stuck") == 1
 
 
 def test_a_run_that_writes_nothing_any_more(view: View) -> None:
@@ -271,15 +283,18 @@ def state(
     *,
     status: InstigatorStatus = InstigatorStatus.RUNNING,
     cron: str | None = None,
+    since: datetime = NOW - timedelta(days=30),
 ) -> InstigatorState:
-    """A sensor's or a schedule's state, as the daemon stores it."""
-    long_ago = (NOW - timedelta(days=30)).timestamp()
+    """A sensor's or a schedule's state, as the daemon stores it: switched on at that moment."""
+    begun = since.timestamp()
     return instance.add_instigator_state(
         InstigatorState(
             RemoteInstigatorOrigin(ORIGIN, name),
             InstigatorType.SCHEDULE if cron else InstigatorType.SENSOR,
             status,
-            ScheduleInstigatorData(cron, long_ago) if cron else SensorInstigatorData(),
+            ScheduleInstigatorData(cron, begun)
+            if cron
+            else SensorInstigatorData(last_sensor_start_timestamp=begun),
         )
     )
 
@@ -332,6 +347,46 @@ def test_a_tick_that_does_not_come(view: View) -> None:
     )
     tick(view.instance, sensor, timedelta(minutes=1), TickStatus.SKIPPED)
     assert daemon.late_ticks(view, awake) == []
+
+
+def test_a_sensor_that_has_just_been_switched_on_is_not_late(view: View) -> None:
+    awake = NOW - timedelta(days=2)
+    sensor = state(view.instance, "missed_mornings", since=NOW - timedelta(minutes=3))
+    tick(view.instance, sensor, timedelta(days=1), TickStatus.SKIPPED)
+    assert daemon.late_ticks(view, awake) == []
+    later = replace(view, now=NOW + timedelta(minutes=9))
+    assert only(daemon.late_ticks(later, awake)).subject == "missed_mornings"
+
+
+@pytest.mark.parametrize(
+    ("interval", "late"), [(60, 11), (600, 60)], ids=["each minute", "each ten minutes"]
+)
+def test_alerts_status_and_metrics_have_one_idea_of_late(
+    view: View, interval: int, late: int
+) -> None:
+    @dg.sensor(name="looks", minimum_interval_seconds=interval)
+    def looks() -> None: ...
+
+    definitions = dg.Definitions(sensors=[looks])
+    tick(view.instance, state(view.instance, "looks"), timedelta(0), TickStatus.SKIPPED)
+
+    def are_late(minutes: float) -> tuple[bool, bool, bool]:
+        """What the three say so long after the tick."""
+        now = NOW + timedelta(minutes=minutes)
+        at = replace(view, now=now, repository=definitions.get_repository_def())
+        told = daemon.late_ticks(at, NOW - timedelta(days=1))
+        status = deployment_status(lambda: view.instance, view.settings, watched(definitions), now)
+        (moment,) = (
+            sample.value
+            for metric in _automation(status)
+            for sample in metric.samples
+            if sample.name == "pipeline_tick_late_timestamp_seconds"
+        )
+        shown = [problem.kind for problem in status.problems if problem.kind == "tick"]
+        return bool(told), bool(shown), now.timestamp() >= moment
+
+    assert are_late(late - 0.1) == (False, False, False)
+    assert are_late(late) == (True, True, True)
 
 
 def test_a_look_at_the_ticks_asks_once_for_all(view: View) -> None:

@@ -13,9 +13,10 @@ from pipeline_assets.operations.metrics import _tables
 from pipeline_assets.operations.page import INLINE, details, headline, summary
 from pipeline_assets.operations.problems import Kind
 from pipeline_assets.operations.status import Status, TableState, _closed
-from pipeline_assets.resources.dagster_history import Check, Instigator, Run
+from pipeline_assets.resources.dagster_history import Check, Instigator, Run, Slow
 
 NOW = datetime(2026, 11, 22, 9, tzinfo=UTC)
+LATE = timedelta(minutes=10)
 TABLE = TableState("transactions", 10, 100, 1, [], [], NOW, NOW)
 
 
@@ -25,16 +26,23 @@ def run(status: str, hours: float, *, first: str = "2026-11-21", last: str = "20
     return Run(f"run-{hours}", "load", status, (first, last), moment, moment, moment)
 
 
+def ticked(kind: str, minutes: float, failures: int = 0, error: str | None = None) -> Instigator:
+    """What last ticked so many minutes ago, and is late ten minutes after."""
+    last = NOW - timedelta(minutes=minutes)
+    return Instigator("changes", kind, last, last + LATE, failures, error)
+
+
 def fine() -> Status:
     """A deployment with nothing wrong."""
     return Status(
         NOW,
         "production",
         automated=True,
+        late=LATE,
         heartbeats={"SENSOR": NOW - timedelta(seconds=30)},
         runs={"success": 3, "failure": 0},
         ended=[run("success", 1)],
-        instigators=[Instigator("changes", "sensor", NOW, 0, None)],
+        instigators=[ticked("sensor", 0)],
         checks=[Check("fct_transactions", "in_step", "2026-11-21", True, 4)],
         tables=[TABLE],
         edition=date(2026, 11, 22),
@@ -78,9 +86,9 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "unreadable": {"unknown": {"dagster": "connection refused"}},
     "daemon": {"heartbeats": {"SENSOR": NOW - timedelta(minutes=6)}},
     "queued": {"unfinished": [replace(run("queued", 0.3), started=None, ended=None)]},
-    "stuck": {"unfinished": [run("started", 2.1)]},
+    "stuck": {"slow": [Slow(run("started", 2.1), NOW, None, NOW)]},
     "failed run": {"ended": [run("failure", 1), run("success", 2)]},
-    "tick": {"instigators": [Instigator("changes", "sensor", NOW, 2, "no such table")]},
+    "tick": {"instigators": [ticked("sensor", 0, 2, "no such table")]},
     "held": {"tables": [replace(TABLE, held=["2026-11-20"])]},
     "behind": {"tables": [replace(TABLE, behind=["2026-11-19", "2026-11-20"])]},
     "alert": {"alerts": told("day_held")},  # of a table or a day that the status doesn't look at
@@ -104,9 +112,9 @@ def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
         {"ended": [run("success", 1), run("failure", 2)]},  # made good by a later run
         {"ended": [run("success", 1), run("failure", 2, first="2026-11-01")]},  # a range's bad day
         {"ended": [run("canceled", 1), run("failure", 2)]},  # somebody looked at it
-        {"unfinished": [run("queued", 0.2), run("started", 1.9)]},
+        {"unfinished": [run("queued", 0.1), run("started", 9)]},
         {"automated": False, "heartbeats": {}},  # a laptop where nothing is to start by itself
-        {"instigators": [Instigator("daily", "schedule", NOW - timedelta(hours=23), 0, None)]},
+        {"instigators": [ticked("sensor", 9.9)]},
         {
             "checks": [Check("a", "c", "2026-11-21", True, 3)]
         },  # old partitions failed, the newest not
@@ -124,9 +132,11 @@ def test_a_failure_of_another_partition_is_not_made_good() -> None:
     assert "2026-11-20" in status.problems[0].what
 
 
-def test_a_sensor_that_is_no_longer_evaluated_is_late() -> None:
-    late = Instigator("changes", "sensor", NOW - timedelta(minutes=11), 0, None)
-    assert [each.kind for each in replace(fine(), instigators=[late]).problems] == ["tick"]
+@pytest.mark.parametrize("kind", ["sensor", "schedule"])
+def test_what_is_no_longer_evaluated_is_late(kind: str) -> None:
+    status = replace(fine(), instigators=[ticked(kind, 10)])
+    (problem,) = status.problems
+    assert problem.what == f"The {kind} changes is late; it last ticked 10 minutes ago."
 
 
 def test_a_held_partition_is_told_once() -> None:
@@ -145,7 +155,7 @@ def test_a_held_partition_is_not_counted_as_behind_too() -> None:
 
 
 def test_what_others_wrote_stays_text_on_the_page() -> None:
-    broken = Instigator("changes", "sensor", NOW, 1, "<script>|*bold*")
+    broken = ticked("sensor", 0, 1, "<script>|*bold*")
     text = details(replace(fine(), instigators=[broken]))
     assert "<script>" not in text
     assert "\\<script\\>\\|\\*bold\\*" in text
