@@ -118,6 +118,13 @@ def test_every_command_and_path_is_there(page: Path) -> None:
     assert unknown(page) == []
 
 
+def test_every_alert_rule_names_an_entry_of_the_runbook() -> None:
+    rules = (ROOT / "deploy" / "monitoring" / "alerts.rules.yaml").read_text()
+    named = set(re.findall(r"runbook: docs/runbook\.md#(\S+)", rules))
+    assert len(named) > 5
+    assert named - anchors(ROOT / "docs" / "runbook.md") == set()
+
+
 def test_a_command_or_path_that_is_not_there_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
