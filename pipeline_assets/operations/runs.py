@@ -102,7 +102,7 @@ def created(record: dg.RunRecord) -> datetime:
 def waiting_runs(view: View) -> list[Problem]:
     """Runs that should have started, each job once, and a queue that is too long."""
     waiting = view.instance.get_run_records(
-        dg.RunsFilter(statuses=dagster_history.WAITING), limit=MOST_RUNS
+        dg.RunsFilter(statuses=dagster_history.WAITING), limit=MOST_RUNS, ascending=True
     )
     problems = []
     limit = timedelta(minutes=view.settings.alert_late_minutes)
@@ -132,7 +132,9 @@ def waiting_runs(view: View) -> list[Problem]:
     queued = [r for r in waiting if r.dagster_run.status == dg.DagsterRunStatus.QUEUED]
     if len(queued) > view.settings.alert_queue_length:
         oldest = min(map(created, queued))
-        most = f" or more (the first {MOST_RUNS} were counted)" if len(waiting) == MOST_RUNS else ""
+        most = (
+            f" or more (the oldest {MOST_RUNS} were counted)" if len(waiting) == MOST_RUNS else ""
+        )
         problems.append(
             Problem(
                 "queue_long",

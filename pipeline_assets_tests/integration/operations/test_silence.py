@@ -126,6 +126,21 @@ def test_a_queue_that_grows(view: View) -> None:
     assert only(found).kind == "queue_long"
 
 
+def test_what_waits_longest_is_seen_however_many_wait(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_assets.operations.runs.MOST_RUNS", 2)
+    queued, began = dg.DagsterRunStatus.QUEUED, NOW - timedelta(hours=5)
+    add_run(view.instance, queued, job="reconcile_transactions", created=began)
+    for _ in range(2):
+        add_run(view.instance, queued)
+    few = view.settings.model_copy(update={"alert_queue_length": 1})
+    waiting, long = runs.waiting_runs(replace(view, settings=few))
+    assert (waiting.kind, waiting.subject) == ("run_waiting", "reconcile_transactions")
+    assert (long.kind, long.since) == ("queue_long", began)
+    assert "2 or more (the oldest 2 were counted)" in long.text
+
+
 def test_a_run_that_is_stuck_or_slow(view: View) -> None:
     """Its process is gone, and nothing in Dagster says so for hours."""
     for number in range(1, 4):
