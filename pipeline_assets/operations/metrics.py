@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline_assets.operations.status import Status
+from pipeline_assets.resources.dagster_history import RECENT_RUNS
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -113,7 +114,9 @@ def _runs(status: Status) -> Iterable["Metric"]:
     yield from (duration, waited)
 
     failed = _gauge(
-        "failed_runs", "Failed runs of the last week that no later one made good.", "job_name"
+        "failed_runs",
+        f"Failed runs of the last week, or of its last {RECENT_RUNS}, with no later run of their work.",
+        "job_name",
     )
     for job in sorted({run.job for run in status.ended}):
         failed.add_metric([job], sum(run.job == job for run in status.failed))

@@ -1,7 +1,7 @@
 """A problem: something that is wrong now, as a person is told of it.
 
-Belongs here: what a problem is, its words, and how causes are made alike. Where problems are found is
-in `detectors`, who has been told of which in `alerts`.
+Belongs here: what a problem is, its words, and how causes are made alike. `failed_runs`, `runs`, `data` and
+`daemon` find them, `alerts` knows who has been told of which.
 """
 
 import re
