@@ -18,10 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 
-from pipeline_assets.news import digest, feeds, intake
+from pipeline_assets.news import digest, intake
 from pipeline_assets.news.items import Run, Window
 from pipeline_assets.news.settings import Feed, NewsSettings
-from pipeline_assets.resources.http import HttpClient
+from pipeline_assets.resources.http import USER_AGENT, HttpClient
 
 FEEDS, ENTRIES = 50, 200
 SECONDS, MEGABYTES = 20, 500
@@ -89,7 +89,7 @@ def main() -> None:
         ]
         settings = NewsSettings(news_provider="rss", news_feeds=tuple(pack), news_language="en")
         at = began = time.perf_counter()
-        run = Run(WINDOW, settings, HttpClient(feeds.USER_AGENT), WINDOW.end)
+        run = Run(WINDOW, settings, HttpClient(USER_AGENT), WINDOW.end)
         taken, found = intake.take_in(run, folder / "archive")
         at = step("fetch, archive, clean", at)
     # The words are of no language, so what is detected is left aside here; it has been paid for.

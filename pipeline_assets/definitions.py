@@ -52,8 +52,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 
 def _http_client() -> "HttpClient":
     """Made by the runs that need it: importing requests costs a sixth of importing Dagster."""
-    from pipeline_assets.news.feeds import USER_AGENT
-    from pipeline_assets.resources.http import HttpClient
+    from pipeline_assets.resources.http import USER_AGENT, HttpClient
 
     return HttpClient(USER_AGENT)
 

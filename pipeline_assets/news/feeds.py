@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline_assets import __version__
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.news import newsapi, rss, sample
 from pipeline_assets.news.items import Answer, Item, Run, Source, Window
@@ -28,7 +27,6 @@ from pipeline_assets.resources.local_files import write_atomically
 
 CONCURRENCY = 16  # requests under way; the client limits those at one host
 LOOK_BACK_DAYS = 7  # an older answer is hardly the same as today's
-USER_AGENT = f"pipeline-assets/{__version__} (daily news digest; headlines with credit and link)"
 
 
 class Provider(NamedTuple):

@@ -59,8 +59,7 @@ def beat(url: SecretStr) -> None:
     Raises:
         DeliveryError: it didn't answer, or not with success.
     """
-    from pipeline_assets.news.feeds import USER_AGENT
-    from pipeline_assets.resources.http import FetchError, HttpClient, Limits
+    from pipeline_assets.resources.http import USER_AGENT, FetchError, HttpClient, Limits
 
     try:
         answer = HttpClient(USER_AGENT, Limits(total=5, attempts=2)).get(url.get_secret_value())

@@ -25,8 +25,10 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, Retry
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
+from pipeline_assets import __version__
 from pipeline_assets.failures import TRANSIENT_STATUSES, PermanentError, TransientError
 
+USER_AGENT = f"pipeline-assets/{__version__} (daily news digest; headlines with credit and link)"
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 
 
