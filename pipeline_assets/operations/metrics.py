@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline_assets.operations.status import Status
-from pipeline_assets.resources.dagster_history import RECENT_RUNS
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -115,7 +114,7 @@ def _runs(status: Status) -> Iterable["Metric"]:
 
     failed = _gauge(
         "failed_runs",
-        f"Failed runs of the last week, or of its last {RECENT_RUNS}, with no later run of their work.",
+        "Failed runs among the newest of the last week with no later run of their work.",
         "job_name",
     )
     for job in sorted({run.job for run in status.ended}):
