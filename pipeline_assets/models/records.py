@@ -290,8 +290,7 @@ def deployments(connection: psycopg.Connection, name: str) -> list[Deployment]:
 
 def scored_weeks(connection: psycopg.Connection) -> dict[str, int]:
     """Week (its Monday) -> the version that last scored it, of the weeks that were loaded."""
-    found = connection.execute("SELECT to_regclass('analytics.purchase_predictions')").fetchone()
-    if found == (None,):
+    if not exist(connection, ["analytics.purchase_predictions"]):
         return {}
     rows = connection.execute(
         """SELECT partition_key, (SELECT max(model_version) FROM analytics.purchase_predictions

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline_assets.models import records, registry
 from pipeline_assets.models.records import Deployment, Verdict
+from pipeline_assets.quality.ddl import exist
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
 
@@ -38,8 +39,7 @@ def model_status(settings: Settings) -> ModelStatus:
 def in_production(settings: Settings) -> Deployment | None:
     """The deployment that made today's champion the champion; nothing is created to find out."""
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
-        exists = warehouse.execute("SELECT to_regclass('pipeline.champion_deployments')").fetchone()
-        if exists == (None,):
+        if not exist(warehouse, ["pipeline.champion_deployments"]):
             return None
         moves = records.deployments(warehouse, registry.model_name(settings.pipeline_env))
     return _standing(moves)

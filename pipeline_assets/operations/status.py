@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from pipeline_assets.models.status import in_production
 from pipeline_assets.operations.alerts import BOOK, Book
 from pipeline_assets.operations.problems import Kind, anchor, moment
+from pipeline_assets.quality.ddl import exist
 from pipeline_assets.resources.dagster_history import (
     Check,
     Instigator,
@@ -198,9 +199,7 @@ def table_states(settings: Settings, now: datetime) -> list[TableState]:
         table.contract.name: (settings.warehouse_start_date, DAY, GRACE) for table in load_tables()
     }
     with closing(Database("warehouse", settings).connect(autocommit=True)) as warehouse:
-        (exists,) = warehouse.execute("SELECT to_regclass('pipeline.batches')").fetchone() or (
-            None,
-        )
+        exists = exist(warehouse, ["pipeline.batches"])
         rows = warehouse.execute(LEDGER).fetchall() if exists else []
     found = {row[0]: row[1:] for row in rows}
     for name, (length, grace) in OWN_TABLES.items():
