@@ -20,6 +20,7 @@ from werkzeug import Request, Response
 
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.failures import PERMANENT
+from pipeline_assets.news.assets import HOUR
 from pipeline_assets.resources.http import HttpClient, Limits
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.assets.test_news_assets import failures
@@ -289,8 +290,9 @@ def test_a_morning_without_any_network_is_made_when_it_is_back(
     """The sensor asks for it an hour after it failed."""
     monkeypatch.setattr("pipeline_assets.news.assets.RETRY", ONCE)
     today = datetime.now(UTC)
-    # Windows that ended more than a day ago: of a later one NewsAPI must have something of today.
-    press.day = today.date() - timedelta(days=5)
+    # Whole days before the last window: of one that ended less than a day ago NewsAPI must have news of
+    # the last day too.
+    press.day = (today - timedelta(hours=HOUR)).date() - timedelta(days=4)
     press.next_day()
     press.expected(tmp_path / "expected")
     assert press.publish(press.good).success
