@@ -34,8 +34,21 @@ _UNHEARD = (
 ENDS_LOST_SESSIONS = {f"tcp_{name}": str(value) for name, value in _SILENCE.items()}
 ENDS_LOST_SESSIONS["tcp_user_timeout"] = str(_UNHEARD)
 """Session settings: of a host that is cut off, the server drops sessions and locks after half a minute."""
-FINDS_LOST_SERVERS: dict[str, Any] = {**_SILENCE, "tcp_user_timeout": _UNHEARD}
+FINDS_LOST_SERVERS: dict[str, Any] = {
+    **_SILENCE,
+    "tcp_user_timeout": _UNHEARD,
+    # Seconds for each host of a URL. A lost SYN is sent again after 1 s and after 3 s. A scrape of Prometheus
+    # is given up after 10 s; a tick, which may connect to two databases of two hosts, after 60 s.
+    "connect_timeout": 5,
+}
 """The other way round: parameters by which a client gives a server up that it doesn't hear from."""
+
+
+def finding_lost_servers(url: str) -> str:
+    """The URL as a connection string with FINDS_LOST_SERVERS; what it says of these itself stays."""
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    return make_conninfo(**{**FINDS_LOST_SERVERS, **conninfo_to_dict(url)})
 
 
 @dataclass(frozen=True)
@@ -100,10 +113,9 @@ class Database:
         session = {"TimeZone": "UTC", "DateStyle": "ISO", "client_min_messages": "warning"}
         return self.open(
             lambda url: psycopg.connect(
-                url,
+                finding_lost_servers(url),
                 options=_as_options(session | ENDS_LOST_SESSIONS),
                 application_name="pipeline_assets",
-                **FINDS_LOST_SERVERS,
                 **options,
             )
         )
@@ -121,7 +133,7 @@ class Database:
             stated, ours = parameters.get("options", ""), _as_options(ENDS_LOST_SESSIONS)
             if ours not in stated:  # SQLAlchemy passes the same dict each time
                 parameters["options"] = f"{stated} {ours}".strip()
-            parameters.update(FINDS_LOST_SERVERS)
+            parameters.update({**FINDS_LOST_SERVERS, **parameters})
 
             def log_in(url: str) -> Any:
                 login = conninfo_to_dict(url)

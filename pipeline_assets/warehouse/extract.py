@@ -16,6 +16,7 @@ from pipeline_assets.failures import PermanentError
 from pipeline_assets.quality.contract import Column, Contract
 from pipeline_assets.quality.ddl import relation
 from pipeline_assets.quality.types import parts, travels_as_text
+from pipeline_assets.resources.postgres import finding_lost_servers
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,7 +80,7 @@ def source_reader(url: str) -> Iterator["Connection"]:
     """A connection that `extract` reads from, partition after partition."""
     import adbc_driver_postgresql.dbapi as adbc
 
-    with adbc.connect(url, autocommit=True) as connection:
+    with adbc.connect(finding_lost_servers(url), autocommit=True) as connection:
         with connection.cursor() as cursor:
             cursor.execute("SET TIME ZONE 'UTC'")
         yield connection

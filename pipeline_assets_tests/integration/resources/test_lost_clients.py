@@ -1,20 +1,33 @@
-"""What the server has of clients that are lost, by a power cut, a dead network or a kill, or are done."""
+"""What the server has of clients that are lost, by a power cut, a dead network or a kill, or are done.
+
+And what clients have of a server that is lost.
+"""
 
 import gc
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
+import psutil
 import psycopg
 import pytest
 import sqlalchemy
 from dagster._core.instance import InstanceRef
 
-from pipeline_assets.resources import dagster_instance, embedded_postgres
+from pipeline_assets.failures import is_transient
+from pipeline_assets.resources import dagster_instance, embedded_postgres, postgres
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.extract import source_reader
 from pipeline_assets_tests.load_steps import lenient
 from pipeline_assets_tests.reliability.kills import until
 
@@ -54,6 +67,113 @@ def test_so_do_those_of_dagster_and_celery(server: embedded_postgres.Server) -> 
             }
             assert connection.execute(sqlalchemy.text("SHOW work_mem")).scalar() == "5MB"
         assert show == EXPECTED
+
+
+@contextmanager
+def by_psycopg(url: str) -> Iterator[None]:
+    with Database("warehouse", Settings.model_validate({"warehouse_database_url": url})).connect():
+        yield
+
+
+@contextmanager
+def by_sqlalchemy(url: str) -> Iterator[None]:
+    settings = Settings.model_validate({"dagster_database_url": url})
+    engine = sqlalchemy.create_engine(
+        url.replace("postgresql", "postgresql+psycopg2", 1), poolclass=sqlalchemy.NullPool
+    )
+    Database("dagster", settings).follow(engine)
+    with engine.connect():
+        yield
+
+
+@contextmanager
+def by_adbc(url: str) -> Iterator[None]:
+    with source_reader(url):
+        yield
+
+
+CLIENTS = [by_psycopg, by_sqlalchemy, by_adbc]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_client_gives_up_a_server_that_falls_silent(
+    server: embedded_postgres.Server, client: Callable[[str], Any]
+) -> None:
+    """As the kernel has been told; of its own it would ask after two hours."""
+    url = server.url("postgres")
+
+    def connected() -> set[int]:
+        found = psutil.Process().net_connections("tcp")
+        return {each.fd for each in found if each.raddr and each.raddr[1] == urlsplit(url).port}
+
+    before = connected()
+    with client(url):
+        ours = connected() - before
+        assert ours
+        for descriptor in ours:
+            with socket.socket(fileno=os.dup(descriptor)) as end:
+                found = [
+                    end.getsockopt(level, option)
+                    for level, option in (
+                        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+                        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                    )
+                ]
+            assert found == [1, 15, 5, 3, 30_000]
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a host that drops whatever would connect: its queue is full, and nobody serves it."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(closing(socket.socket()))
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port: int = listener.getsockname()[1]
+        stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        yield port
+
+
+@pytest.mark.slow
+def test_a_client_gives_up_a_server_that_never_answers(silent: int) -> None:
+    """Before the kernel does, and so before a tick or a scrape is given up: its words are others."""
+
+    def connect(client: Callable[[str], Any]) -> Exception:
+        with (
+            pytest.raises(Exception, match="timeout expired") as caught,
+            client(f"postgresql://u:p@127.0.0.1:{silent}/x"),
+        ):
+            pass
+        return caught.value
+
+    with ThreadPoolExecutor(len(CLIENTS)) as threads:
+        errors = list(threads.map(connect, CLIENTS))
+    assert all(map(is_transient, errors))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", [by_psycopg, by_adbc])  # Dagster's storage has one server
+def test_of_two_servers_the_one_that_answers_is_found(
+    server: embedded_postgres.Server, silent: int, client: Callable[[str], Any]
+) -> None:
+    there = f"@127.0.0.1:{server.port}/"
+    url = server.url("postgres")
+    assert there in url
+    with client(url.replace(there, f"@127.0.0.1:{silent},127.0.0.1:{server.port}/")):
+        pass
+
+
+def test_what_a_url_says_itself_stays() -> None:
+    stated = postgres.finding_lost_servers("postgresql://u:p%27%20%5C@h:1,i:2/x?connect_timeout=9")
+    found = psycopg.conninfo.conninfo_to_dict(stated)
+    assert {name: str(value) for name, value in found.items()} == {
+        **{"user": "u", "password": "p' \\", "host": "h,i", "port": "1,2", "dbname": "x"},
+        **{"keepalives_idle": "15", "keepalives_interval": "5", "keepalives_count": "3"},
+        **{"tcp_user_timeout": "30000", "connect_timeout": "9"},
+    }
 
 
 STEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'steps'"
@@ -109,6 +229,7 @@ def test_an_instance_that_is_closed_holds_no_connection(
 HOLD = """
 import sys, psycopg
 from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.extract import source_reader
 from pipeline_assets_tests.load_steps import lenient
 from pipeline_assets_tests.reliability.kills import until
 with psycopg.connect(sys.argv[1], autocommit=True) as connection:
