@@ -263,9 +263,12 @@ def watch(folder: Path, server: subprocess.Popen[bytes], clients: int) -> bool:
         time.sleep(POLL)
         if (folder / STOP_REQUEST).exists() or not (folder / CLIENTS_LOCK).exists():
             return True  # asked to stop, or the folder was deleted under us
-        if log.stat().st_size > LOG_LIMIT:
-            shutil.copyfile(log, log.with_suffix(".log.1"))
-            os.truncate(log, 0)  # the server appends, so it goes on at the start
+        with contextlib.suppress(
+            OSError
+        ):  # a moved log or a full disk is no reason to end a server
+            if log.stat().st_size > LOG_LIMIT:
+                shutil.copyfile(log, log.with_suffix(".log.1"))
+                os.truncate(log, 0)  # the server appends, so it goes on at the start
         try:
             fcntl.flock(clients, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -420,6 +420,29 @@ def test_the_log_is_bounded(used_folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("how", ["moved", "no space"])
+def test_a_log_that_cannot_be_kept_ends_no_server(used_folder: Path, how: str) -> None:
+    server = embedded.connect_or_start(used_folder)
+    log, older = used_folder / supervisor.LOG, used_folder / "server.log.1"
+    if how == "no space":
+        older.symlink_to("/dev/full")
+    with log.open("ab") as file:
+        if how == "moved":
+            log.rename(used_folder / "moved.log")
+        file.truncate(supervisor.LOG_LIMIT + 1)
+    with psycopg.connect(server.url()) as connection:
+        time.sleep(5 * supervisor.POLL)  # so often it looks
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        if how == "no space":
+            assert log.stat().st_size > supervisor.LOG_LIMIT, "nothing is cut that isn't kept"
+            older.unlink()
+        else:
+            (used_folder / "moved.log").rename(log)
+        wait_until(lambda: log.stat().st_size < supervisor.LOG_LIMIT)
+        assert older.stat().st_size > supervisor.LOG_LIMIT
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
 # --- who may read it ---
 
 
