@@ -7,7 +7,8 @@ says why, and it starts cold, as Dagster's own launcher does it: its code server
 A run never executes older code than a new interpreter would. The warm process is replaced before the
 next run when
 
-- a file that loading the definitions read has changed: a module's, a contract's, the settings', `.env`;
+- a file that loading the definitions read has changed: a module's, a contract's, the settings' (but `.env`:
+  what the launching process has read of it is in the environment that it hands on, and wins);
 - the code server has another identity: it was reloaded in the UI, or restarted. Asked for at each launch;
   not of code servers that the daemon itself replaces each minute, for no reason: there the files decide.
 """

@@ -102,12 +102,15 @@ def preload(setup: dict[str, Any]) -> list[str]:
     gc.freeze()  # a collection in a run would write to, and so copy, every page of this
     loading = False
     read |= {str(vars(module).get("__file__")) for module in list(sys.modules.values())}
-    # The kernel's own are always new; bytecode is made from the sources, which are among them.
+    # The kernel's own are always new; bytecode is made from the sources, which are among them; what .env
+    # says the launcher has read, and handed on in the environment, which wins.
     ignored = ("/proc/", "/sys/", "/dev/")
     return [
         path
         for path in read
-        if not path.startswith(ignored) and not path.endswith(".pyc") and Path(path).is_file()
+        if not path.startswith(ignored)
+        and not path.endswith((".pyc", "/.env"))
+        and Path(path).is_file()
     ]
 
 

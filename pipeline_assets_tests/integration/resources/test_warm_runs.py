@@ -44,7 +44,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipeline_assets.settings import load_settings
+
 VERSION = 1
+load_settings()
 FOLDER = Path(os.environ["WARM_RUNS_FOLDER"])
 real_fork = os.fork
 
@@ -412,6 +415,22 @@ def test_no_run_executes_older_code_than_the_files_or_the_code_server_have(
     deployment.open("reloaded")
     assert deployment.ended(waiting) == "SUCCESS"
     until(lambda: not psutil.pid_exists(old.pid))  # it had nothing more to wait for
+
+
+@pytest.mark.slow
+def test_no_run_says_that_a_changed_dotenv_counts(deployment: Deployment) -> None:
+    """The daemon has handed on what it read of it, which wins over the file."""
+    dotenv = deployment.home / ".env"
+    dotenv.write_text("ALERT_LATE_MINUTES=11")
+    deployment.code.touch()
+    try:
+        deployment.started_warm()
+        dotenv.write_text("ALERT_LATE_MINUTES=12")
+        run_id = deployment.submit()
+        assert deployment.ended(run_id) == "SUCCESS"
+        assert "has changed" not in deployment.log(run_id)
+    finally:
+        dotenv.unlink()
 
 
 @pytest.mark.slow
