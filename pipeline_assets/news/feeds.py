@@ -132,17 +132,21 @@ def _fetch_all(
     with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="news") as pool:
         futures = {pool.submit(fetch, source): source for source in sources}
         for future in as_completed(futures):
-            if future.cancelled():
-                continue
-            try:
-                fetched[futures[future]] = future.result()
-            except FetchError as error:
-                failed[futures[future].name] = error
-            except PermanentError as error:
-                refusal = error
-                pool.shutdown(wait=False, cancel_futures=True)
-    in_order = {source: fetched[source] for source in sources if source in fetched}
-    return in_order, dict(sorted(failed.items())), refusal
+            error = future.exception()
+            if isinstance(error, PermanentError) and not isinstance(error, FetchError):
+                # And no look at the others: what is cancelled is never told as completed.
+                pool.shutdown(cancel_futures=True)
+                break
+    for future, source in futures.items():
+        if future.cancelled():
+            continue
+        try:
+            fetched[source] = future.result()
+        except FetchError as error:
+            failed[source.name] = error
+        except PermanentError as error:
+            refusal = error
+    return fetched, dict(sorted(failed.items())), refusal
 
 
 def _without_history(items: Sequence[Item], window: Window) -> str:

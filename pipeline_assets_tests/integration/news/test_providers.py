@@ -639,6 +639,15 @@ class TestNewsApi:
         assert len(newsapi.requests) == 1, "asking again is pointless, and costs quota"
         assert KEY not in str(raised.value)
 
+    def test_a_refusal_ends_the_edition_with_sources_still_waiting(
+        self, newsapi: NewsApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It was waited for those without end: what is cancelled is never told as completed."""
+        monkeypatch.setattr(news_feeds, "CONCURRENCY", 1)
+        newsapi.faults["general"] = [error(401, "apiKeyInvalid")] * 9
+        with pytest.raises(PermanentError, match="apiKeyInvalid"):
+            self.collect(newsapi, tmp_path)
+
     def test_what_came_before_the_quota_ran_out_is_kept(
         self, newsapi: NewsApi, tmp_path: Path
     ) -> None:
