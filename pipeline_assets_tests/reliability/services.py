@@ -6,9 +6,11 @@ their runs go from queued to done one of the processes dies, or the database of 
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -75,13 +77,18 @@ class ServicesSite(Site):
         return [key for key, comparison in found.items() if not comparison.in_step]
 
     def kill(self, victim: Service, stage: str) -> None:
-        """Kill it as soon as one of the runs has come to a stage; judge once all have ended."""
-        self.change()
-        runs = self.launch(self.out_of_step())
-        until(lambda: self.has_reached(stage, runs), f"at {stage}")
-        self.strike(victim, runs)
+        """Kill it as soon as one of the runs has come to a stage; judge once all have ended.
+
+        Where nothing was left to be killed by then, other runs are asked for.
+        """
+        struck = False
+        while not struck:
+            self.change()
+            runs = self.launch(self.out_of_step())
+            until(partial(self.has_reached, stage, runs), f"at {stage}")
+            struck = self.strike(victim, runs)
+            self.finish(runs, f"{victim} killed when {stage}")
         self.kills += 1
-        self.finish(runs, f"{victim} killed when {stage}")
 
     def abandon(self) -> list[str]:
         """Kill the daemon when it has taken a run from the queue and hasn't started it; judge as `kill` does.
@@ -113,8 +120,8 @@ class ServicesSite(Site):
         until(lambda: not self.unfinished(), f"free of runs: {what}", PATIENCE)
         self.recover(what)
 
-    def strike(self, victim: Service, runs: list[str]) -> None:
-        """`kill -9`, and what the process' keeper does then."""
+    def strike(self, victim: Service, runs: list[str]) -> bool:
+        """`kill -9`, and what the process' keeper does then; whether there was one to be killed."""
         assert self.place
         if victim == "postmaster":
             server = embedded_postgres.status(self.server.folder)
@@ -126,16 +133,30 @@ class ServicesSite(Site):
             with self.place.killed(victim):
                 pass
         else:
+            until(lambda: self.pids(victim, runs) or self.are_over(runs), f"alive: {victim}")
+            struck = False
             for pid in self.pids(victim, runs):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    struck = True
+            return struck
+        return True
 
     def pids(self, victim: Service, runs: list[str]) -> list[int]:
         """The warm process, or the processes of the runs, as far as they have one."""
         assert self.place
         if victim == "warm process":
             return [each.pid for each in self.place.processes().get("launcher", [])]
-        files = [self.settings.pipeline_data_dir / "run_processes" / run for run in runs]
-        return [pid for file in files if file.exists() and (pid := process_of(file))]
+        found = []
+        for run in runs:
+            with suppress(FileNotFoundError):  # it hasn't begun, or is over
+                found.append(process_of(self.settings.pipeline_data_dir / "run_processes" / run))
+        return [pid for pid in found if pid]
+
+    def are_over(self, runs: list[str]) -> bool:
+        """Whether all have ended, however."""
+        found = [self.instance.get_run_by_id(run) for run in runs]
+        return all(run and run.is_finished for run in found)
 
     def has_reached(self, stage: str, run_ids: list[str]) -> bool:
         """Whether one of the runs is so far, or farther."""
@@ -155,6 +176,17 @@ class ServicesSite(Site):
         """Whether a run has, or a retry of it."""
         _, group = self.instance.get_run_group(run_id) or (run_id, [])
         return any(run.status == dg.DagsterRunStatus.SUCCESS for run in group)
+
+    def executed_twice(self) -> list[str]:
+        """Runs that began more than once; and those that, with their retries, didn't succeed just once."""
+        found, successes = [], Counter[str]()
+        for run in self.instance.get_runs():
+            begun = len(self.instance.all_logs(run.run_id, dg.DagsterEventType.RUN_START))
+            succeeded = run.status == dg.DagsterRunStatus.SUCCESS
+            successes[run.root_run_id or run.run_id] += succeeded
+            if begun > 1 or (succeeded and begun == 0):
+                found.append(f"{run.run_id} ({run.status.value}) began {begun} times")
+        return found + [f"{n} of {root} succeeded" for root, n in successes.items() if n != 1]
 
     def unfinished(self) -> list[str]:
         """Runs that haven't ended, and files that say that one lives."""

@@ -80,13 +80,7 @@ class Site:
                 until(lambda: is_lost(witness), f"hit: {moment}, {victim}")
                 # Whoever keeps the server starts it again: a job's steps wait for that, and go on.
                 embedded_postgres.connect_or_start(self.server.folder)
-        code = ended(run)
-        if victim == "process":
-            assert code == -signal.SIGKILL, f"{moment}: the run ended with {code}"
-        else:
-            # All it had left to do may have been done already, by a backend that outlived its postmaster.
-            assert code in (TRANSIENT, 0), f"{moment}, {victim}: the run ended with {code}"
-        self.killed(f"{moment} ({victim})")
+        self.killed(f"{moment} ({victim})", victim, ended(run))
 
     def kill_at_random(self, victim: Victim, longest: float) -> None:
         """At a moment of the run's duration; one that was over by then is no kill."""
@@ -105,9 +99,12 @@ class Site:
         if not in_time or (victim == "process" and code == 0):
             self.recover(f"over before {victim} was killed")
             return
-        self.killed(f"random ({victim})")
+        self.killed(f"random ({victim})", victim, code)
 
-    def killed(self, what: str) -> None:
+    def killed(self, what: str, victim: Victim, code: int) -> None:
+        # All it had left to do may have been done already, by a backend that outlived its postmaster.
+        expected = (-signal.SIGKILL,) if victim == "process" else (TRANSIENT, 0)
+        assert code in expected, f"{what}: the run ended with {code}"
         self.kills += 1
         self.recover(what)
 
