@@ -13,8 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pipeline_assets_tests import waiting
 
 SERVICES = "10.80.0.1"
 """The address of the first host."""
@@ -22,6 +25,7 @@ SWITCH = "pa-switch"
 IP = shutil.which("ip") or "ip"
 LONGEST = 1200.0
 """Seconds until a wait gives up."""
+until = partial(waiting.until, longest=LONGEST)
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -34,16 +38,6 @@ def missing() -> str:
     probe = subprocess.run([IP, "netns", "add", "pipeline-probe"], capture_output=True, check=False)
     subprocess.run([IP, "netns", "delete", "pipeline-probe"], capture_output=True, check=False)
     return "" if probe.returncode == 0 else "this machine lets nobody make network namespaces"
-
-
-def until(happened: Callable[[], Any], what: str, longest: float = LONGEST) -> Any:
-    """What the function gives, once it gives something."""
-    deadline = time.monotonic() + longest
-    while time.monotonic() < deadline:
-        if found := happened():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: not in {longest:g} s")
 
 
 @dataclass

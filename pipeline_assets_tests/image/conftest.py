@@ -7,8 +7,6 @@ already, and only runs that one.
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,10 +82,3 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
         *("--file", "deploy/Dockerfile", "--tag", "pipeline-assets", "."),
     )
     return "pipeline-assets"
-
-
-def until(happened: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)

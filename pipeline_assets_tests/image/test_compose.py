@@ -19,7 +19,8 @@ import yaml
 
 from pipeline_assets.ci.smoke import _launch, _outcome, _selector
 from pipeline_assets_tests.conftest import FIRST_DAY, SOURCE_SCHEMA
-from pipeline_assets_tests.image.conftest import BASE, ROOT, ask_podman, podman, until
+from pipeline_assets_tests.image.conftest import BASE, ROOT, ask_podman, podman
+from pipeline_assets_tests.waiting import until
 
 COMPOSE = ROOT / "deploy" / "compose"
 FILE: dict[str, Any] = yaml.safe_load((COMPOSE / "compose.yaml").read_text())
@@ -151,7 +152,7 @@ class Deployment:
             assert about["State"]["Running"], f"{service}: {logs.stdout}{logs.stderr}"
             return ask_podman("exec", name, *command).returncode == 0
 
-        until(is_healthy, f"{service} never got healthy")
+        until(is_healthy, f"{service} healthy")
 
     def address(self, service: str) -> str:
         (about,) = json.loads(podman("inspect", f"{self.network}-{service}-1"))

@@ -7,7 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline_assets_tests.image.conftest import podman, until
+from pipeline_assets_tests.image.conftest import podman
+from pipeline_assets_tests.waiting import until
 
 GRACE = 30
 """Seconds that a container has to end in, once it is asked to."""
@@ -65,7 +66,7 @@ def test_it_gets_healthy_and_ends_when_asked(image: str, volume: str) -> None:
     name = f"pipeline-assets-{uuid4().hex[:8]}"
     podman("run", "--detach", "--name", name, *hardened(volume), image)
     try:
-        until(lambda: _is_well(name), "it never got healthy")
+        until(lambda: _is_well(name), "healthy")
         begun = time.monotonic()
         podman("stop", "--time", str(GRACE), name)
         took = time.monotonic() - begun

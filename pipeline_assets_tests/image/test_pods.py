@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from pipeline_assets_tests.conftest import FIRST_DAY, SOURCE_SCHEMA
-from pipeline_assets_tests.image.conftest import ask_podman, podman, until
+from pipeline_assets_tests.image.conftest import ask_podman, podman
 from pipeline_assets_tests.unit.deploy.test_chart import of_kind, render, values
+from pipeline_assets_tests.waiting import until
 
 DAY = f"{FIRST_DAY:%Y-%m-%d}"
 PASSWORD = uuid4().hex
@@ -70,7 +71,7 @@ def postgres(image: str, network: str) -> str:
             return False
         return True
 
-    until(is_up, "PostgreSQL never answered")
+    until(is_up, "PostgreSQL answers")
     with psycopg.connect(f"{login}/postgres", autocommit=True) as connection:
         for database in DATABASES:
             connection.execute(f"CREATE DATABASE {database}")
@@ -149,9 +150,9 @@ def test_the_rendered_manifests_come_up_in_order_and_load_a_day(
         with_secrets(deployment["spec"]["template"], secrets)
         play(name.removeprefix("pipeline-assets-"), *config, deployment)
     check = ("dagster", "api", "grpc-health-check", "--port", "4000")
-    until(lambda: _succeeds("code", *check), "the code server never got healthy")
-    until(lambda: _succeeds("daemon", "dagster-daemon", "liveness-check"), "the daemon, likewise")
-    until(lambda: _succeeds("webserver", "python", "-c", ASK), "the webserver, likewise")
+    until(lambda: _succeeds("code", *check), "the code server healthy")
+    until(lambda: _succeeds("daemon", "dagster-daemon", "liveness-check"), "the daemon alive")
+    until(lambda: _succeeds("webserver", "python", "-c", ASK), "the webserver answers")
     # The webserver has the definitions from the code server, over the network.
     (repository,) = json.loads(inside("webserver", "python", "-c", ASK))["data"][
         "repositoriesOrError"

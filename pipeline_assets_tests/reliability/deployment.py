@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +21,10 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._grpc.client import DagsterGrpcClient
 
+from pipeline_assets_tests.waiting import until
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-LONGEST = 300.0
-"""Seconds until a wait gives up; what is waited for takes some 5 to 60 on an idle machine."""
 LAUNCH = """
 mutation ($job: String!, $day: String!) {
   launchRun(executionParams: {
@@ -41,16 +40,6 @@ mutation ($assets: [AssetKeyInput!], $days: [String!]) {
   }
 }
 """
-
-
-def until(happened: Callable[[], Any], longest: float = LONGEST) -> Any:
-    """What the function gives, once it gives something."""
-    deadline = time.monotonic() + longest
-    while time.monotonic() < deadline:
-        if found := happened():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"nothing happened in {longest:g} s")
 
 
 class Deployment:
@@ -70,7 +59,7 @@ class Deployment:
 
     def start(self, name: str, command: list[str | Path]) -> None:
         """Start one of its processes; it is ended with the deployment."""
-        self.started[name] = self.stack.enter_context(_running(name, command, self.home))
+        self.started[name] = self.stack.enter_context(running(name, command, self.home))
 
     @contextmanager
     def killed(self, name: str) -> Iterator[None]:
@@ -81,7 +70,7 @@ class Deployment:
         process.wait()
         yield
         self.start(name, command)
-        until(lambda: _answers(self.home / "s"))
+        until(lambda: answers(self.home / "s"))
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """What the UI's API answers."""
@@ -177,7 +166,7 @@ def deployment(
         server += ["--working-directory", ROOT, "--socket", home / "s"]
         found = Deployment(home, instance, stack)
         found.start("code server", server)
-        until(lambda: _answers(home / "s"))
+        until(lambda: answers(home / "s"))
         for number in range(daemons):
             name = f"daemon {number + 1}" if daemons > 1 else "daemon"
             found.start(name, [BIN / "dagster-daemon", "run"])
@@ -187,7 +176,7 @@ def deployment(
 
 
 @contextmanager
-def _running(name: str, command: list[str | Path], home: Path) -> Iterator[psutil.Popen]:
+def running(name: str, command: list[str | Path], home: Path) -> Iterator[psutil.Popen]:
     with (home / f"{name}.log").open("ab") as log:
         process = psutil.Popen(command, cwd=home, stdout=log, stderr=log)
         try:
@@ -202,7 +191,7 @@ def _running(name: str, command: list[str | Path], home: Path) -> Iterator[psuti
                 raise
 
 
-def _answers(socket: Path) -> bool:
+def answers(socket: Path) -> bool:
     try:
         DagsterGrpcClient(socket=str(socket)).ping("")
     except dg.DagsterError:

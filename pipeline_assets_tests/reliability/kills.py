@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from functools import cache
 from typing import Any, Literal
 
 import psycopg
-import sqlalchemy.exc
 from psycopg import sql
+
+from pipeline_assets_tests.waiting import LONGEST
 
 Victim = Literal["process", "backend", "postmaster"]
 TRANSIENT = 75
 """Exit code of a run that failed in a way that is tried again (EX_TEMPFAIL of sysexits.h)."""
-LONGEST = 300.0
-"""Seconds until a wait gives up; what is waited for takes some 1 to 20 on an idle machine."""
 MARK = f"RELIABILITY_SUITE={os.getpid()}"
 """In the environment of all that is forked here, and of what that starts; nowhere else."""
 
@@ -193,16 +191,3 @@ def _child(run: Callable[..., None], arguments: tuple[Any, ...], trap: Trap | No
     except Exception as error:
         traceback.print_exc()  # pytest shows it if that wasn't expected
         sys.exit(TRANSIENT if is_transient(error) else 1)
-
-
-def until(happened: Callable[[], Any], wanted: str, longest: float = LONGEST) -> Any:
-    """What the function gives, once it gives something; a server that is away gives nothing."""
-    deadline = time.monotonic() + longest
-    while time.monotonic() < deadline:
-        try:
-            if found := happened():
-                return found
-        except (psycopg.OperationalError, sqlalchemy.exc.OperationalError):
-            pass
-        time.sleep(0.02)
-    raise AssertionError(f"in {longest:g} s not {wanted}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 
 from pipeline_assets.resources import embedded_postgres
-from pipeline_assets_tests.reliability.kills import until
+from pipeline_assets_tests.waiting import until
 
 SETTINGS = {
     "listen_addresses": "127.0.0.1",

@@ -23,8 +23,9 @@ from pipeline_assets.resources.warm_process import process_of
 from pipeline_assets.warehouse.reconcile import compare
 from pipeline_assets_tests.load_steps import KEYS, WINDOWS, Pipeline
 from pipeline_assets_tests.reliability.deployment import Deployment, deployment
-from pipeline_assets_tests.reliability.kills import MARK, until
+from pipeline_assets_tests.reliability.kills import MARK
 from pipeline_assets_tests.reliability.site import Site
+from pipeline_assets_tests.waiting import until
 
 Service = Literal["daemon", "code server", "warm process", "run", "postmaster"]
 PATIENCE = 900.0

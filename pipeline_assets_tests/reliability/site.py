@@ -27,9 +27,9 @@ from pipeline_assets_tests.reliability.kills import (
     ended,
     postmaster,
     start,
-    until,
 )
 from pipeline_assets_tests.reliability.workload import change
+from pipeline_assets_tests.waiting import until
 
 
 def load_all(settings: Settings, keys: Sequence[str] = KEYS) -> None:

@@ -12,11 +12,11 @@ from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 from pipeline_assets_tests.integration.operations.test_catch_up import JOB, SENSOR, Daemon
 from pipeline_assets_tests.load_steps import DAYS
 from pipeline_assets_tests.reliability import oracle
-from pipeline_assets_tests.reliability.deployment import until
 from pipeline_assets_tests.reliability.shop_time import ShopTime, standing
 from pipeline_assets_tests.reliability.site import Site
 from pipeline_assets_tests.reliability.test_faults import rounds
 from pipeline_assets_tests.reliability.test_together import deployed, wrong
+from pipeline_assets_tests.waiting import until
 
 BERLIN = "Europe/Berlin"
 EACH = timedelta(minutes=30)

@@ -25,8 +25,9 @@ from pipeline_assets.resources.postgres import Database, embedded_folder
 from pipeline_assets.settings import Settings
 from pipeline_assets.settings.model import DATABASE_URLS
 from pipeline_assets_tests.reliability import oracle
-from pipeline_assets_tests.reliability.deployment import Deployment, deployment, until
+from pipeline_assets_tests.reliability.deployment import Deployment, deployment
 from pipeline_assets_tests.reliability.shop_time import ShopTime
+from pipeline_assets_tests.waiting import until
 
 SPEED = 1440
 """A day a minute."""

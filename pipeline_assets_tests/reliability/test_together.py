@@ -22,10 +22,11 @@ from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 from pipeline_assets_tests.integration.operations.watch import QUIET
 from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline
 from pipeline_assets_tests.reliability import oracle
-from pipeline_assets_tests.reliability.deployment import Deployment, deployment, until
+from pipeline_assets_tests.reliability.deployment import Deployment, deployment
 from pipeline_assets_tests.reliability.shop_time import ShopTime, standing
 from pipeline_assets_tests.reliability.site import Site
 from pipeline_assets_tests.reliability.test_faults import rounds
+from pipeline_assets_tests.waiting import until
 
 JOB, SENSOR = "load_transactions", "source_changes_sensor_transactions"
 ASSETS = [

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline_assets.ci.smoke import _launch, _selector
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
+from pipeline_assets_tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -72,16 +73,6 @@ def copies(folder: Path) -> dict[str, Path]:
     contract = folder / NEW / "pipeline_assets" / "contracts" / "transactions.odcs.yaml"
     contract.write_text(contract.read_text().replace("version: 1.0.0", "version: 1.1.0"))
     return {version: folder / version for version in (OLD, NEW)}
-
-
-def until(happened: Callable[[], Any], what: str) -> Any:
-    """What the function gives, once it gives something."""
-    deadline = time.monotonic() + LONGEST
-    while time.monotonic() < deadline:
-        if found := happened():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: not in {LONGEST:g} s")
 
 
 def free_port() -> int:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import psycopg
@@ -22,21 +21,11 @@ import pytest
 from pipeline_assets.settings import Settings
 from pipeline_assets_tests.conftest import Shop
 from pipeline_assets_tests.integration.operations.watch import Mailbox, load, mail_server
+from pipeline_assets_tests.waiting import until
 
 DAY = "2026-01-07"
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-LONGEST = 240.0
-"""Seconds until a wait gives up; what is waited for takes some 5 to 30 on an idle machine."""
-
-
-def until(happened: Callable[[], Any]) -> Any:
-    """What the function gives, once it gives something."""
-    for _ in range(int(LONGEST / 0.2)):
-        if found := happened():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"nothing happened in {LONGEST:g} s")
 
 
 @pytest.fixture

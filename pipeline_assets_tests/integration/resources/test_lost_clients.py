@@ -29,7 +29,7 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.extract import source_reader
 from pipeline_assets_tests.load_steps import lenient
-from pipeline_assets_tests.reliability.kills import until
+from pipeline_assets_tests.waiting import until
 
 EXPECTED = {
     "tcp_keepalives_idle": "15",
@@ -231,7 +231,6 @@ import sys, psycopg
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.extract import source_reader
 from pipeline_assets_tests.load_steps import lenient
-from pipeline_assets_tests.reliability.kills import until
 with psycopg.connect(sys.argv[1], autocommit=True) as connection:
     with ledger.partition_lock(connection, lenient().contract, "2026-01-07"):
         connection.execute("SELECT pg_sleep(3600)")

@@ -10,12 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import psutil
@@ -30,11 +28,9 @@ from psycopg import sql
 
 from pipeline_assets.resources import embedded_postgres, warm_launcher
 from pipeline_assets.resources.warm_process import changed_since, process_of
+from pipeline_assets_tests.reliability.deployment import BIN, ROOT, answers, running
+from pipeline_assets_tests.waiting import until
 
-ROOT = Path(__file__).parents[3]
-BIN = Path(sys.executable).parent
-LONGEST = 240.0
-"""Seconds until a wait gives up; what is waited for takes a few on an idle machine."""
 CODE = """
 import errno
 import os
@@ -92,16 +88,6 @@ def both():
 
 defs = dg.Definitions(jobs=[both])
 """
-
-
-def until(happened: Callable[[], Any]) -> Any:
-    """What the function gives, once it gives something."""
-    deadline = time.monotonic() + LONGEST
-    while time.monotonic() < deadline:
-        if found := happened():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"nothing happened in {LONGEST:g} s")
 
 
 class Deployment:
@@ -190,17 +176,6 @@ class Deployment:
         raise AssertionError("no warm process was started")
 
 
-@contextmanager
-def running(command: list[str], home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with (home / f"{Path(command[0]).name}.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=120)
-
-
 @pytest.fixture(scope="module")
 def deployment(
     server: embedded_postgres.Server, tmp_path_factory: pytest.TempPathFactory
@@ -219,13 +194,19 @@ def deployment(
         patch.setenv("WARM_RUNS_FOLDER", str(home))
         url = embedded_postgres.ensure_database(server, "warm_runs")
         patch.setenv("DAGSTER_DATABASE_URL", url)
-        code_server = [str(BIN / "dagster"), "code-server", "start", "-f", "location.py"]
+        code_server: list[str | Path] = [
+            BIN / "dagster",
+            "code-server",
+            "start",
+            "-f",
+            "location.py",
+        ]
         with (
             dg.DagsterInstance.get() as instance,
-            running([*code_server, "--socket", str(home / "s")], home),
+            running("code server", [*code_server, "--socket", home / "s"], home),
         ):
             until(lambda: answers(home / "s"))
-            with running([str(BIN / "dagster-daemon"), "run"], home):
+            with running("daemon", [BIN / "dagster-daemon", "run"], home):
                 found = Deployment(home, data, instance)
                 with found.workspace:
                     yield found
@@ -234,14 +215,6 @@ def deployment(
         connection.execute(
             sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier("warm_runs"))
         )
-
-
-def answers(socket: Path) -> bool:
-    try:
-        DagsterGrpcClient(socket=str(socket)).ping("")
-    except dg.DagsterError:
-        return False
-    return True
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from pipeline_assets.resources import celery, embedded_postgres
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings, SettingsError, load_settings, reload_settings, vault
 from pipeline_assets_tests.integration.settings.vault_server import VaultServer, vault_server
+from pipeline_assets_tests.waiting import until
 
 PRODUCTION = {
     "SOURCE_DATABASE_URL": "postgresql://u:secret-of-source@db/source",
@@ -182,14 +183,6 @@ def test_a_token_that_cannot_be_renewed_is_replaced(server: VaultServer, use: Us
     login_of(access).renew_at = time.monotonic()
     assert secret(reload_settings(), "newsapi_key") == "one"
     assert token_of(access) != before
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def token_of(access: dict[str, str]) -> str:
