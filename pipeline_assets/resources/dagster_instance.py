@@ -122,12 +122,20 @@ class PipelineStorage(DagsterPostgresStorage):
         storage = database.open(lambda url: cls(_for_psycopg2(url) + options, create, inst_data))
         # Dagster keeps a connection open in its webserver only; elsewhere each statement connects anew.
         # A ranged run of 319 days and three assets made 5,000 connections: 113 s, and 25 s without.
-        for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+        parts: tuple[Any, ...] = (
+            storage.run_storage,
+            storage.event_log_storage,
+            storage.schedule_storage,
+        )
+        for part in parts:
             part.optimize_for_webserver(
                 statement_timeout=60_000, pool_recycle=3600, max_overflow=20
             )
+            # A kept connection is looked at before it is used: a run whose server restarted did all of its
+            # work, asked one from before the restart at its end, and was marked as failed.
+            part._engine.pool._pre_ping = True
             # The webserver asks once more, for connections that wouldn't follow a changed password.
-            part.optimize_for_webserver = _nothing_more  # type: ignore[method-assign]  # of this one only
+            part.optimize_for_webserver = _nothing_more
             if not database.is_embedded:
                 _follow_logins(part, database)
             _remember(part)

@@ -149,7 +149,7 @@ def test_any_history_ends_in_step_with_the_source(
 
 
 @examples(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(history=st.lists(moves, min_size=6, max_size=14))
 def test_a_gate_that_holds_days_loses_no_order_that_the_source_has(

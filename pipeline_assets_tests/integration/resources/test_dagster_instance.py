@@ -1,0 +1,43 @@
+"""Dagster's storage on a real PostgreSQL, whose server restarts under what uses it."""
+
+import dagster as dg
+import sqlalchemy as sa
+
+from pipeline_assets_tests.integration.operations.conftest import instance
+
+__all__ = ["instance"]  # a fixture
+
+
+def end_sessions(instance: dg.DagsterInstance) -> int:
+    """End all connections to Dagster's database, as a restart does; how many there were."""
+    url = instance.run_storage.postgres_url  # type: ignore[attr-defined]  # PostgreSQL's has it
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        others = " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        return len(connection.execute(sa.text(query + others)).fetchall())
+
+
+def test_a_run_whose_server_restarts_ends_as_it_went(instance: dg.DagsterInstance) -> None:
+    """All of its work was done, and the connection that was asked last said that it had failed."""
+    ended = []
+
+    @dg.asset
+    def restarted() -> None:
+        ended.append(end_sessions(instance))
+
+    @dg.asset(deps=[restarted])
+    def after() -> None:
+        ended.append(end_sessions(instance))
+
+    result = dg.materialize([restarted, after], instance=instance)
+
+    assert min(ended) > 0
+    assert result.success
+    run = instance.get_run_by_id(result.run_id)
+    assert run
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    end_sessions(instance)
+    assert instance.get_runs_count() == 1
+    assert instance.get_latest_materialization_event(dg.AssetKey("after"))
+    assert instance.all_instigator_state() == []
