@@ -28,6 +28,8 @@ from dagster import (
     Field,
 )
 from dagster._config.config_schema import UserConfigSchema
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.execution.plan.objects import ErrorSource
 from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import (
     IO_TYPE_EXTENSION,
@@ -35,7 +37,7 @@ from dagster._core.storage.local_compute_log_manager import (
 )
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._serdes import ConfigurableClassData, deserialize_value
-from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres import DagsterPostgresStorage, PostgresRunStorage
 
 from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.resources.compute_logs import captured
@@ -91,11 +93,39 @@ def close_connections() -> None:
         _close(engine)
 
 
+class PipelineRunStorage(PostgresRunStorage):
+    """Dagster's own, which tells the runs that an asset failed from those that Dagster failed itself."""
+
+    def handle_run_event(
+        self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None
+    ) -> None:
+        """Keep what an event says of its run.
+
+        A step's own retries are for its function's errors. If the database goes away while Dagster reads
+        or writes around it, the step fails at once, and counts as a failed step, which no run is repeated
+        for (`run_retries` in dagster.yaml). As the run's exception it is repeated, from that step.
+        """
+        data = event.event_specific_data
+        if isinstance(data, JobFailureData) and _is_dagsters_own(data.first_step_failure_event):
+            data = JobFailureData(
+                data.error, RunFailureReason.RUN_EXCEPTION, data.first_step_failure_event
+            )
+            event = event._replace(event_specific_data=data)
+        super().handle_run_event(run_id, event, update_timestamp)
+
+
+def _is_dagsters_own(step_failure: DagsterEvent | None) -> bool:
+    return bool(
+        step_failure and step_failure.step_failure_data.error_source is ErrorSource.UNEXPECTED_ERROR
+    )
+
+
 class PipelineStorage(DagsterPostgresStorage):
     """Runs, events and schedules in the database at DAGSTER_DATABASE_URL, else the embedded one."""
 
     def __init__(self, url: str, create: bool, inst_data: ConfigurableClassData | None) -> None:
         super().__init__(url, create, inst_data)
+        self._run_storage = PipelineRunStorage(url, should_autocreate_tables=False)
         self._event_log_storage = BatchingEventLog(url, should_autocreate_tables=False)
 
     @classmethod

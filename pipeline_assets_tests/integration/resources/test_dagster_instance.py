@@ -1,5 +1,7 @@
 """Dagster's storage on a real PostgreSQL, whose server restarts under what uses it."""
 
+from typing import Any
+
 import dagster as dg
 import sqlalchemy as sa
 
@@ -41,3 +43,37 @@ def test_a_run_whose_server_restarts_ends_as_it_went(instance: dg.DagsterInstanc
     assert instance.get_runs_count() == 1
     assert instance.get_latest_materialization_event(dg.AssetKey("after"))
     assert instance.all_instigator_state() == []
+
+
+def test_a_run_whose_server_goes_away_under_dagsters_own_statement_is_run_again(
+    instance: dg.DagsterInstance,
+) -> None:
+    """A step's retries are of its function's errors: Dagster's own failed the run, which stayed failed."""
+    engine = instance.event_log_storage._engine  # type: ignore[attr-defined]  # SQL storages have it
+    lost: list[int] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def lose(connection: sa.Connection, _: Any, statement: str, *__: Any) -> None:
+        if not lost and statement.startswith("INSERT") and executed:
+            lost.append(end_sessions(instance))
+
+    executed: list[int] = []
+
+    @dg.asset
+    def made() -> None:
+        executed.append(1)
+
+    @dg.asset
+    def broken() -> None:
+        raise dg.Failure("no more of this")
+
+    interrupted = dg.materialize([made], instance=instance, raise_on_error=False)
+    failed = dg.materialize([broken], instance=instance, raise_on_error=False)
+
+    assert lost
+    for result, again in ((interrupted, "true"), (failed, "false")):
+        run = instance.get_run_by_id(result.run_id)
+        assert run
+        assert run.status == dg.DagsterRunStatus.FAILURE
+        assert run.tags["dagster/will_retry"] == again
+    assert [event.step_key for event in interrupted.get_step_failure_events()] == ["made"]
