@@ -1,8 +1,9 @@
 """How assets of every domain run: what is tried again, and what isn't.
 
 A failure can be tried again at three layers, and each knows its kind: a request (`resources.http`), a
-step (`RETRY`) and a run. Dagster repeats a run only if its worker died, from the step it died in
-(`run_retries` in dagster.yaml): a step that failed has been tried often enough, or can't be mended.
+step (`RETRY`) and a run. Dagster repeats a run only if its worker died, or its own database went away
+under it, from the step it was at (`run_retries` in dagster.yaml, `resources.dagster_instance`): a step
+that failed has been tried often enough, or can't be mended.
 """
 
 from collections.abc import Iterator, Sequence

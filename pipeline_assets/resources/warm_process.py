@@ -243,7 +243,11 @@ class Server:
 
 
 def execute_run(run_id: str, instance_ref: str, file: Path, lock: int) -> None:
-    """What `dagster api execute_run` does: its events, signals and threads."""
+    """What `dagster api execute_run` does: its events, signals and threads.
+
+    That ends without an error even if it couldn't tell how the run has ended, with Dagster's database away
+    for longer than it tries. The run's file stays then, and the end of this process is reported as a death.
+    """
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     with capture_interrupts():
         signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
@@ -251,7 +255,9 @@ def execute_run(run_id: str, instance_ref: str, file: Path, lock: int) -> None:
             _execute_run_command_body(
                 run_id, instance, lambda _: None, set_exit_code_on_failure=False
             )
-    file.unlink()
+            run = instance.get_run_by_id(run_id)
+    if run is None or run.is_finished:
+        file.unlink()
 
 
 def report_death(run_id: str, instance_ref: str, file: Path, exit_code: int) -> None:

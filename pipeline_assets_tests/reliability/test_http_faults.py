@@ -228,7 +228,8 @@ def test_the_digest_over_a_bad_network_is_exact_or_says_that_it_is_not(
     random = Random(seed)
     exact = lacking = failed = 0
     for number in range(rounds):
-        for fault in faults(random):
+        found = faults(random)
+        for fault in found if rounds > 1 else random.sample(found, 5):
             press.next_day()
             what = f"{press.provider}, {fault}, round {number}"
             expected = press.expected(tmp_path / "expected")

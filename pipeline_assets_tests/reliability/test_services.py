@@ -12,7 +12,7 @@ import pytest
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
-from pipeline_assets_tests.reliability.services import STAGES, Service, ServicesSite
+from pipeline_assets_tests.reliability.services import STAGES, STEPS, Service, ServicesSite
 
 SERVICES: tuple[Service, ...] = get_args(Service)
 
@@ -41,7 +41,10 @@ def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
-    """Long: each service at each stage. Short: two services, at a stage each."""
+    """Long: each service at each stage. Short: two services, at a step each.
+
+    A daemon that dies earlier may have taken a run that it hadn't started: that is found after five minutes.
+    """
     site = services_site
     cases = [
         (service, stage)
@@ -50,7 +53,7 @@ def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
         if (service, stage) != ("run", "queued")  # it has no process then
     ]
     if len(services) > 1:
-        cases = [(service, site.random.choice(STAGES)) for service in services]
+        cases = [(service, site.random.choice(STEPS)) for service in services]
     with site.deployed(tmp_path_factory.mktemp("h")):
         for service, stage in cases:
             site.kill(service, stage)
