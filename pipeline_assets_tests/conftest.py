@@ -17,6 +17,7 @@ from psycopg import sql
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
+from pipeline_assets_tests import databases
 
 SOURCE_SCHEMA = """
 CREATE SCHEMA shop;
@@ -32,7 +33,7 @@ CREATE INDEX ON shop.transactions (order_id);
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["pipeline_assets_tests.model_world"]
+pytest_plugins = ["pipeline_assets_tests.model_world", "pipeline_assets_tests.dagster_instance"]
 FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)
 _numbers = count()
 
@@ -41,7 +42,9 @@ _numbers = count()
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded_postgres.Server]:
     """One real PostgreSQL server for the session."""
     folder = tmp_path_factory.mktemp("postgres")
-    yield embedded_postgres.connect_or_start(folder)
+    found = embedded_postgres.connect_or_start(folder)
+    databases.without_sync(found)
+    yield found
     embedded_postgres.release(folder)
     embedded_postgres.stop(folder)
 
@@ -58,11 +61,7 @@ def settings(server: embedded_postgres.Server, tmp_path: Path) -> Iterator[Setti
         source_database_url=urls[0],
         warehouse_database_url=urls[1],
     )
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        for name in names:
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+    databases.drop(server, *names)
 
 
 class Shop:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import psycopg
 import pytest
-from psycopg import sql
 
 from pipeline_assets.resources import embedded_postgres, sample_shop
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.mlflow import Mlflow
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.tables import load_tables
+from pipeline_assets_tests import databases
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -228,32 +228,17 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
     return {name: value.value for name, value in found.metadata.items()}
 
 
-def _copy(server: embedded_postgres.Server, template: str) -> tuple[str, str]:
-    name = f"{template.removeprefix('template_')}_{next(_numbers)}"
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute("SELECT pg_advisory_lock(hashtext('templates'))")
-        # MLflow's pool keeps connections to the template, which then couldn't be copied.
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [template]
-        )
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(template)
-            )
-        )
-    return name, server.url(name)
-
-
 def _world(
     server: embedded_postgres.Server, templates: dict[str, str], folder: Path
 ) -> Iterator[World]:
-    copies = {role: _copy(server, template) for role, template in templates.items()}
+    names = {role: f"{role}_of_world_{next(_numbers)}" for role in templates}
+    urls = {role: databases.copy(server, templates[role], names[role]) for role in templates}
     settings = Settings.model_validate(
         {
             "pipeline_data_dir": folder,
             "source_database_url": server.url(),
-            "warehouse_database_url": copies["warehouse"][1],
-            "mlflow_tracking_uri": copies["mlflow"][1],
+            "warehouse_database_url": urls["warehouse"],
+            "mlflow_tracking_uri": urls["mlflow"],
             "models_training_snapshots": 3,
             # So few don't reach BG/NBD on these weeks; the others do.
             "models_min_precision_over_baseline": -0.03,
@@ -261,11 +246,7 @@ def _world(
     )
     with dg.DagsterInstance.ephemeral() as instance:
         yield World(settings, instance)
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        for name, _ in copies.values():
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
+    databases.drop(server, *names.values())
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from pipeline_assets.quality.rules import find_duplicates
 from pipeline_assets.quality.validation import Verdict, validate
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.warehouse.extract import extract, source_reader
+from pipeline_assets_tests import databases
 from pipeline_assets_tests.contracts import document
 
 pytestmark = pytest.mark.slow
@@ -204,8 +205,7 @@ def source(server: embedded_postgres.Server) -> Iterator[str]:
             )
             connection.execute(case.defect.replace("{table}", case.name))
     yield url
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute("DROP DATABASE referee WITH (FORCE)")
+    databases.drop(server, "referee")
 
 
 def _contract(case: Case) -> Contract:

@@ -18,6 +18,7 @@ from pipeline_assets.definitions import build_definitions
 from pipeline_assets.failures import TransientError
 from pipeline_assets.quality.rules import find_duplicates
 from pipeline_assets.resources import embedded_postgres
+from pipeline_assets_tests import databases
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 from pipeline_assets_tests.integration.operations.watch import QUIET
 from pipeline_assets_tests.load_steps import DAYS, KEYS, Pipeline
@@ -68,8 +69,7 @@ def deployed(
     module = "pipeline_assets_tests.reliability.shop_time"
     with deployment(factory.mktemp("h"), module, environment, daemons=daemons) as found:
         yield found
-    with psycopg.connect(site.server.url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    databases.drop(site.server, name)
 
 
 def wrong(site: Site) -> list[str]:

@@ -19,6 +19,7 @@ from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.load import prepare
 from pipeline_assets.warehouse.tables import Table, load_tables
+from pipeline_assets_tests import databases
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 
 pytestmark = pytest.mark.security
@@ -61,11 +62,8 @@ class Roles:
         return psycopg.connect(self.url(role, self.warehouse), autocommit=True)
 
     def remove(self) -> None:
+        databases.drop(self.server, self.source, self.warehouse)
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
-            for name in (self.source, self.warehouse):
-                connection.execute(
-                    sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-                )
             for name in self.names.values():
                 connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 

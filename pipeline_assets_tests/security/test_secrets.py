@@ -31,6 +31,7 @@ from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.tables import Table, load_tables
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
+from pipeline_assets_tests.databases import drop
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi, article
 from pipeline_assets_tests.security.test_proxy import free_port, running
 
@@ -220,11 +221,9 @@ def deployment(
             "MODELS_MIN_PRECISION_OVER_BASELINE": "-0.03",
         }
         yield Deployment(server, folder, canaries, environment, databases, newsapi, delivered)
+    drop(server, *databases.values())
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for name in databases.values():
-            connection.execute(
-                sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
-            )
             connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 

@@ -27,6 +27,7 @@ from psycopg import sql
 from pipeline_assets.ci.smoke import _launch, _selector
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
+from pipeline_assets_tests import databases
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 from pipeline_assets_tests.waiting import until
 
@@ -300,8 +301,7 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
         assert warehouse.execute(FOUND).fetchall() == shop.connection.execute(WANTED).fetchall()
     finally:
         site.end()
-        with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE history_{int(drains)} WITH (FORCE)")
+        databases.drop(server, f"history_{int(drains)}")
 
 
 def start_sensor(url: str, job: dict[str, str], name: str) -> None:

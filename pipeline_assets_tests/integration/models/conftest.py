@@ -7,12 +7,12 @@ from functools import cache
 import psycopg
 import pyarrow as pa
 import pytest
-from psycopg import sql
 
 from pipeline_assets.models import snapshots
 from pipeline_assets.quality.ddl import ensure_table
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources import embedded_postgres, sample_shop
+from pipeline_assets_tests import databases
 
 LOAD = """
 INSERT INTO analytics.fct_transactions (order_id, customer_id, ordered_at, amount, currency, quantity,
@@ -37,10 +37,7 @@ def cohort(server: embedded_postgres.Server) -> Iterator[str]:
         connection.execute(LOAD)
         connection.execute("ANALYZE analytics.fct_transactions")
     yield url
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier("cohort"))
-        )
+    databases.drop(server, "cohort")
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,6 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline_assets.warehouse.checks import log_partitions
-from pipeline_assets_tests.integration.operations.conftest import instance
-
-__all__ = ["instance"]  # a fixture
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-20")
 RANGE = ["2026-01-03", "2026-01-12"]

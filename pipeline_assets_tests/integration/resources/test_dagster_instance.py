@@ -5,10 +5,6 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from pipeline_assets_tests.integration.operations.conftest import instance
-
-__all__ = ["instance"]  # a fixture
-
 
 def end_sessions(instance: dg.DagsterInstance) -> int:
     """End all connections to Dagster's database, as a restart does; how many there were."""

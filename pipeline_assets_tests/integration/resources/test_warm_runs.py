@@ -24,10 +24,10 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster._grpc.client import DagsterGrpcClient
-from psycopg import sql
 
 from pipeline_assets.resources import embedded_postgres, warm_launcher
 from pipeline_assets.resources.warm_process import changed_since, process_of
+from pipeline_assets_tests import databases
 from pipeline_assets_tests.reliability.deployment import BIN, ROOT, answers, running
 from pipeline_assets_tests.waiting import until
 
@@ -220,10 +220,7 @@ def deployment(
                 with found.workspace:
                     yield found
         until(lambda: not found.processes())  # nothing is left of it
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier("warm_runs"))
-        )
+    databases.drop(server, "warm_runs")
 
 
 @pytest.mark.slow

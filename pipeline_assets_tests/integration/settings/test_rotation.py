@@ -16,10 +16,9 @@ from pipeline_assets.resources.mlflow import Mlflow
 from pipeline_assets.settings import load_settings
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi
 from pipeline_assets_tests.integration.news.test_providers import collect
-from pipeline_assets_tests.integration.operations.conftest import instance
 from pipeline_assets_tests.integration.settings.test_vault import Account, account, postgres
 
-__all__ = ["account", "instance", "postgres"]  # fixtures
+__all__ = ["account", "postgres"]  # fixtures
 
 Put = Callable[[str, str], None]
 
