@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import psycopg
 import requests
@@ -214,7 +214,9 @@ def measure(
 
         figures["ten"], ten = timed(at_once)
         say(f"{system.name}: backfill")
+        asked = time.time()
         figures["backfill"], backfill = timed(lambda: system.backfill(place, BACKFILL))
+        figures["backfill_begins"] = _first_start(system, history, asked) - asked
         backfill.runs = len(BACKFILL)  # however many it takes at once
         say(f"{system.name}: at rest, then by schedule")
         due = 60 * (1 + (time.time() + RESTS + LEAD) // 60)
@@ -323,12 +325,22 @@ def _queued(
     return found
 
 
-Run = tuple[float | None, float | None, bool | None]
-"""When it was due, when it ended, and whether it succeeded."""
+class Run(NamedTuple):
+    """What a system has on record of a run, in seconds since 1970."""
+
+    due: float | None
+    began: float | None
+    ended: float | None
+    succeeded: bool | None
 
 
 def _runs(system: System, history: psycopg.Connection) -> list[Run]:
-    return [(due, ended, succeeded) for due, ended, succeeded in history.execute(system.runs)]
+    return [Run(*row) for row in history.execute(system.runs)]
+
+
+def _first_start(system: System, history: psycopg.Connection, since: float) -> float:
+    """When the first run began that began after a moment."""
+    return min(run.began for run in _runs(system, history) if run.began and run.began > since)
 
 
 def _all_ended(
@@ -337,7 +349,7 @@ def _all_ended(
     """Wait until so many runs are on record and have ended; the last one's end."""
 
     def all_ended(runs: list[Run]) -> list[Run]:
-        return runs if len(runs) == count and all(ended for _, ended, _ in runs) else []
+        return runs if len(runs) == count and all(run.ended for run in runs) else []
 
     return _end(system, services, history, all_ended)
 
@@ -347,7 +359,10 @@ def _scheduled_end(
 ) -> float:
     """Wait for the run that was due at a moment; its end."""
     return _end(
-        system, services, history, lambda runs: [run for run in runs if run[0] == due and run[1]]
+        system,
+        services,
+        history,
+        lambda runs: [run for run in runs if run.due == due and run.ended],
     )
 
 
@@ -362,9 +377,9 @@ def _end(
         if services.has_ended() or time.monotonic() > deadline:
             raise _broken(system, services, "doesn't run what it was asked for")
         time.sleep(0.1)
-    if not all(succeeded for _, _, succeeded in found):
+    if not all(run.succeeded for run in found):
         raise _broken(system, services, "has runs that failed")
-    return max(ended or 0.0 for _, ended, _ in found)
+    return max(run.ended or 0.0 for run in found)
 
 
 def _broken(system: System, services: Services, how: str) -> ToolError:

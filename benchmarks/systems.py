@@ -68,7 +68,7 @@ class System(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     """What its environment holds, pinned; none, and the project's own is used."""
     runs: ClassVar[str]
-    """SQL on its metadata database: a run's due moment and end (seconds since 1970), and success."""
+    """SQL on its metadata database: a run's due moment, start and end (seconds since 1970), and success."""
 
     @abstractmethod
     def environment(self, place: Place) -> dict[str, str]:
@@ -125,7 +125,8 @@ class Dagster(System):
     version = f"{__version__}, Dagster {installed('dagster')}"
     configuration = f"this project's `dagster.yaml` without its `run_launcher`: {CONFIGURATION}"
     runs = """
-        SELECT extract(epoch FROM value::timestamptz)::float, end_time, status = 'SUCCESS'
+        SELECT extract(epoch FROM value::timestamptz)::float, start_time, end_time,
+            status = 'SUCCESS'
         FROM runs LEFT JOIN run_tags
             ON run_tags.run_id = runs.run_id AND key = '.dagster/scheduled_execution_time'"""
 
@@ -228,8 +229,8 @@ class Airflow(System):
     )
     # The days' runs come by request and backfill; the DAG's end keeps its own schedule silent.
     runs = """
-        SELECT extract(epoch FROM run_after)::float, extract(epoch FROM end_date)::float,
-            state = 'success'
+        SELECT extract(epoch FROM run_after)::float, extract(epoch FROM start_date)::float,
+            extract(epoch FROM end_date)::float, state = 'success'
         FROM dag_run"""
 
     def environment(self, place: Place) -> dict[str, str]:
@@ -309,8 +310,8 @@ class Prefect(System):
         PSYCOPG,
     )
     runs = """
-        SELECT extract(epoch FROM expected_start_time)::float, extract(epoch FROM end_time)::float,
-            state_type = 'COMPLETED'
+        SELECT extract(epoch FROM expected_start_time)::float, extract(epoch FROM start_time)::float,
+            extract(epoch FROM end_time)::float, state_type = 'COMPLETED'
         FROM flow_run"""
 
     def environment(self, place: Place) -> dict[str, str]:

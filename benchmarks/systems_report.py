@@ -19,6 +19,7 @@ FIGURES = {
     "ten": "ten requested at once, to the last end, s",
     "ten_cpu": "CPU of each of the ten, s",
     "backfill": "backfill of 30 days, s",
+    "backfill_begins": "until its first run begins, s",
     "backfill_cpu": "CPU of each day of the backfill, s",
     "rest_cpu": "CPU at rest, s a minute",
     "pss_mb": "memory at rest (PSS), MB",
@@ -128,8 +129,12 @@ def section() -> str:
 
 
 def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
+    """The figures that all rounds have: a new one is there once all systems were measured again."""
+    rounds = [each for result in results for each in result["rounds"]]
     for figure, words in FIGURES.items():
-        yield [words, *(_spread([each[figure] for each in result["rounds"]]) for result in results)]
+        if all(figure in each for each in rounds):
+            values = ([each[figure] for each in result["rounds"]] for result in results)
+            yield [words, *map(_spread, values)]
 
 
 def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
