@@ -241,8 +241,8 @@ PREAMBLE = """# Benchmarks of the load
 {command}
 ```
 
-writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on,
-beside other work at a lower priority.
+writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on;
+"1M mixed" and "6M into an empty table" beside other work at a lower priority, the others with none.
 
 A day of changes goes from one PostgreSQL database into a table of another. The data are TPC-H's order
 lines; a mixed day is half changed rows from all over the table and half new ones. One row in a
@@ -253,9 +253,9 @@ after the run, the rows of the target that are not as they should be. The wareho
 index on the change time beside its key's; all tools maintain both.
 
 Within a case, tools with the same number of runs took turns with each other. Those with another number
-were measured at another time: their ratio to the floor compares two times, not two tools. "10k mixed",
-"1M mixed" and "500k all new" are the newest, on a machine of half the speed of the others', but for dlt's
-default at 1M. The others are of a load that didn't append new keys yet.
+were measured at another time: their ratio to the floor compares two times, not two tools. "6M into an empty
+table" and dlt's default at 1M are older, of a machine of twice the speed, and the former of a load that
+didn't append new keys yet.
 
 The floor is psql alone: binary COPY out, COPY into a temporary table, and an upsert sorted by key. It
 validates nothing. This project's own runs go through the Dagster assets, with gate, quarantine, ledger
