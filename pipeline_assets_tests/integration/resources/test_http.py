@@ -15,11 +15,12 @@ from werkzeug import Request, Response
 
 from pipeline_assets.resources.http import FetchError, HttpClient, Limits, PermanentFetchError
 
-QUICK = Limits(connect=1, read=0.6, total=1.2, body_bytes=100_000, attempts=1, backoff=0.01)
+PATIENT = Limits(connect=10, read=10, total=20, body_bytes=100_000, attempts=1, backoff=0.01)
+"""A busy machine answers after more than half a second, one time in a thousand."""
 
 
 def client(**changes: float) -> HttpClient:
-    return HttpClient("test", Limits(**{**QUICK.__dict__, **changes}))
+    return HttpClient("test", Limits(**{**PATIENT.__dict__, **changes}))
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ class TestPoliteness:
             return Response("ok")
 
         httpserver.expect_request("/feed").respond_with_handler(handle)
-        polite = client(per_host=2, total=10, read=10)
+        polite = client(per_host=2)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: polite.get(httpserver.url_for("/feed")), range(8)))
 
@@ -220,7 +221,7 @@ class TestServersThatKeepTheConnection:
     """No request goes over a connection that no deadline and no look at its address holds for."""
 
     def test_the_next_request_has_its_deadline(self, clinging: Clinging) -> None:
-        one = client()
+        one = client(total=1.2)
         assert one.get(clinging.url).status == 200
         with pytest.raises(FetchError, match=r"^was not done within 1\.2 s$"):
             one.get(clinging.url)
@@ -248,16 +249,16 @@ class TestHostileServers:
 
         began = time.monotonic()
         with pytest.raises(FetchError, match=r"^was not done within 1\.2 s$"):
-            client().get(raw_server(drip))
-        assert 1.1 < time.monotonic() - began < 2.5
+            client(total=1.2).get(raw_server(drip))
+        assert 1.1 < time.monotonic() - began < 8
 
     def test_silence_ends_at_the_read_timeout(
         self, raw_server: Callable[[Callable[[socket.socket], None]], str]
     ) -> None:
         began = time.monotonic()
         with pytest.raises(FetchError, match=r"^was silent for 0\.6 s$"):
-            client().get(raw_server(lambda _: time.sleep(3)))
-        assert time.monotonic() - began < 1.5
+            client(read=0.6).get(raw_server(lambda _: time.sleep(8)))
+        assert time.monotonic() - began < 5
 
     def test_a_body_shorter_than_promised_is_a_failure(
         self, raw_server: Callable[[Callable[[socket.socket], None]], str]
