@@ -240,7 +240,10 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
         old_webserver, url = site.webserver(OLD)
         job = _selector(url, JOB, LONGEST)
         with at_work(warehouse, asked) as held:
-            for day in asked:
+            # The daemon's first pass over a pool makes its limit, and doesn't keep to it yet.
+            _launch(url, job, asked[0])
+            until(lambda: runs() == [(asked[0], "STARTED")], "the first run")
+            for day in asked[1:]:
                 _launch(url, job, day)
             places = Counter(STARTED=3, QUEUED=2)
             until(lambda: Counter(dict(runs()).values()) == places, "as many runs as have room")
