@@ -107,10 +107,8 @@ class PipelineRunStorage(PostgresRunStorage):
         """
         data = event.event_specific_data
         if isinstance(data, JobFailureData) and _is_dagsters_own(data.first_step_failure_event):
-            data = JobFailureData(
-                data.error, RunFailureReason.RUN_EXCEPTION, data.first_step_failure_event
-            )
-            event = event._replace(event_specific_data=data)
+            own = data._replace(failure_reason=RunFailureReason.RUN_EXCEPTION)
+            event = event._replace(event_specific_data=own)
         super().handle_run_event(run_id, event, update_timestamp)
 
 
