@@ -46,7 +46,7 @@ test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the t
 	$(BIN)/pytest --numprocesses auto --quiet -m "not slow and not reliability"
 	$(BIN)/pytest --numprocesses auto --dist loadfile --quiet -m "slow and not cluster and not image and not reliability"
 
-test-reliability: $(VENV)/installed-dev ## install, then attack for an hour: kills, bad data, faults between
+test-reliability: $(VENV)/installed-dev ## install, then attack for hours: kills, bad data, faults between
 	$(BIN)/pytest --quiet -m reliability $(ARGS)
 
 test-cluster: $(VENV)/installed-dev ## two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (root)

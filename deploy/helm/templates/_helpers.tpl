@@ -43,6 +43,12 @@ capabilities: {drop: [ALL]}
     secretName: {{ .secret }}
     defaultMode: 0440
     optional: false
+{{- else }}
+# What Vault's agent logs in with: it gets a token of its own, as the pod's containers have none.
+- name: vault-login
+  projected:
+    sources:
+      - serviceAccountToken: {path: token, expirationSeconds: 3600}
 {{- end }}
 {{- end }}
 
@@ -84,6 +90,7 @@ beside a pod that comes to an end it must end too (agent-pre-populate-only). */}
 vault.hashicorp.com/agent-inject: "true"
 vault.hashicorp.com/agent-init-first: "true"
 vault.hashicorp.com/role: {{ .vault.role | quote }}
+vault.hashicorp.com/agent-service-account-token-volume-name: vault-login
 vault.hashicorp.com/secret-volume-path: /run/secrets
 {{- $path := .vault.path }}
 {{- range .names }}

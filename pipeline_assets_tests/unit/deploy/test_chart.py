@@ -140,9 +140,22 @@ def test_secrets_reach_the_pods_as_files_of_the_settings_names() -> None:
             "celery_broker_url"
             in told["vault.hashicorp.com/agent-inject-template-celery_broker_url"]
         )
+        # The agent logs in by a token that the pod's own containers don't have; its injector refuses a
+        # pod without one.
+        named = told["vault.hashicorp.com/agent-service-account-token-volume-name"]
+        assert "serviceAccountToken" in _token_source(pod["spec"], named)
+        for container in pod["spec"]["containers"]:
+            assert named not in {mount["name"] for mount in container["volumeMounts"]}
         # A job would never end beside an agent that doesn't.
         once = "vault.hashicorp.com/agent-pre-populate-only" in told
         assert once == name.endswith("-migrate")
+
+
+def _token_source(spec: dict[str, Any], volume: str) -> dict[str, Any]:
+    (found,) = (each for each in spec["volumes"] if each["name"] == volume)
+    (source,) = found["projected"]["sources"]
+    assert isinstance(source, dict)
+    return source
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -159,7 +172,7 @@ def test_the_tables_are_made_before_anything_else_and_need_nothing_else(environm
     spec = job["spec"]["template"]["spec"]
     needed = {("ServiceAccount", spec["serviceAccountName"])}
     for volume in spec["volumes"]:
-        assert volume.keys() <= {"name", "emptyDir", "secret"}
+        assert volume.keys() <= {"name", "emptyDir", "secret", "projected"}
         if "secret" in volume:
             needed.add(("ExternalSecret", volume["secret"]["secretName"]))
     (container,) = spec["containers"]
@@ -179,6 +192,9 @@ def test_dagster_takes_the_configuration_that_the_chart_gives_it(environment: st
     assert (launcher["module"], launcher["class"]) == ("dagster_k8s", "K8sRunLauncher")
     taken = process_config(K8sRunLauncher.config_type(), launcher["config"])
     assert taken.success, taken.errors
+    if environment == "production":  # a run's pod has the agent too
+        pod = taken.value["run_k8s_config"]["pod_spec_config"]
+        assert "serviceAccountToken" in _token_source(pod, "vault-login")
     assert launcher["config"]["job_image"] == IMAGE
 
 
