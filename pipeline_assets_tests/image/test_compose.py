@@ -36,8 +36,9 @@ RUN apt-get update
 RUN apt-get install --yes --no-install-recommends postgresql rabbitmq-server nginx-light wget
 ENV PATH=/usr/lib/postgresql/15/bin:/usr/lib/rabbitmq/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/var/lib/rabbitmq
 COPY entry /entry
-# The official nginx image's wget is busybox's, which says what it was answered.
-RUN apt-get install --yes --no-install-recommends busybox && ln -sf /bin/busybox /usr/bin/wget
+# The official nginx image's wget and grep are busybox's, with options of their own.
+RUN apt-get install --yes --no-install-recommends busybox \
+    && ln -sf /bin/busybox /usr/bin/wget && ln -sf /bin/busybox /usr/bin/grep
 ENTRYPOINT ["sh", "-e", "/entry"]
 """
 ENTRY = """

@@ -9,6 +9,8 @@ runAsNonRoot: true
 runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
+# Not every run's pod walks all of /data.
+fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
@@ -65,8 +67,14 @@ data:
   {{- end }}
 {{- end }}
 
+{{/* Not /run/secrets: Kubernetes puts an account's token below it, which a read-only volume refuses. */}}
+{{- define "secretsFolder" -}}
+/etc/pipeline-assets/secrets
+{{- end }}
+
 {{- define "settings" -}}
 PIPELINE_ENV: {{ .Values.environment }}
+PIPELINE_SECRETS_DIR: {{ include "secretsFolder" . }}
 {{- range $name, $value := .Values.settings }}
 {{- if $value }}
 {{ $name }}: {{ $value | quote }}
@@ -78,7 +86,7 @@ PIPELINE_ENV: {{ .Values.environment }}
 - {name: tmp, mountPath: /tmp}
 - {name: data, mountPath: /data}
 {{- if not .Values.secrets.vault.role }}
-- {name: secrets, mountPath: /run/secrets, readOnly: true}
+- {name: secrets, mountPath: {{ include "secretsFolder" . }}, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -91,7 +99,7 @@ vault.hashicorp.com/agent-inject: "true"
 vault.hashicorp.com/agent-init-first: "true"
 vault.hashicorp.com/role: {{ .vault.role | quote }}
 vault.hashicorp.com/agent-service-account-token-volume-name: vault-login
-vault.hashicorp.com/secret-volume-path: /run/secrets
+vault.hashicorp.com/secret-volume-path: {{ include "secretsFolder" $ }}
 {{- $path := .vault.path }}
 {{- range .names }}
 vault.hashicorp.com/agent-inject-secret-{{ . }}: {{ $path | quote }}

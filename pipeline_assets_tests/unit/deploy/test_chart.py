@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm"
 ENVIRONMENTS = ("staging", "production")
 IMAGE = "registry.example.com/pipeline-assets@sha256:" + "a" * 64
+SECRETS = "/etc/pipeline-assets/secrets"
 KUBERNETES = ("1.29", "1.34")
 """The oldest that the chart says it can do with, and one of now."""
 
@@ -94,7 +95,8 @@ def test_every_pod_is_hardened_bounded_and_probed(environment: str) -> None:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert "memory" in container["resources"]["limits"]
-            assert "livenessProbe" in container or name.endswith("-migrate")
+            # One ends, and the other has to tell of what it would be restarted for.
+            assert "livenessProbe" in container or name.endswith(("-migrate", "-watch"))
             writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
             assert writable == {"/tmp", "/data"}  # noqa: S108 - paths of the container
 
@@ -116,12 +118,18 @@ def test_what_runs_how_often_and_how_it_is_replaced() -> None:
     # All pods are closed; the webserver, which has no login, is open to the ingress alone.
     assert policies["pipeline-assets"]["spec"]["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in policies["pipeline-assets"]["spec"]
+    # Only the two with an account's token reach Kubernetes' API, wherever that is.
+    (way_out,) = policies["pipeline-assets-launcher"]["spec"]["egress"]
+    assert [port["port"] for port in way_out["ports"]] == [443, 6443]
+    assert "to" not in way_out
     (way_in,) = policies["pipeline-assets-webserver"]["spec"]["ingress"]
     assert "namespaceSelector" in way_in["from"][0]
 
 
 def test_secrets_reach_the_pods_as_files_of_the_settings_names() -> None:
     staging = render(values("staging"))
+    settings = of_kind(staging, "ConfigMap")["pipeline-assets-settings"]["data"]
+    assert settings["PIPELINE_SECRETS_DIR"] == SECRETS
     external = of_kind(staging, "ExternalSecret")
     for one in external.values():
         assert {secret["secretKey"] for secret in one["spec"]["data"]} == {
@@ -133,9 +141,14 @@ def test_secrets_reach_the_pods_as_files_of_the_settings_names() -> None:
         (volume,) = (v for v in pod["spec"]["volumes"] if v["name"] == "secrets")
         own = "pipeline-assets-migrate" if name.endswith("-migrate") else "pipeline-assets-secrets"
         assert volume["secret"]["secretName"] == external[own]["spec"]["target"]["name"]
+        (container,) = pod["spec"]["containers"]
+        places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert places["secrets"] == SECRETS
+        # There Kubernetes makes a folder for the account's token: /var/run is /run in the image.
+        assert not any(place.startswith(("/run", "/var/run")) for place in places.values())
     for name, pod in pods(render(values("production"))).items():
         told = pod["metadata"]["annotations"]
-        assert told["vault.hashicorp.com/secret-volume-path"] == "/run/secrets"
+        assert told["vault.hashicorp.com/secret-volume-path"] == SECRETS
         assert (
             "celery_broker_url"
             in told["vault.hashicorp.com/agent-inject-template-celery_broker_url"]
