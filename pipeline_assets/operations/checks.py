@@ -56,7 +56,13 @@ class ServiceLevel:
         if is_empty(warehouse, self.contract):
             return [newest]
         first, last = self.partitions.start.date(), date.fromisoformat(newest)
-        return sorted(never_loaded(warehouse, self.contract, first, last))
+        missing = never_loaded(warehouse, self.contract, first, last)
+        return sorted(day for day in missing if self._begins(day))
+
+    def _begins(self, day: str) -> bool:
+        """Whether a partition begins on a day; of a week's days only the first is one."""
+        window = self.partitions.time_window_for_partition_key(day)
+        return window.start.date().isoformat() == day
 
     def newest_expected(self, now: datetime) -> str | None:
         """The newest partition that must be there by now.

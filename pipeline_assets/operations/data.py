@@ -48,10 +48,12 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
             storage_ids=[result.event for result in failed],
         )
     )
+    # A run that was deleted took its events along, and left what its checks had found.
     by_id = {record.storage_id: record for record in records}
     return [
         Failed(check, partition or "", (partition or "") == newest[check], by_id[event])
         for check, partition, _, event in failed
+        if event in by_id
     ]
 
 

@@ -167,7 +167,8 @@ def _model(document: object) -> "OpenDataContractStandard":
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
         raise ContractError(f"{place}: {problem['msg']}, got {problem['input']!r}") from None
-    unknown = sorted(set(_paths(document)) - set(_paths(model.model_dump(by_alias=True))))
+    stated = model.model_dump(by_alias=True, exclude_unset=True)
+    unknown = sorted(set(_paths(document)) - set(_paths(stated)))
     if unknown:
         raise ContractError(f"{unknown[0]}: is not part of ODCS")
     refuse_others("contract", model, _CONTRACT_KEYS)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def normal_type(physical_type: str) -> str:
     return f"{base}({','.join(map(str, parameters))})" if parameters else base
 
 
+@cache
 def parts(physical_type: str) -> tuple[str, int | None, int | None]:
     """A type's full name without its parameters, and these."""
     match = SHAPE.match(physical_type.strip().lower())

@@ -76,9 +76,14 @@ def table_automation(
     ) -> list[dg.RunRequest] | dg.SkipReason:
         """Runs for those of the days that aren't as they should be, oldest first.
 
-        `days` are chosen knowing the last that had ended at a moment, and those that were never loaded.
+        `days` are chosen knowing the last that had ended at a moment, and those whose load is missing.
         """
-        from pipeline_assets.warehouse.ledger import batches, ensure_schema, never_loaded
+        from pipeline_assets.warehouse.ledger import (
+            batches,
+            ensure_schema,
+            half_loaded,
+            never_loaded,
+        )
         from pipeline_assets.warehouse.reconcile import compare
 
         # Counted from the date: Dagster takes 30 ms to list the days of ten years, at each table's tick.
@@ -94,6 +99,7 @@ def table_automation(
         ):
             ensure_schema(at_warehouse, contract)
             missed = never_loaded(at_warehouse, contract, first, last)
+            missed |= half_loaded(at_warehouse, contract, first, last)
             windows = partition_windows(partitions, sorted(days(last, missed)))
             known = batches(at_warehouse, contract, list(windows))
             found = compare(at_source, at_warehouse, contract, windows)
@@ -142,7 +148,7 @@ def table_automation(
         name=f"source_changes_sensor_{contract.name}",
         job_name=job.name,
         description=(
-            f"Loads the days that were never loaded, and those on which `{contract.source_relation}` "
+            f"Loads the days whose load is missing, and those on which `{contract.source_relation}` "
             f"and the warehouse differ: of the last {lateness_days}, and of those that the last "
             "reconciliation found. Oldest first."
         ),

@@ -215,7 +215,7 @@ def rebuild_spec(
 
 
 def rebuild_result(asset: str, differing: int) -> dg.AssetCheckResult:
-    """How many of the mart's rows differ from a rebuild; a load that runs beside may be why."""
+    """How many of the mart's rows differ from a rebuild."""
     return dg.AssetCheckResult(
         check_name="equals_rebuild",
         asset_key=asset,
@@ -270,8 +270,8 @@ def reconciliation(
         return dg.AssetCheckResult(
             passed=not late and not without_a_day,
             description=(
-                f"{len(late)} of {len(found)} days differ; {without_a_day} rows have no "
-                f"{contract.change_column} in the years 1 to 9999, and so belong to no day."
+                f"{len(late)} of {len(found)} days differ; {without_a_day} rows belong to none: their "
+                f"{contract.change_column} is missing, in no year from 1 to 9999, or days ahead."
             ),
             metadata={
                 "days": len(found),

@@ -325,6 +325,22 @@ def never_loaded(
     return {day for (day,) in rows}
 
 
+def half_loaded(
+    connection: psycopg.Connection, contract: Contract, first: date, last: date
+) -> set[str]:
+    """The days from `first` to `last` that the gate let through and whose load didn't follow.
+
+    The run was ended between the two, or somebody judged the partition alone. Source and warehouse may be
+    in step all the same: the digests are of keys and versions, and an empty day has none.
+    """
+    rows = connection.execute(
+        "SELECT partition_key FROM pipeline.batches WHERE table_name = %s AND verdict = 'passed'"
+        " AND loaded_hash IS DISTINCT FROM content_hash AND partition_key BETWEEN %s AND %s",
+        [contract.name, first.isoformat(), last.isoformat()],
+    )
+    return {key for (key,) in rows}
+
+
 def rows_by_day(
     connection: psycopg.Connection, contract: Contract, until: str, *, days: int = 60
 ) -> dict[str, dict[str, int]]:

@@ -328,11 +328,13 @@ def _delete_gone(
         " AND (staged.{version} IS NULL OR t.{version} > staged.{version})"
     ).format(**names)
     held = sql.SQL(
-        "SELECT {identity}, {version}, {key} FROM {source}"
+        # As it would be loaded: the source may have it without a zone, which Python compares with none.
+        "SELECT {identity}, {version}::{moment}, {key} FROM {source}"
         # A row whose version belongs to no day spares nothing.
         " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {dated}"
     ).format(
         identity=ledger.identity_sql(contract),
+        moment=sql.SQL(contract.column(contract.change_column).physical_type),
         arrays=key_arrays(contract),
         dated=has_a_day(contract),
         **names,

@@ -98,16 +98,21 @@ def differing_groups(
     window: tuple[datetime, datetime],
 ) -> int:
     """How many rows of a mart differ from a rebuild, either way, in the groups that a window touches."""
-    parts = _parts(mart) | {"version": sql.Identifier(contract.change_column)}
+    # No parameters: beside them a `%` of a mart's expression would be one.
+    parts = _parts(mart) | {
+        "version": sql.Identifier(contract.change_column),
+        "start": sql.Literal(window[0]),
+        "end": sql.Literal(window[1]),
+    }
     query = sql.SQL(
         "WITH touched AS (SELECT DISTINCT {key} FROM {source}"
-        " WHERE {version} >= %s AND {version} < %s),"
+        " WHERE {version} >= {start} AND {version} < {end}),"
         " rebuilt AS (SELECT {values} FROM {source} WHERE {touched} GROUP BY {key}),"
         " kept AS (SELECT {columns} FROM {mart} WHERE {touched})"
         " SELECT count(*) FROM ((TABLE rebuilt EXCEPT ALL TABLE kept)"
         " UNION ALL (TABLE kept EXCEPT ALL TABLE rebuilt)) AS differing"
     ).format(**parts)
-    row = connection.execute(query, window).fetchone()
+    row = connection.execute(query).fetchone()
     return int(row[0]) if row else 0
 
 

@@ -171,10 +171,14 @@ def source_counts(
 
 
 def rows_without_a_day(source: psycopg.Connection, contract: Contract) -> int:
-    """How many rows no partition will ever hold: their change time is missing, infinite or in no year
-    from 1 to 9999."""
-    query = sql.SQL("SELECT count(*) FROM {} WHERE {} IS NOT TRUE").format(
-        relation(contract.source_relation), has_a_day(contract)
+    """How many rows no partition holds, nor will before long: their change time is missing, infinite, in
+    no year from 1 to 9999, or more than a day ahead (a typing mistake in a year)."""
+    query = sql.SQL(
+        "SELECT count(*) FROM {} WHERE ({} AND {} < now() + interval '1 day') IS NOT TRUE"
+    ).format(
+        relation(contract.source_relation),
+        has_a_day(contract),
+        sql.Identifier(contract.change_column),
     )
     row = source.execute(query).fetchone()
     return int(row[0]) if row else 0

@@ -53,19 +53,25 @@ def _midnight(day: date, zone: ZoneInfo) -> datetime:
 
 
 def days_to_load(settings: Settings, table: Table, *, everything: bool = False) -> list[str]:
-    """The closed days on which source and warehouse differ, oldest first; or all closed days."""
+    """The closed days that aren't loaded as the source has them, oldest first; or all closed days."""
     windows = closed_days(settings)
-    if everything:
+    if everything or not windows:
         return list(windows)
     contract = table.contract
+    first, last = (date.fromisoformat(day) for day in (min(windows), max(windows)))
     with (
         Database("source", settings).connect(autocommit=True) as source,
         Database("warehouse", settings).connect(autocommit=True) as warehouse,
     ):
         ledger.ensure_schema(warehouse, contract)
         known = ledger.batches(warehouse, contract)
+        half_loaded = ledger.half_loaded(warehouse, contract, first, last)
         comparisons = compare(source, warehouse, contract, windows)
-    return [key for key, found in comparisons.items() if key not in known or not found.in_step]
+    return [
+        key
+        for key, found in comparisons.items()
+        if key not in known or key in half_loaded or not found.in_step
+    ]
 
 
 def quarantined_rows(

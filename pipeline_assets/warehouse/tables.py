@@ -24,12 +24,18 @@ class Table:
     """Tables grouped out of this one, brought up to date by its loads."""
 
     def __post_init__(self) -> None:
-        """Raises ContractError for a mart that is grouped out of another table."""
+        """Raises ContractError for a mart of another table, or of groups that rows may be missing from."""
+        always = {column.name for column in self.contract.columns if column.required}
         for mart in self.marts:
             if mart.source_relation != self.contract.target_relation:
                 raise ContractError(
                     f"{mart.name}: sourceRelation {mart.source_relation} isn't the table that it is "
                     f"brought up to date with, {self.contract.target_relation}"
+                )
+            if optional := [name for name in mart.key if name not in always]:
+                raise ContractError(
+                    f"{mart.name}: groups by {optional[0]}, which isn't a required column of "
+                    f"{self.contract.name}: rows without it would be in no group"
                 )
 
 

@@ -1,6 +1,6 @@
 """The warehouse's assets, materialized by Dagster on real databases."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.status import days_to_load
+from pipeline_assets.warehouse.tables import load_tables
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
 WAREHOUSE = ["fct_transactions", "dim_customers", "daily_sales"]
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
+TODAY = 20
+"""The sensor's, in days after the first."""
 
 
 def load(
@@ -371,8 +375,10 @@ def test_while_the_source_is_away_the_schedule_starts_no_run(settings: Settings)
 
 
 def sensor_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
-    """Partition -> run key of what the sensor requests now."""
-    definitions = build_definitions(settings)
+    """Partition -> run key of what the sensor requests at noon of `TODAY`."""
+    definitions = build_definitions(
+        settings, now=lambda: FIRST_DAY + timedelta(days=TODAY, hours=12)
+    )
     sensor = definitions.get_repository_def().get_sensor_def("source_changes_sensor_transactions")
     tick = sensor.evaluate_tick(
         dg.build_sensor_context(
@@ -387,10 +393,9 @@ def sensor_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, s
 def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
     settings: Settings, shop: Shop
 ) -> None:
-    today = (datetime.now(UTC) - FIRST_DAY).days
-    recent = [f"{FIRST_DAY + timedelta(days=today - back):%Y-%m-%d}" for back in (3, 2, 1)]
+    recent = [f"{FIRST_DAY + timedelta(days=TODAY - back):%Y-%m-%d}" for back in (3, 2, 1)]
     shop.put("old", day=0)
-    shop.put("a", day=today - 2)
+    shop.put("a", day=TODAY - 2)
     with dg.DagsterInstance.ephemeral() as instance:
         first = sensor_tick(settings, instance)
         assert list(first) == [recent[1]]
@@ -402,12 +407,12 @@ def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
         assert load(settings, recent[2], instance=instance).success
         assert sensor_tick(settings, instance) == {}
 
-        shop.put("held", day=today - 1, status="lost")
+        shop.put("held", day=TODAY - 1, status="lost")
         asked = sensor_tick(settings, instance)
         assert list(asked) == [recent[2]]
         assert not load(settings, recent[2], instance=instance).success
         # Held: its rows are all in the quarantine, and what is loaded agrees with the source.
-        shop.put("good", day=today - 1, second=1)
+        shop.put("good", day=TODAY - 1, second=1)
         again = sensor_tick(settings, instance)
         assert list(again) == [recent[2]]
         assert again[recent[2]] != asked[recent[2]]
@@ -419,10 +424,9 @@ def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
 def test_the_sensor_asks_once_more_for_what_another_contract_has_loaded_or_held(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    today = (datetime.now(UTC) - FIRST_DAY).days
-    loaded, held = (f"{FIRST_DAY + timedelta(days=today - back):%Y-%m-%d}" for back in (2, 1))
-    shop.put("a", day=today - 2)
-    shop.put("b", day=today - 1, status="lost")
+    loaded, held = (f"{FIRST_DAY + timedelta(days=TODAY - back):%Y-%m-%d}" for back in (2, 1))
+    shop.put("a", day=TODAY - 2)
+    shop.put("b", day=TODAY - 1, status="lost")
     with dg.DagsterInstance.ephemeral() as instance:
 
         def load_what_is_asked_for() -> list[str]:
@@ -440,6 +444,29 @@ def test_the_sensor_asks_once_more_for_what_another_contract_has_loaded_or_held(
             instance.add_run_tags(run.run_id, {"dagster/run_key": key})
         assert load_what_is_asked_for() == [loaded, held]
         assert load_what_is_asked_for() == []
+
+
+@pytest.mark.parametrize("amount", ["11.00", None], ids=["a changed value", "an empty day"])
+def test_a_day_that_was_judged_and_not_loaded_is_asked_for(
+    settings: Settings, shop: Shop, amount: str | None
+) -> None:
+    """Its digest of keys and versions is in step."""
+    day = f"{FIRST_DAY + timedelta(days=TODAY - 9):%Y-%m-%d}"  # older than what is always compared
+    if amount:
+        shop.put("a", day=TODAY - 9)
+    with dg.DagsterInstance.ephemeral() as instance:
+        if amount:
+            assert load(settings, day, instance=instance).success
+            shop.put("a", day=TODAY - 9, amount=amount)  # the same change time
+        judged = ["raw_transactions", "validated_transactions"]
+        assert load(settings, day, instance=instance, selection=judged).success
+        (table,) = load_tables()
+        assert day in sensor_tick(settings, instance)
+        assert day in days_to_load(settings, table)
+
+        assert load(settings, day, instance=instance).success
+        assert day not in sensor_tick(settings, instance)
+        assert day not in days_to_load(settings, table)
 
 
 def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repairs_it(
@@ -467,10 +494,11 @@ def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repa
 def test_reconciliation_counts_rows_that_belong_to_no_day(settings: Settings, shop: Shop) -> None:
     shop.put("never", updated_at=None)
     shop.put("forever", updated_at="infinity")
+    shop.put("mistyped", updated_at="2206-01-07")
     job = build_definitions(settings).resolve_job_def("reconcile_transactions")
     with dg.DagsterInstance.ephemeral() as instance:
         (found,) = job.execute_in_process(instance=instance).get_asset_check_evaluations()
-    assert (found.passed, found.metadata["rows_without_a_day"].value) == (False, 2)
+    assert (found.passed, found.metadata["rows_without_a_day"].value) == (False, 3)
 
 
 def test_a_reconciliation_is_retried_unless_that_is_in_vain(settings: Settings, shop: Shop) -> None:
@@ -488,16 +516,15 @@ def test_a_reconciliation_is_retried_unless_that_is_in_vain(settings: Settings, 
 def test_the_sensor_asks_again_when_the_source_is_back_at_what_it_was(
     settings: Settings, shop: Shop
 ) -> None:
-    today = (datetime.now(UTC) - FIRST_DAY).days
-    shop.put("a", day=today - 1)
-    shop.put("b", day=today - 1, second=1)
+    shop.put("a", day=TODAY - 1)
+    shop.put("b", day=TODAY - 1, second=1)
     keys: list[str] = []
     with dg.DagsterInstance.ephemeral() as instance:
         for change in (None, shop.remove, None):
             if change:
                 change("b")
             elif keys:
-                shop.put("b", day=today - 1, second=1)
+                shop.put("b", day=TODAY - 1, second=1)
             ((day, key),) = sensor_tick(settings, instance).items()
             assert key not in keys
             keys.append(key)

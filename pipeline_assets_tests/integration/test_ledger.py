@@ -1,9 +1,10 @@
 """What the ledger answers, held against the same said in Python."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from threading import Barrier
 
+import dagster as dg
 import psycopg
 import pyarrow as pa
 import pytest
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from psycopg import sql
 
 from pipeline_assets.models import records
+from pipeline_assets.models.assets import weeks
+from pipeline_assets.operations.checks import ServiceLevel
+from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.tables import load_tables
 from pipeline_assets_tests.contracts import contract
@@ -54,6 +59,17 @@ def test_a_day_without_an_outcome_was_never_loaded(
         for number in range(length)
         if days and number >= min(days) and days.get(number) not in ("loaded", "held")
     }
+
+
+def test_of_a_weekly_table_weeks_are_late_not_days(
+    warehouse: psycopg.Connection,
+) -> None:
+    weekly = load_contract("purchase_predictions")
+    ledger.ensure_schema(warehouse, weekly)
+    for week in ("2026-06-01", "2026-06-15"):
+        warehouse.execute(BATCH, [weekly.name, week, *STATES["loaded"]])
+    level = ServiceLevel(weekly, dg.AssetKey(weekly.name), weeks(Settings()))
+    assert level.late(warehouse, datetime(2026, 6, 25, tzinfo=UTC)) == ["2026-06-08"]
 
 
 @pytest.mark.parametrize("key", [["id"], ["id", "part"]])

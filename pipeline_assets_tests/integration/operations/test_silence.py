@@ -536,6 +536,19 @@ def test_failing_checks_are_what_dagsters_own_api_says(
     assert (status, "2026-01-07") in ours
 
 
+def test_a_check_of_a_run_that_was_deleted_blinds_nobody(
+    view: View, shop: Shop, settings: Settings
+) -> None:
+    """Dagster deletes a run's events with it, and keeps what its checks found."""
+    shop.put("bad", status="lost")
+    shop.put("worse", day=1, quantity=0)
+    deleted = load(settings, view.instance, "2026-01-07").run_id
+    load(settings, view.instance, "2026-01-08")
+    view.instance.delete_run(deleted)
+    found = failing_checks(view.instance, view.ago(runs.HORIZON))
+    assert {failed.partition for failed in found} == {"2026-01-08"}
+
+
 def test_a_refused_model_is_one_problem_until_a_later_one_is_accepted(view: View) -> None:
     def report(week: str, check: str, severity: str, *, passed: bool) -> list[Problem]:
         view.instance.report_runless_asset_event(
