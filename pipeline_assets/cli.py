@@ -28,6 +28,7 @@ from pipeline_assets.terminal import (
     console,
     mark,
     print_deployment,
+    print_error,
     print_model,
     print_settings,
     print_status,
@@ -68,7 +69,7 @@ def run(
             with console.status("Starting PostgreSQL and comparing source and warehouse ..."):
                 days = days_to_load(settings, table, everything=everything)
             if days:
-                succeeded &= materialize(settings, table, days)
+                succeeded &= materialize(table, days)
             else:
                 console.print(
                     f"{table.contract.name}: every closed day is in step with the source."
@@ -134,8 +135,8 @@ def migrate(
 ) -> None:
     """Bring the warehouse's tables to what the contracts say, and grant roles what they need of them.
 
-    Only where the pipelines' own role may not create tables: run it with WAREHOUSE_DATABASE_URL of the
-    role that owns the database, before a new version of the contracts runs.
+    For one process, before a new version starts. Where the pipelines' own role may not create tables, run it
+    with WAREHOUSE_DATABASE_URL of the role that owns the database, with --load and --read.
     """
     settings = _settings()
     from pipeline_assets.operations.migration import migrate
@@ -158,7 +159,13 @@ def metrics(
     settings = _settings()
     from pipeline_assets.operations.metrics import serve
 
-    server, thread = serve(_read_status(settings), host, port)
+    with clear_errors():
+        try:
+            server, thread = serve(_read_status(settings), host, port)
+        except OSError as error:
+            raise PermanentError(
+                f"{host}:{port} can't be listened on: {error.strerror}. Name another by --host and --port."
+            ) from error
     console.print(f"http://{host}:{server.server_port}/metrics", highlight=False)
     thread.join()
 
@@ -173,9 +180,9 @@ def watch(
 ) -> None:
     """Look from outside whether Dagster itself lives, and alert: a process beside the daemon.
 
-    Told are a daemon that is silent, code that doesn't load, a sensor `alerts` that doesn't look and a
-    UI that doesn't answer: then nobody else could tell. With --once the exit code is 1 if something is
-    wrong.
+    Told are a daemon that is silent, Dagster's storage that is away, code that doesn't load, a sensor
+    `alerts` that doesn't look and a UI that doesn't answer: then nobody else could tell. With --once the
+    exit code is 1 if something is wrong.
     """
     settings = _settings()
     from time import sleep
@@ -187,7 +194,7 @@ def watch(
         if not file.is_file():
             raise PermanentError(f"There is no file {file}: name the daemon's with --workspace.")
     for said, fine in watch_outside(settings, file.resolve()):
-        console.print(said, highlight=False, soft_wrap=True)
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
         if once:
             raise typer.Exit(0 if fine else 1)
         sleep(interval)
@@ -297,7 +304,7 @@ def promote() -> None:
         )
     console.print(grid)
     if deployment is None:
-        console.print("[red]Refused: production stays as it was.[/red]")
+        print_error(f"Refused: {settings.pipeline_env} stays as it was.")
         raise typer.Exit(1)
     console.print(f"Version {deployment.champion_after} is the champion.")
 
@@ -311,7 +318,7 @@ def worker(
 ) -> None:
     """Execute steps that runs hand out through Celery (PIPELINE_EXECUTOR=celery), until stopped.
 
-    At SIGTERM it takes no new step and ends those at work; what is killed then goes to another worker.
+    At SIGTERM it takes no new step and finishes those at work; what is killed then goes to another worker.
     """
     settings = _settings()
     from pipeline_assets.resources.celery import clean_results, worker_answers, worker_app
@@ -369,11 +376,11 @@ def _read_status(settings: "Settings") -> "Callable[[], Status]":
     """A function that reads the deployment's state; what can't be reached is a part of that state."""
     import dagster as dg
 
-    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.definitions import defs
     from pipeline_assets.operations.status import deployment_status
     from pipeline_assets.resources.dagster_history import watched
 
-    known = watched(build_definitions(settings))
+    known = watched(defs)
     # Kept while it answers, as its storage has a pool of connections; opened anew once it doesn't, as
     # the embedded server comes back at another address.
     instance = cache(dg.DagsterInstance.get)
@@ -429,7 +436,7 @@ def replay(name: TableName, rule: RuleName = "") -> None:
         if not days:
             console.print(f"{name}: nothing is quarantined{f' by {rule}' if rule else ''}.")
             return
-        succeeded = materialize(settings, table, days)
+        succeeded = materialize(table, days)
         print_status(table_status(settings, table))
     raise typer.Exit(0 if succeeded else 1)
 

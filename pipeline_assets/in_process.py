@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from pipeline_assets.terminal import console, print_model
+from pipeline_assets.terminal import console, print_error, print_model
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
     from pipeline_assets.warehouse.tables import Table
 
 
-def materialize(settings: "Settings", table: "Table", days: list[str]) -> bool:
+def materialize(table: "Table", days: list[str]) -> bool:
     """Run the table's job over days in this process; whether nothing failed."""
     import dagster as dg
 
-    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.definitions import defs
 
-    succeeded = True
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bars:
-        job = build_definitions(settings, {"progress": _bar(bars)}).resolve_job_def(
-            f"load_{table.contract.name}"
-        )
+    job, succeeded = defs.resolve_job_def(f"load_{table.contract.name}"), True
+    with (
+        dg.DagsterInstance.get() as instance,
+        Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        ) as bars,
+    ):
         bars.add_task("recorded by Dagster", total=None)
         for first, last in _spans(days):
             result = job.execute_in_process(
-                instance=dg.DagsterInstance.get(),
+                instance=instance,
+                resources={"progress": _bar(bars)},
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 tags={
                     "dagster/asset_partition_range_start": first,
@@ -64,7 +65,7 @@ def train_and_score(settings: "Settings") -> bool:
     """Train, judge, deploy and score the newest closed week, if that wasn't done; whether it worked."""
     import dagster as dg
 
-    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.definitions import defs
     from pipeline_assets.models.assets import weeks
     from pipeline_assets.models.automation import (
         BUILD,
@@ -75,28 +76,26 @@ def train_and_score(settings: "Settings") -> bool:
     )
     from pipeline_assets.resources.postgres import Database
 
-    definitions = build_definitions(settings)
     warehouse = Database("warehouse", settings)
-    stored = stored_weeks(
-        dg.DagsterInstance.get(), warehouse, settings, weeks(settings), datetime.now(UTC)
-    )
+    with dg.DagsterInstance.get() as instance:
+        stored = stored_weeks(instance, warehouse, settings, weeks(settings), datetime.now(UTC))
     if not stored.closed or not trainable(stored.closed[-1], settings):
         console.print("model: there aren't orders of enough weeks yet to train on.")
         return True
     newest, succeeded = stored.closed[-1], True
     if newest not in stored.decided:
         with console.status("Reading the snapshots that the model learns from ..."):
-            job = definitions.resolve_job_def(BUILD)
+            job = defs.resolve_job_def(BUILD)
             for week in missing_snapshots(newest, settings, stored):
                 succeeded = succeeded and _run_job(job, week).success
         with console.status(f"Training and judging the model of the week of {newest} ..."):
-            succeeded = succeeded and _run_job(definitions.resolve_job_def(TRAIN), newest).success
+            succeeded = succeeded and _run_job(defs.resolve_job_def(TRAIN), newest).success
     return score(settings) and succeeded
 
 
 def score(settings: "Settings") -> bool:
     """Score the newest closed week, if the champion hasn't, and show where the model stands."""
-    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.definitions import defs
     from pipeline_assets.models.assets import weeks
     from pipeline_assets.models.automation import SCORE
     from pipeline_assets.models.status import model_status
@@ -105,8 +104,7 @@ def score(settings: "Settings") -> bool:
     newest = weeks(settings).get_last_partition_key()
     if newest and status.deployment and status.scored != (newest, status.deployment.champion_after):
         with console.status("Scoring all customers ..."):
-            job = build_definitions(settings).resolve_job_def(SCORE)
-            succeeded = _run_job(job, newest).success
+            succeeded = _run_job(defs.resolve_job_def(SCORE), newest).success
         status = model_status(settings)
     print_model(status)
     return succeeded
@@ -116,19 +114,20 @@ def _run_job(job: "dg.JobDefinition", key: str) -> "dg.ExecuteInProcessResult":
     """Run a job over a partition in this process, and show what failed."""
     import dagster as dg
 
-    result = job.execute_in_process(
-        instance=dg.DagsterInstance.get(),
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        partition_key=key,
-        raise_on_error=False,
-    )
+    with dg.DagsterInstance.get() as instance:
+        result = job.execute_in_process(
+            instance=instance,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            partition_key=key,
+            raise_on_error=False,
+        )
     _print_failures(result)
     return result
 
 
 def publish_digest(settings: "Settings") -> bool:
     """Make the newest morning's edition and say where it is; whether nothing failed."""
-    from pipeline_assets.definitions import build_definitions
+    from pipeline_assets.definitions import defs
     from pipeline_assets.news.assets import DIGEST, mornings
 
     key = mornings(settings).get_last_partition_key()
@@ -136,7 +135,7 @@ def publish_digest(settings: "Settings") -> bool:
         console.print(f"digest: the first morning is after {settings.news_start_date}.")
         return True
     with console.status("Making the morning's edition ..."):
-        result = _run_job(build_definitions(settings).resolve_job_def("publish_digest"), key)
+        result = _run_job(defs.resolve_job_def("publish_digest"), key)
     for edition in result.asset_materializations_for_node(DIGEST) if result.success else []:
         count, page = (edition.metadata[name].value for name in ("dagster/row_count", "page"))
         console.print(f"digest: {count} stories from {settings.news_provider}")
@@ -150,7 +149,7 @@ def _print_failures(result: "dg.ExecuteInProcessResult") -> None:
             failure = event.step_failure_data
             told = failure.user_failure_data
             reason = (told and told.description) or failure.error_display_string
-            console.print(f"[red]{event.step_key}: {reason}[/red]", highlight=False)
+            print_error(f"{event.step_key}: {reason}")
 
 
 def _spans(days: list[str]) -> Iterator[tuple[str, str]]:

@@ -28,13 +28,29 @@ console = Console()
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Show what a person has to mend as a line, not as a traceback."""
-    from psycopg import OperationalError
+    import psycopg
+    import sqlalchemy.exc
+
+    from pipeline_assets.resources.embedded_postgres import EmbeddedPostgresError
 
     try:
         yield
-    except (SettingsError, PermanentError, OperationalError) as error:
-        console.print(f"[red]{str(error).strip()}[/red]", highlight=False)
+    except (
+        SettingsError,
+        PermanentError,
+        EmbeddedPostgresError,
+        psycopg.OperationalError,
+    ) as error:
+        print_error(str(error))
         raise typer.Exit(2) from error
+    except sqlalchemy.exc.OperationalError as error:  # Dagster's storage, MLflow's
+        print_error(str(error.orig))
+        raise typer.Exit(2) from error
+
+
+def print_error(text: str) -> None:
+    """Show a text as it is: in brackets it would be taken for markup."""
+    console.print(text.strip(), style="red", highlight=False, markup=False)
 
 
 def print_status(status: "TableStatus") -> None:
@@ -121,7 +137,7 @@ def print_settings(settings: "list[EffectiveSetting]", problems: list[str]) -> N
         grid.add_row(setting.name, value, setting.source)
     console.print(grid)
     for problem in problems:
-        console.print(f"[red]{escape(problem)}[/red]", highlight=False)
+        print_error(problem)
 
 
 def mark(passed: bool, severity: str) -> str:

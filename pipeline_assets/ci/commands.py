@@ -14,7 +14,7 @@ Since = Annotated[str, typer.Option(help="The commit or branch to compare with."
 
 
 @ci.command()
-def contracts(since: Since = "main") -> None:
+def contracts(since: Since = "origin/main") -> None:
     """Read all contracts, and say what they break of those of another commit.
 
     The exit code is 1 if something is broken by a contract without a new major version.
@@ -35,7 +35,7 @@ def contracts(since: Since = "main") -> None:
 
 
 @ci.command()
-def graph(since: Since = "main") -> None:
+def graph(since: Since = "origin/main") -> None:
     """Print how the asset graph differs from that of another commit, as Markdown."""
     from pipeline_assets.ci.changes import graph_difference
 

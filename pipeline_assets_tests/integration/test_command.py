@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,8 +22,6 @@ from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-# So that the command has twenty days to load instead of a year's.
-RECENTLY = {"WAREHOUSE_START_DATE": str(datetime.now(UTC).date() - timedelta(days=20))}
 
 
 @pytest.fixture
@@ -35,6 +33,11 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         "COLUMNS": "100",
     }
     embedded_postgres.stop(tmp_path / "data" / "postgres")
+
+
+def since(day: date) -> dict[str, str]:
+    """The setting with which the command has days from that one on to load, instead of a year's."""
+    return {"WAREHOUSE_START_DATE": f"{day}"}
 
 
 def command(
@@ -61,6 +64,17 @@ def test_a_wrong_setting_is_one_line_before_anything_starts(
     assert not (tmp_path / "data").exists()
 
 
+def test_a_port_that_is_taken_is_one_line(environment: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        found = command(environment, "metrics", "--port", port)
+    assert found.returncode == 2
+    assert f"127.0.0.1:{port} can't be listened on: Address already in use." in found.stdout
+    assert "Traceback" not in found.stdout + found.stderr
+
+
 def test_help_names_the_commands(environment: dict[str, str]) -> None:
     found = command(environment, "--help")
     assert found.returncode == 0
@@ -72,15 +86,18 @@ def test_help_names_the_commands(environment: dict[str, str]) -> None:
 def test_run_loads_the_sample_shop_once_and_says_so(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    first = command(environment | RECENTLY, "run", cwd=tmp_path)
+    today = datetime.now(UTC).date()
+    environment |= since(today - timedelta(days=20))
+    first = command(environment, "run", cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "fct_transactions" in first.stdout
-    assert "20 of 20 closed" in first.stdout
+    closed = 20 + (datetime.now(UTC).date() - today).days
+    assert f"{closed} of {closed} closed" in first.stdout
     (page,) = (tmp_path / "data" / "digests").glob("2*.html")
     assert str(page) in first.stdout
     assert "there aren't orders of enough weeks yet" in first.stdout
 
-    again = command(environment | RECENTLY, "run")
+    again = command(environment, "run")
     assert again.returncode == 0
     assert "every closed day is in step" in again.stdout
     assert [line for line in first.stdout.splitlines() if "rows in the warehouse" in line] == [
@@ -139,17 +156,19 @@ def dagster_dev(environment: Mapping[str, str], log: Path, folder: Path = ROOT) 
         ) as process,
     ):
         deadline = time.monotonic() + 180
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            try:
-                requests.get(f"{address}/server_info", timeout=2).raise_for_status()
-                break
-            except requests.RequestException:
-                time.sleep(0.2)
-        yield address
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            while True:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                try:
+                    requests.get(f"{address}/server_info", timeout=2).raise_for_status()
+                    break
+                except requests.RequestException:
+                    time.sleep(0.2)
+            yield address
+        finally:  # Popen would wait for it without a limit, whatever failed
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 def graphql(address: str, query: str) -> dict[str, object]:
