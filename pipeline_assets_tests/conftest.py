@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -32,6 +33,10 @@ CREATE INDEX ON shop.transactions (order_id);
 # that ends one by SIGTERM would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine takes longer than Hypothesis' 200 ms for an example.
+hypothesis.settings.register_profile("any machine", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 pytest_plugins = ["pipeline_assets_tests.model_world", "pipeline_assets_tests.dagster_instance"]
 FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)

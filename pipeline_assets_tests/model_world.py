@@ -3,6 +3,7 @@
 Both are copied from templates on the session's PostgreSQL: loading and MLflow's migrations happen once.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -249,6 +250,30 @@ def _world(
     databases.drop(server, *names.values())
 
 
+@pytest.fixture(scope="session")
+def built_snapshots(
+    server: embedded_postgres.Server,
+    templates: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of the snapshots that models of both weeks learn from, as their job writes them."""
+    for found in _world(server, templates, tmp_path_factory.mktemp("snapshots")):
+        for week in SNAPSHOTS:
+            assert found.run("build_snapshots", week).success
+        folder = found.settings.pipeline_data_dir
+    return folder / "partitions" / "training_snapshots"
+
+
+def _take(world: World, snapshots: Path) -> None:
+    shutil.copytree(
+        snapshots, world.settings.pipeline_data_dir / "partitions" / "training_snapshots"
+    )
+    for week in SNAPSHOTS:
+        world.instance.report_runless_asset_event(
+            dg.AssetMaterialization("training_snapshots", partition=week)
+        )
+
+
 @pytest.fixture
 def world(
     server: embedded_postgres.Server, templates: dict[str, str], tmp_path: Path
@@ -257,16 +282,22 @@ def world(
     yield from _world(server, templates, tmp_path)
 
 
+@pytest.fixture
+def snapshots(world: World, built_snapshots: Path) -> None:
+    """In the test's world, what models learn from."""
+    _take(world, built_snapshots)
+
+
 @pytest.fixture(scope="module")
 def trained_world(
     server: embedded_postgres.Server,
     templates: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
+    built_snapshots: Path,
 ) -> Iterator[World]:
     """Snapshots of all the weeks, and a champion of `WEEK`; for tests that leave it as champion."""
     for found in _world(server, templates, tmp_path_factory.mktemp("world")):
-        for week in SNAPSHOTS:
-            assert found.run("build_snapshots", week).success
+        _take(found, built_snapshots)
         result = found.run("train_model", WEEK)
         assert result.success, failures(result)
         yield found

@@ -19,7 +19,6 @@ from pipeline_assets.models.assets import weeks
 from pipeline_assets.models.automation import stored_weeks
 from pipeline_assets_tests.model_world import (
     NEXT,
-    SNAPSHOTS,
     WEEK,
     World,
     checks,
@@ -298,10 +297,9 @@ def test_predictions_of_a_model_that_knew_the_outcome_arent_counted(trained_worl
     ]
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_predictions_of_a_version_that_was_deleted_since_arent_counted(world: World) -> None:
     """That came to light after the load, and failed it."""
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     assert world.run("train_model", WEEK).success
     assert world.run("score_customers", "2026-10-12").success
     world.rows("UPDATE analytics.purchase_predictions SET model_version = 7 RETURNING 1")
@@ -313,10 +311,9 @@ def test_predictions_of_a_version_that_was_deleted_since_arent_counted(world: Wo
     assert "was deleted or changed in MLflow" in found.description
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_what_cant_be_compared_is_a_warning_and_no_failure(world: World) -> None:
     """Nobody bought after October 19: the rows were loaded when that was found out."""
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     assert world.run("train_model", WEEK).success
     assert world.run("score_customers", "2026-10-12").success
     with world.warehouse() as connection:
@@ -436,11 +433,10 @@ def start_training(world: World, week: str, folder: str) -> subprocess.Popen[str
     return child
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_a_training_that_is_killed_is_continued_by_its_retry_or_ended_by_another(
     world: World, tmp_path: Any
 ) -> None:
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     folder = tmp_path / "dagster"
     folder.mkdir()
     with start_training(world, WEEK, str(folder)) as child:
@@ -473,13 +469,12 @@ def test_a_training_that_is_killed_is_continued_by_its_retry_or_ended_by_another
     assert world.production() == (1, None, 1)
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_a_failed_training_ends_its_mlflow_run_and_the_retry_continues_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline_assets.models import registry
 
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     attempts = []
     log_model = registry.log_model
 
@@ -512,9 +507,8 @@ def test_a_failed_training_ends_its_mlflow_run_and_the_retry_continues_it(
     assert [row[0] for row in figures] == 2 * [row[0] for row in verdicts]
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_a_re_execution_on_other_data_has_an_mlflow_run_of_its_own(world: World) -> None:
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     refused = world.run("train_model", WEEK, settings=with_settings(world, models_min_auc=0.99))
     assert not refused.success
     (first,) = runs(world)

@@ -13,7 +13,6 @@ from pipeline_assets.definitions import build_definitions
 from pipeline_assets.models import promotion
 from pipeline_assets_tests.model_world import (
     NEXT,
-    SNAPSHOTS,
     WEEK,
     World,
     failures,
@@ -101,9 +100,8 @@ def test_missed_weeks_are_made_up_for_in_order_and_the_newest_is_the_last(
     assert tick(world, "model_weeks", MONDAY) == (score, NEXT)
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: World) -> None:
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     assert world.run("train_model", WEEK).success
     lenient = with_settings(world, models_max_score_drift=100)
     assert world.run("score_customers", WEEK, settings=lenient).success
@@ -124,9 +122,8 @@ def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: Worl
     assert waiting == f"score_drift failed; {NEXT} is still to be trained for the first time."
 
 
+@pytest.mark.usefixtures("snapshots")
 def test_early_retraining_learns_from_what_has_changed_in_the_warehouse(world: World) -> None:
-    for week in SNAPSHOTS:
-        assert world.run("build_snapshots", week).success
     assert world.run("train_model", WEEK).success
     job = build_definitions(world.settings).resolve_job_def("train_model")
 

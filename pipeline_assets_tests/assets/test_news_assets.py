@@ -47,7 +47,7 @@ def publish(
     selection: list[str] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Run the digest's job for a partition."""
-    client = HttpClient("test", Limits(attempts=1, connect=1, read=2, total=4))
+    client = HttpClient("test", Limits(attempts=1, connect=10, read=10, total=20))
     job = build_definitions(settings, {"http": lambda: client}).resolve_job_def("publish_digest")
     return job.execute_in_process(
         instance=instance,
@@ -358,17 +358,20 @@ class TestMissedMornings:
         self, settings: Settings, instance: dg.DagsterInstance, httpserver: HTTPServer
     ) -> None:
         """Its answers are archived: each hour's run would judge the same articles."""
-        publish(settings, "2026-11-18", instance)
+        now = datetime.now(UTC)  # runs are of now, and the sensor looks back a week
+        window = now.replace(hour=8, minute=0, second=0, microsecond=0) - timedelta(days=3)
+        days = [f"{window + timedelta(days=number):%Y-%m-%d}" for number in (-2, -1, 0, 1)]
         httpserver.expect_request("/one").respond_with_data(
-            feed("A", "", "", "", at=START + timedelta(hours=3))
+            feed("A", "", "", "", at=window + timedelta(hours=3))
         )
-        assert publish(settings, "2026-11-19", instance).success
-        held = publish(with_feeds(settings, httpserver, "one"), "2026-11-20", instance)
+        for day in days[:2]:
+            assert publish(settings, day, instance).success
+        held = publish(with_feeds(settings, httpserver, "one"), days[2], instance)
         assert not held.success
         assert not checks(held)["title_present"].passed
-        now = datetime.now(UTC) + timedelta(hours=2)
-        asked = self.tick(settings, instance, now)
-        assert isinstance(asked, str) or asked.partition_key != "2026-11-20"
+        asked = self.tick(settings, instance, now + timedelta(hours=2))
+        assert isinstance(asked, dg.RunRequest)
+        assert asked.partition_key == days[3]
 
     def test_one_that_the_warehouse_has_lost_is_made_again(
         self, settings: Settings, instance: dg.DagsterInstance, warehouse: psycopg.Connection

@@ -24,6 +24,7 @@ import pytest
 from pipeline_assets.resources import embedded_postgres as embedded
 from pipeline_assets.resources import postgres_supervisor as supervisor
 from pipeline_assets.resources.embedded_postgres import EmbeddedPostgresError, Server
+from pipeline_assets_tests.waiting import until
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -44,13 +45,6 @@ except EmbeddedPostgresError as error:
 print(server.pid, server.url(), flush=True)
 sys.stdin.read()
 """
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "still not so after the deadline"
-        time.sleep(0.02)
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -131,7 +125,7 @@ def folder(tmp_path: Path, temp_folder: Path) -> Iterator[Path]:
     yield path
     embedded.release(path)
     embedded.stop(path)
-    wait_until(lambda: not processes_of(path))
+    until(lambda: not processes_of(path))
     assert list(temp_folder.iterdir()) == []
 
 
@@ -242,14 +236,14 @@ def test_server_stops_after_its_last_client(used_folder: Path, ending: signal.Si
         answer(process)
         process.send_signal(ending)
         process.wait()
-    wait_until(lambda: not processes_of(used_folder), supervisor.GRACE + 10)
+    until(lambda: not processes_of(used_folder))
     assert embedded.status(used_folder) is None
 
 
 def test_a_client_that_comes_during_the_shutdown_gets_a_server(used_folder: Path) -> None:
     first = embedded.connect_or_start(used_folder)
     embedded.release(used_folder)
-    wait_until(lambda: is_leased(used_folder))
+    until(lambda: is_leased(used_folder))
     second = embedded.connect_or_start(used_folder)
     assert second.pid != first.pid
     with psycopg.connect(second.url()):
@@ -287,7 +281,7 @@ sys.stdin.read()
     ) as parent:
         parent.wait()
         assert is_leased(used_folder)
-    wait_until(lambda: not is_leased(used_folder))
+    until(lambda: not is_leased(used_folder))
 
 
 def test_programs_started_by_a_client_hold_no_lease(used_folder: Path) -> None:
@@ -305,7 +299,7 @@ def test_a_killed_server_comes_back_at_the_same_url(folder: Path, binaries: Path
     server = embedded.connect_or_start(folder, binaries=binaries)
     write_row(server)
     os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: (now := embedded.status(folder)) and now.pid != server.pid)
+    until(lambda: (now := embedded.status(folder)) and now.pid != server.pid)
     assert read_row(server.url()) == 42
 
 
@@ -314,7 +308,7 @@ def test_a_killed_supervisor_takes_the_server_along(folder: Path, binaries: Path
     server = embedded.connect_or_start(folder, binaries=binaries)
     write_row(server)
     os.kill(supervisor_of(folder, server), signal.SIGKILL)
-    wait_until(lambda: not processes_of(folder))
+    until(lambda: not processes_of(folder))
     again = embedded.connect_or_start(folder, binaries=binaries)
     assert again.url() == server.url()
     assert read_row(again.url()) == 42
@@ -325,7 +319,7 @@ def test_supervisor_and_server_killed_at_once(used_folder: Path) -> None:
     write_row(server)
     os.kill(supervisor_of(used_folder, server), signal.SIGKILL)
     os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: not is_locked(used_folder / supervisor.SUPERVISOR_LOCK))
+    until(lambda: not is_locked(used_folder / supervisor.SUPERVISOR_LOCK))
     again = embedded.connect_or_start(used_folder)
     assert read_row(again.url()) == 42
     assert not server.socket_folder.exists()
@@ -387,7 +381,7 @@ def test_a_half_made_cluster_is_made_anew(folder: Path) -> None:
 
 def test_a_supervisor_killed_during_initdb(folder: Path) -> None:
     with client(folder) as process:
-        wait_until((folder / "data.new" / "global").exists)
+        until((folder / "data.new" / "global").exists)
         (pid,) = {
             pid
             for pid in processes_of(folder)
@@ -402,8 +396,8 @@ def test_a_supervisor_killed_during_initdb(folder: Path) -> None:
 def test_a_deleted_folder_ends_its_server(used_folder: Path) -> None:
     server = embedded.connect_or_start(used_folder)
     remove = ["/bin/rm", "-rf", str(used_folder)]  # again if the server still writes
-    wait_until(lambda: subprocess.run(remove, check=False).returncode == 0)
-    wait_until(lambda: not processes_of(used_folder))
+    until(lambda: subprocess.run(remove, check=False).returncode == 0)
+    until(lambda: not processes_of(used_folder))
     assert not server.socket_folder.exists()
     assert embedded.connect_or_start(used_folder).password != server.password
 
@@ -413,7 +407,7 @@ def test_the_log_is_bounded(used_folder: Path) -> None:
     log = used_folder / supervisor.LOG
     with log.open("ab") as file:
         file.truncate(supervisor.LOG_LIMIT + 1)
-    wait_until(lambda: log.stat().st_size < supervisor.LOG_LIMIT)
+    until(lambda: log.stat().st_size < supervisor.LOG_LIMIT)
     assert sorted(path.name for path in used_folder.glob("server.log*")) == [
         log.name,
         "server.log.1",
@@ -438,7 +432,7 @@ def test_a_log_that_cannot_be_kept_ends_no_server(used_folder: Path, how: str) -
             older.unlink()
         else:
             (used_folder / "moved.log").rename(log)
-        wait_until(lambda: log.stat().st_size < supervisor.LOG_LIMIT)
+        until(lambda: log.stat().st_size < supervisor.LOG_LIMIT)
         assert older.stat().st_size > supervisor.LOG_LIMIT
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
@@ -521,7 +515,7 @@ def test_as_root_where_user_namespaces_are_forbidden(
     assert (folder / "data").stat().st_uid == embedded.NOBODY
     write_row(server)
     os.kill(supervisor_of(folder, server), signal.SIGKILL)
-    wait_until(lambda: not processes_of(folder))
+    until(lambda: not processes_of(folder))
     assert read_row(embedded.connect_or_start(folder).url()) == 42
 
 

@@ -49,7 +49,7 @@ TOPICS = [
 TOPICS += ["airport", "library", "reactor", "vaccine", "satellite", "festival", "tunnel", "stadium"]
 ONCE = dg.RetryPolicy(max_retries=1)
 """Of steps: at once. The project's own takes half a minute until it gives up."""
-LIMITS = Limits(connect=2, read=0.4, total=20, attempts=3, backoff=0.01)
+LIMITS = Limits(connect=2, read=0.6, total=20, attempts=4, backoff=0.01)
 
 
 def headline(outlet: str, day: date, number: int) -> str:

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,7 @@ print(peak() - before)
 """
 
 
+@cache
 def zeros(size: int) -> bytes:
     compressed = io.BytesIO()
     with gzip.GzipFile(fileobj=compressed, mode="wb", compresslevel=1) as file:
@@ -245,6 +247,7 @@ HOSTILE_XML = {
 }
 PARSE = f"""{PEAK}
 from datetime import UTC, datetime
+from functools import cache
 from pipeline_assets.news import rss
 from pipeline_assets.news.items import Answer, Source
 from pipeline_assets.resources.http import FetchError

@@ -300,7 +300,9 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
         start_sensor(url, job, "source_changes_sensor_transactions")
         until(lambda: set(versions().values()) == {NEW}, "the sensor's runs")
         until(lambda: {status for _, status in runs()} == {"SUCCESS"}, "all runs")
-        assert sorted(runs()) == sorted((day, "SUCCESS") for day in [*days, *active])
+        # A day that ends meanwhile is loaded too.
+        found = [run for run in runs() if run[0] in (*days, *active)]
+        assert sorted(found) == sorted((day, "SUCCESS") for day in [*days, *active])
         assert warehouse.execute(FOUND).fetchall() == shop.connection.execute(WANTED).fetchall()
     finally:
         site.end()

@@ -46,7 +46,7 @@ def rss(*entries: tuple[str, datetime]) -> bytes:
 
 def quick_client() -> HttpClient:
     return HttpClient(
-        "test", Limits(connect=1, read=1, total=3, attempts=3, backoff=0), sleep=lambda _: None
+        "test", Limits(connect=10, read=10, total=20, attempts=3, backoff=0), sleep=lambda _: None
     )
 
 

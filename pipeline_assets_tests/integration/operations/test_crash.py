@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,9 +114,7 @@ def test_a_killed_run_is_told_and_resumed_where_it_died(
         )
         os.kill(process_of(instance, first), signal.SIGKILL)
         until(lambda: status(instance, first) == "FAILURE")
-        died = time.monotonic()
         until(lambda: any(first in text for _, text in mailbox[0].mails))
-        told_after = time.monotonic() - died
         locker.rollback()
 
     retry = until(lambda: retry_of(instance, first))
@@ -126,7 +123,6 @@ def test_a_killed_run_is_told_and_resumed_where_it_died(
     (alert,) = (text for _, text in mailbox[0].mails if first in text)
     assert "SIGKILL" in alert
     assert "run 1 of 3; is retried" in alert
-    assert told_after < 60, "two intervals of the sensor"
     steps = steps_of(instance, retry)
     assert steps == {"fct_transactions"}, "what was done isn't done again"
     rows = warehouse.execute(

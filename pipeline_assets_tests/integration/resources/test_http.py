@@ -130,7 +130,7 @@ class TestPoliteness:
         assert seen[1].headers["User-Agent"] == "pipeline-assets/1 (digest)"
         assert "Cookie" not in seen[1].headers
 
-    def test_one_host_is_asked_for_few_things_at_a_time(self, httpserver: HTTPServer) -> None:
+    def test_one_host_is_asked_for_few_things_at_a_time(self) -> None:
         under_way, most = 0, 0
         lock = threading.Lock()
 
@@ -144,12 +144,12 @@ class TestPoliteness:
                 under_way -= 1
             return Response("ok")
 
-        httpserver.expect_request("/feed").respond_with_handler(handle)
         polite = client(per_host=2)
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: polite.get(httpserver.url_for("/feed")), range(8)))
+        with HTTPServer(threaded=True) as many, ThreadPoolExecutor(8) as pool:
+            many.expect_request("/feed").respond_with_handler(handle)
+            list(pool.map(lambda _: polite.get(many.url_for("/feed")), range(8)))
 
-        assert most <= 2
+        assert most == 2
 
 
 @pytest.fixture
@@ -221,9 +221,9 @@ class TestServersThatKeepTheConnection:
     """No request goes over a connection that no deadline and no look at its address holds for."""
 
     def test_the_next_request_has_its_deadline(self, clinging: Clinging) -> None:
-        one = client(total=1.2)
+        one = client(total=3)
         assert one.get(clinging.url).status == 200
-        with pytest.raises(FetchError, match=r"^was not done within 1\.2 s$"):
+        with pytest.raises(FetchError, match=r"^was not done within 3 s$"):
             one.get(clinging.url)
         assert 0 < clinging.dripped < 100, "it was cut off"
         assert len(set(clinging.clients)) == 2

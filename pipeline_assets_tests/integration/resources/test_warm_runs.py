@@ -475,7 +475,7 @@ def test_what_starts_runs_is_nobody_elses(deployment: Deployment) -> None:
     deployment.waits(run_id)
     folder = deployment.data / "run_processes"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert [file.stat().st_mode & 0o777 for file in deployment.files()] == [0o600]
+    assert (folder / run_id).stat().st_mode & 0o777 == 0o600
     assert warm.cmdline()[1:3] == ["-m", "pipeline_assets.resources.warm_process"]
     assert warm.cmdline()[3].isdigit()
     assert {str(each.laddr) for each in warm.net_connections("all")} == {""}, "no address"
@@ -509,7 +509,8 @@ def test_nothing_is_left_of_many_runs(
     before, memory = held(warm), warm.memory_full_info().uss
     launchers = psutil.Process().num_fds()
     runs(many)
-    assert held(warm) == before
+    # What a run had is closed a moment after its process is gone: the last one's may be there yet.
+    until(lambda: all(now <= then for now, then in zip(held(warm), before, strict=True)))
     # gRPC has five more or fewer from one run to the next; one that is left is one a run.
     assert psutil.Process().num_fds() - launchers < many / 2
     assert warm.memory_full_info().uss - memory < 1 << 20

@@ -76,13 +76,15 @@ def vault_server(folder: Path) -> Iterator[VaultServer]:
     ):
         server = VaultServer(f"http://{address}", process)
         deadline = time.monotonic() + 60
-        while not _is_ready(server.address):
-            assert process.poll() is None, (folder / "vault.log").read_text()
-            assert time.monotonic() < deadline, (folder / "vault.log").read_text()
-            time.sleep(0.05)
-        server.root().sys.enable_auth_method("approle")
-        yield server
-        process.terminate()
+        try:
+            while not _is_ready(server.address):
+                assert process.poll() is None, (folder / "vault.log").read_text()
+                assert time.monotonic() < deadline, (folder / "vault.log").read_text()
+                time.sleep(0.05)
+            server.root().sys.enable_auth_method("approle")
+            yield server
+        finally:
+            process.terminate()
 
 
 def _is_ready(address: str) -> bool:

@@ -107,9 +107,9 @@ class TestPlainText:
 
     def test_a_megabyte_takes_no_longer_than_what_is_kept(self) -> None:
         for markup in ("<b>&amp;" * 125_000, "a" * 1_000_000, "&lt;" * 250_000, "<" * 1_000_000):
-            began = time.perf_counter()
+            began = time.process_time()
             assert len(plain_text(markup, 300)) <= 300
-            assert time.perf_counter() - began < 1
+            assert time.process_time() - began < 1
 
     @given(
         st.text(alphabet=st.sampled_from("<>&;/!-='\" abps#1203ltgmcrin\u202e\x00"), max_size=80)
