@@ -6,9 +6,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 from pipeline_assets.cli import app
+from pipeline_assets.quality.odcs import parse_contract
 
 ROOT = Path(__file__).parents[2]
 MAKEFILE = ROOT / "Makefile"
@@ -116,6 +118,13 @@ def test_every_link_and_name_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_and_path_is_there(page: Path) -> None:
     assert unknown(page) == []
+
+
+def test_the_contract_to_copy_is_one() -> None:
+    page = (ROOT / "docs" / "contracts.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    contract = parse_contract(yaml.safe_load(example))
+    assert (contract.name, contract.key) == ("orders", ("order_id",))
 
 
 def test_every_alert_rule_names_an_entry_of_the_runbook() -> None:

@@ -20,7 +20,7 @@ GITLAB_JOBS: dict[str, dict[str, Any]] = {
 }
 # What only there has a meaning: a login, a comment, the way from one job to the next.
 GLUE = re.compile(
-    r"docker login |base64 |install -m 600 |echo \"\w+=\$\(|apk add |mkdir |echo \"\$CI_REGISTRY_"
+    r"docker login |base64 |install -m 600 |echo \"\w+=(?:\$\(|ghcr)|apk add |mkdir |echo \"\$CI_REGISTRY_"
 )
 
 

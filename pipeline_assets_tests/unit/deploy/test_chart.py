@@ -206,7 +206,7 @@ def test_dagster_takes_the_configuration_that_the_chart_gives_it(environment: st
     taken = process_config(K8sRunLauncher.config_type(), launcher["config"])
     assert taken.success, taken.errors
     if environment == "production":  # a run's pod has the agent too
-        pod = taken.value["run_k8s_config"]["pod_spec_config"]
+        pod = launcher["config"]["run_k8s_config"]["pod_spec_config"]
         assert "serviceAccountToken" in _token_source(pod, "vault-login")
     assert launcher["config"]["job_image"] == IMAGE
 
