@@ -229,8 +229,7 @@ rows in the ledger; Dagster's history has all runs of the first table, and of th
 {recent} days. "A run's CPU" is the part of loading that each run pays which isn't started warm. A table's
 tick is that of its change sensor when all is in step. Memory, cores and ticks are of `dagster dev` with every
 sensor switched on, where each table's wants one tick a minute and `alerts` two; they are one measurement
-over minutes. The others are medians of five (of loading 1,000 tables three), with the range. CPU seconds
-are what to compare: seconds are those of a machine with other work, which at times left a tenth of a core.
+over minutes. The others are medians of five, with the range. Nothing else ran on the 2 cores.
 
 """
 

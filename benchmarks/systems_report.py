@@ -57,7 +57,8 @@ state each round; after each round the target is compared with the source by SQL
 
 CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
 same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
-first run after a start isn't counted, nor is the first by a schedule.
+first run after a start isn't counted, nor is the first by a schedule. Dagster looks for new backfills every
+30 s: how long one waits for that depends on the moment, and has a line of its own.
 
 """
 RATIOS = """
