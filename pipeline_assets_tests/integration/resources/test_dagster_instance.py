@@ -1,8 +1,10 @@
 """Dagster's storage on a real PostgreSQL, whose server restarts under what uses it."""
 
+import sys
 from typing import Any
 
 import dagster as dg
+import pytest
 import sqlalchemy as sa
 
 
@@ -73,3 +75,23 @@ def test_a_run_whose_server_goes_away_under_dagsters_own_statement_is_run_again(
         assert run.status == dg.DagsterRunStatus.FAILURE
         assert run.tags["dagster/will_retry"] == again
     assert [event.step_key for event in interrupted.get_step_failure_events()] == ["made"]
+
+
+def test_an_instance_that_is_opened_again_connects_once_it_is_asked(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A code server opens one a tick: looking for the tables each time took nine connections."""
+    connected: list[object] = []
+    driver: Any = sys.modules["psycopg2"]  # it has no types
+    connect = driver.connect
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        connected.append(arguments)
+        return connect(*arguments, **options)
+
+    monkeypatch.setattr(driver, "connect", count)
+    with dg.DagsterInstance.from_ref(instance.get_ref()) as again:
+        assert not connected
+        assert again.get_runs_count() == 0
+        assert again.get_runs_count() == 0
+    assert len(connected) == 1
