@@ -127,8 +127,7 @@ def _with_own_jobs(shared: dg.Definitions, table: dg.Definitions) -> dg.Definiti
     Left to the end, Dagster resolves each job by walking the assets of all tables, which at a thousand
     tables is most of loading. Nobody else's assets are in these jobs.
     """
-    about = dg.Definitions(assets=table.assets, asset_checks=table.asset_checks, jobs=table.jobs)
-    alone = dg.Definitions.merge(shared, about)
+    alone = dg.Definitions.merge(shared, table)
     return dg.Definitions(
         assets=table.assets,
         asset_checks=table.asset_checks,
