@@ -75,7 +75,7 @@ def score(fields: Mapping[str, str], url: str, champion: Registered) -> Part:
 
 
 def look_back(fields: Mapping[str, str], url: str, champion: Registered) -> tuple[Part, Part]:
-    """`realised`, and then the gate's thousand resamples of all who were scored: model, baseline, both."""
+    """`realised`, and then the gate's thousand resamples of all who were scored: model and champion."""
     client = Mlflow(Settings.model_validate(fields)).client()
     parts: list[Part] = []
     found: list[monitoring.Realised] = []
@@ -86,9 +86,7 @@ def look_back(fields: Mapping[str, str], url: str, champion: Registered) -> tupl
     labels, scores = found[0].labels, found[0].scores
     other = np.sqrt(scores * scores.mean())
     with clock(parts, lambda: len(labels)):
-        evaluate(labels, scores)
-        evaluate(labels, other)
-        compare(labels, scores, other)
+        compare(evaluate(labels, scores), evaluate(labels, other))
     return parts[0], parts[1]
 
 

@@ -265,7 +265,10 @@ def whole_path(
         scored = process.submit(many.score, fields, url, champion).result()
         parts = {"scored and loaded (score_week)": scored}
         came_true, resampled = process.submit(many.look_back, fields, url, champion).result()
-    parts |= {"looked back on (realised)": came_true, "1,000 resamples, three times": resampled}
+    parts |= {
+        "looked back on (realised)": came_true,
+        "1,000 resamples, model and champion": resampled,
+    }
     for name, part in parts.items():
         console.print(
             f"{part.customers:,} customers {name}: {part.seconds:.0f} s, {part.megabytes:.0f} MB at most"

@@ -11,7 +11,7 @@ figures themselves are always of all customers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline_assets.failures import PermanentError
@@ -38,8 +38,8 @@ RESAMPLES = 1000
 SUBSET, SUBSETS = 50_000, 10
 """Customers of a little bootstrap, and how many there are: together what 50,000 customers take. The paper
 has subsets of n^0.6 and more do as well as the whole; of 2.4 million that is 6,700."""
-CELLS_AT_ONCE = 2_000_000
-"""Resamples times customers of one matrix: 16 MB, and a dozen of them at a time."""
+CELLS_AT_ONCE = 200_000
+"""Resamples times customers of one matrix: 1.6 MB, of which a core's cache holds a few."""
 PERCENTILES = (2.5, 97.5)
 SEED = 2005
 TOP = 0.1
@@ -67,6 +67,9 @@ class Evaluation:
     customers: int
     buyers: int
     metrics: Mapping[str, Estimate]
+    deviations: "NDArray[np.float64]" = field(compare=False, repr=False)
+    """How far the figures of a resample are from those of what it was drawn from; subsets, resamples of each
+    and metrics are the axes. All evaluations of one set of customers have the same resamples."""
 
     def __getitem__(self, metric: str) -> Estimate:
         return self.metrics[metric]
@@ -80,25 +83,47 @@ def evaluate(
     Raises:
         PermanentError: lengths differ, a score isn't within 0 and 1, or all or none bought.
     """
-    values, bounds = _figures(labels, [scores], resamples)
-    return Evaluation(
-        customers=len(labels), buyers=int(labels.sum()), metrics=_estimates(values, bounds)
-    )
+    import numpy as np
+
+    random, customers = np.random.default_rng(SEED), len(labels)
+    whole = _Ranking(labels, scores)
+    values = whole.metrics([np.ones((1, customers))])
+    if customers <= SUBSET:
+        deviations = [whole.metrics(_resamples(random, customers, resamples)) - values]
+    else:
+        deviations = []
+        for _ in range(min(SUBSETS, resamples)):
+            chosen = random.choice(customers, SUBSET, replace=False, shuffle=False)
+            subset = _Ranking(labels[chosen], scores[chosen])
+            weights = _resamples_of_all(random, customers, -(-resamples // SUBSETS))
+            deviations.append(subset.metrics(weights) - subset.metrics([np.ones((1, SUBSET))]))
+    return _evaluation(customers, int(labels.sum()), values[0], np.stack(deviations))
 
 
-def compare(
-    labels: "NDArray[np.bool_]",
-    scores: "NDArray[np.float64]",
-    reference: "NDArray[np.float64]",
-    *,
-    resamples: int = RESAMPLES,
-) -> dict[str, Estimate]:
-    """Metric -> the difference scores minus reference, both on the same resamples.
+def compare(evaluation: Evaluation, reference: Evaluation) -> Evaluation:
+    """The differences evaluation minus reference, resample by resample.
 
     Raises:
-        PermanentError: as `evaluate`.
+        PermanentError: they aren't evaluations of the same customers, or not of as many resamples.
     """
-    return _estimates(*_figures(labels, [scores, reference], resamples))
+    import numpy as np
+
+    whose = [
+        (each.customers, each.buyers, each.deviations.shape) for each in (evaluation, reference)
+    ]
+    if whose[0] != whose[1]:
+        raise PermanentError(
+            f"evaluations of other customers or resamples can't be compared: {whose[0]} and {whose[1]}"
+        )
+    values = np.array(
+        [[each[metric].value for metric in METRICS] for each in (evaluation, reference)]
+    )
+    return _evaluation(
+        evaluation.customers,
+        evaluation.buyers,
+        values[0] - values[1],
+        evaluation.deviations - reference.deviations,
+    )
 
 
 def evaluate_slices(
@@ -124,48 +149,62 @@ class _Ranking:
         import numpy as np
 
         _check(labels, scores)
+        self.scores = scores
+        chance = scores.clip(SMALLEST_CHANCE, 1 - SMALLEST_CHANCE)
+        self.loss = -np.log(np.where(labels, chance, 1 - chance))
+        self.squares = (scores - labels) ** 2
         self.order = np.argsort(-scores, kind="stable")
-        self.bought = labels[self.order].astype(np.float64)
-        self.scores = scores[self.order]
-        # Customers with one score are one step: their order among themselves is chance.
-        self.steps = np.append(np.flatnonzero(np.diff(self.scores)), len(scores) - 1)
-        chance = self.scores.clip(SMALLEST_CHANCE, 1 - SMALLEST_CHANCE)
-        self.loss = -np.log(np.where(self.bought > 0, chance, 1 - chance))
-        self.squares = (self.scores - self.bought) ** 2
+        bought = labels[self.order]
+        # Customers with one score are one step: their order among themselves is chance. Of the steps only
+        # those with a buyer count, a tenth of them where a tenth buys.
+        last = np.append(np.flatnonzero(np.diff(scores[self.order])), len(scores) - 1)
+        first = np.append(0, last[:-1] + 1)
+        with_buyer = np.logical_or.reduceat(bought, first)
+        self.first, self.last = first[with_buyer], last[with_buyer]
+        self.buyers = np.flatnonzero(bought)
+        self.last_buyer = np.searchsorted(self.buyers, self.last, side="right") - 1
 
-    def metrics(self, weights: "NDArray[np.float64]") -> "NDArray[np.float64]":
-        """The figures of `METRICS` for each row of weights, one weight a customer; NaN where a row
+    def metrics(self, drawn: "Iterable[NDArray[np.float64]]") -> "NDArray[np.float64]":
+        """The figures of `METRICS` for each row of all the weights, one weight a customer; NaN where a row
         has only buyers or none."""
+        import numpy as np
+
+        return np.concatenate([self._metrics(weights) for weights in drawn])
+
+    def _metrics(self, weights: "NDArray[np.float64]") -> "NDArray[np.float64]":
         import numpy as np
 
         # `take` keeps each row in one piece, where indexing would not: a row's sums are then the same
         # however many rows there are.
-        weights = weights.take(self.order, axis=1)
-        reached = weights.cumsum(axis=1).take(self.steps, axis=1)
-        found = (weights * self.bought).cumsum(axis=1).take(self.steps, axis=1)
+        ranked = weights.take(self.order, axis=1)
+        reached = ranked.cumsum(axis=1)
         customers = reached[:, -1]
+        found = ranked.take(self.buyers, axis=1).cumsum(axis=1).take(self.last_buyer, axis=1)
         buyers = np.where(found[:, -1] > 0, found[:, -1], np.nan)
         gained = np.diff(found, axis=1, prepend=0.0)
-        others = reached - found
-        passed = np.diff(others, axis=1, prepend=0.0)
+        after = reached.take(self.last, axis=1)
+        before = reached.take(self.first, axis=1) - ranked.take(self.first, axis=1)
+        others, passed = after - found, after - before - gained
+        # How the buyers grow with the customers: in a step with one evenly, and not at all between two.
+        curve_customers = np.stack([before, after], axis=2).reshape(len(weights), -1)
+        curve_buyers = np.stack([found - gained, found], axis=2).reshape(len(weights), -1)
+        captured = [
+            np.interp(TOP * of_all, reaches, finds)
+            for of_all, reaches, finds in zip(customers, curve_customers, curve_buyers, strict=True)
+        ]
         with np.errstate(divide="ignore", invalid="ignore"):
             # Of all pairs of a buyer and another, those where the buyer comes first; ties count half.
-            auc = 1 - (gained * (others - passed / 2)).sum(axis=1) / (buyers * others[:, -1])
-            precision = (gained * (found / np.maximum(reached, 1))).sum(axis=1) / buyers
-            predicted = (weights * self.scores).sum(axis=1)
-            captured = [
-                np.interp(TOP * row_reached[-1], row_reached, row_found)
-                for row_reached, row_found in zip(
-                    np.pad(reached, ((0, 0), (1, 0))), np.pad(found, ((0, 0), (1, 0))), strict=True
-                )
-            ]
+            auc = 1 - (gained * (others - passed / 2)).sum(axis=1) / (
+                buyers * (customers - found[:, -1])
+            )
+            precision = (gained * (found / np.maximum(after, 1))).sum(axis=1) / buyers
             return np.column_stack(
                 [
                     auc,
                     precision,
                     (weights * self.loss).sum(axis=1) / customers,
                     (weights * self.squares).sum(axis=1) / customers,
-                    predicted / buyers,
+                    (weights * self.scores).sum(axis=1) / buyers,
                     captured / buyers,
                     found[:, -1] / customers,
                 ]
@@ -185,45 +224,6 @@ def _check(labels: "NDArray[np.bool_]", scores: "NDArray[np.float64]") -> None:
             f"{int(labels.sum())} of {len(labels)} customers bought: with only one kind there is "
             "nothing to tell apart"
         )
-
-
-def _figures(
-    labels: "NDArray[np.bool_]", scores: "list[NDArray[np.float64]]", resamples: int
-) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
-    """The metrics of the first scores, minus those of the second if there are any, and their bounds:
-    a row of `METRICS`, and two."""
-    import numpy as np
-
-    random, customers = np.random.default_rng(SEED), len(labels)
-    values = _metrics(labels, scores, [np.ones((1, customers))])
-    if customers <= SUBSET:
-        drawn = _metrics(labels, scores, _resamples(random, customers, resamples))
-        # A resample of a small slice may have no buyers, and no metric.
-        return values[0], np.nanpercentile(drawn, PERCENTILES, axis=0)
-    apart = []
-    for _ in range(min(SUBSETS, resamples)):
-        chosen = random.choice(customers, SUBSET, replace=False, shuffle=False)
-        bought, of_subset = labels[chosen], [each[chosen] for each in scores]
-        weights = _resamples_of_all(random, customers, -(-resamples // SUBSETS))
-        drawn = _metrics(bought, of_subset, weights)
-        middle = _metrics(bought, of_subset, [np.ones((1, SUBSET))])
-        apart.append(np.nanpercentile(drawn, PERCENTILES, axis=0) - middle)
-    return values[0], values + np.mean(apart, axis=0)
-
-
-def _metrics(
-    labels: "NDArray[np.bool_]",
-    scores: "list[NDArray[np.float64]]",
-    weights: "Iterable[NDArray[np.float64]]",
-) -> "NDArray[np.float64]":
-    import numpy as np
-
-    rankings = [_Ranking(labels, each) for each in scores]
-    rows = []
-    for drawn in weights:
-        first, *others = (ranking.metrics(drawn) for ranking in rankings)
-        rows.append(first - others[0] if others else first)
-    return np.concatenate(rows)
 
 
 def _resamples(
@@ -253,8 +253,15 @@ def _resamples_of_all(
         yield random.multinomial(customers, chances, size=rows).astype(np.float64)
 
 
-def _estimates(values: "NDArray[np.float64]", bounds: "NDArray[np.float64]") -> dict[str, Estimate]:
-    return {
+def _evaluation(
+    customers: int, buyers: int, values: "NDArray[np.float64]", deviations: "NDArray[np.float64]"
+) -> Evaluation:
+    import numpy as np
+
+    # A resample of a small slice may have no buyers, and no metric.
+    bounds = values + np.nanpercentile(deviations, PERCENTILES, axis=1).mean(axis=1)
+    metrics = {
         metric: Estimate(float(value), float(lower), float(upper))
         for metric, value, lower, upper in zip(METRICS, values, *bounds, strict=True)
     }
+    return Evaluation(customers, buyers, metrics, deviations)

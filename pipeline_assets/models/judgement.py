@@ -132,7 +132,7 @@ def _judge(
     difference = None
     if champion:
         by_whom["champion"] = predict(registry.load(champion), holdout)
-        difference = compare(labels, scores, by_whom["champion"])
+        difference = compare(evaluation, evaluate(labels, by_whom["champion"])).metrics
     smoke = Finding(
         SMOKE,
         True,

@@ -63,10 +63,12 @@ class Case:
         champion: np.ndarray | None = None,
         cutoffs: Sequence[date] = NEWEST,
     ) -> list[Finding]:
-        against = None if champion is None else compare(self.labels, scores, champion)
+        evaluation, against = evaluate(self.labels, scores), None
+        if champion is not None:
+            against = compare(evaluation, evaluate(self.labels, champion)).metrics
         return judge(
             GateThresholds(),
-            evaluate(self.labels, scores),
+            evaluation,
             self.baseline,
             against,
             training_cutoffs=cutoffs,
@@ -138,8 +140,9 @@ def test_a_model_worse_than_the_champion_by_a_small_real_margin_and_the_better_o
 ) -> None:
     """The same model, given every customer's features as they were four weeks before."""
     late = case.scores(NEWEST, of=case.snapshot(HOLDOUT - HORIZON))
-    difference = compare(case.labels, case.good, late)["average_precision"]
-    assert 0.005 < difference.lower < difference.upper < 0.15
+    difference = compare(evaluate(case.labels, case.good), evaluate(case.labels, late))
+    precision = difference["average_precision"]
+    assert 0.005 < precision.lower < precision.upper < 0.15
     assert not {"auc_sufficient", "calibrated"} & set(refused_by(case.judged(late)))
     beside = case.judged(late, champion=case.good)
     assert "not_worse_than_champion" in refused_by(beside)

@@ -68,6 +68,7 @@ def evaluation(**values: float) -> Evaluation:
         customers=10_000,
         buyers=700,
         metrics={name: Estimate(v, v - 0.005, v + 0.005) for name, v in figures.items()},
+        deviations=np.zeros((1, 1, len(figures))),
     )
 
 

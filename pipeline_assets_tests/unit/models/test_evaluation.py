@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.models import evaluation
-from pipeline_assets.models.evaluation import METRICS, Estimate, compare, evaluate
+from pipeline_assets.models.evaluation import METRICS, Estimate, Evaluation, compare, evaluate
 
 
 def scored(
@@ -82,18 +82,29 @@ def test_a_comparison_is_paired() -> None:
     """Two nearly equal models differ by far less than either's own interval is wide."""
     labels, scores = scored(5000)
     other = (scores * 1.02).clip(max=1)
-    alone = evaluate(labels, scores, resamples=300)["log_loss"]
-    difference = compare(labels, other, scores, resamples=300)["log_loss"]
+    model = evaluate(labels, scores, resamples=300)
+    alone = model["log_loss"]
+    difference = compare(evaluate(labels, other, resamples=300), model)["log_loss"]
     assert difference.upper - difference.lower < (alone.upper - alone.lower) / 20
-    none = compare(labels, scores, scores, resamples=50)["log_loss"]
-    assert none == Estimate(0.0, 0.0, 0.0)
+    assert compare(model, model)["log_loss"] == Estimate(0.0, 0.0, 0.0)
+
+
+def test_what_is_not_paired_is_not_compared() -> None:
+    labels, scores = scored(500)
+    model = evaluate(labels, scores, resamples=30)
+    for other in (
+        evaluate(labels, scores, resamples=20),
+        evaluate(labels[1:], scores[1:], resamples=30),
+    ):
+        with pytest.raises(PermanentError, match="other customers or resamples"):
+            compare(model, other)
 
 
 def test_a_real_difference_is_seen_and_has_a_sign() -> None:
     labels, scores = scored(6000)
     noisy = 1 / (1 + np.exp(3 - np.random.default_rng(5).normal(size=6000)))
-    better = compare(labels, scores, noisy, resamples=200)
-    worse = compare(labels, noisy, scores, resamples=200)
+    model, other = (evaluate(labels, each, resamples=200) for each in (scores, noisy))
+    better, worse = compare(model, other), compare(other, model)
     assert better["average_precision"].lower > 0
     assert better["log_loss"].upper < 0
     for name in METRICS:
@@ -115,10 +126,9 @@ def test_little_bootstraps_give_the_intervals_of_the_plain_one(
     other = np.where(np.arange(20_000) % 10 == 0, np.roll(scores, 1), scores)
     monkeypatch.setattr(evaluation, "SUBSET", 20_000)
 
-    def found() -> dict[str, Estimate]:
-        if paired:
-            return compare(labels, other, scores)
-        return dict(evaluate(labels, scores).metrics)
+    def found() -> Evaluation:
+        model = evaluate(labels, scores)
+        return compare(evaluate(labels, other), model) if paired else model
 
     plain = found()
     monkeypatch.setattr(evaluation, "SUBSET", 5_000)
