@@ -101,7 +101,7 @@ def crash() -> Iterator[None]:
 
 @pytest.mark.parametrize(("key", "table"), [("text", lenient), ("bigint", numbered)])
 @examples(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(history=st.lists(actions, max_size=14))
 def test_any_history_ends_in_step_with_the_source(
@@ -153,7 +153,7 @@ def test_any_history_ends_in_step_with_the_source(
 
 
 @examples(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(history=st.lists(moves, min_size=6, max_size=14))
 def test_a_gate_that_holds_days_loses_no_order_that_the_source_has(

@@ -81,8 +81,9 @@ def test_runs_wait_in_the_queue_while_their_pool_is_full(
         capture_output=True,
         check=True,
     )
+    days = ("2026-01-08", "2026-01-09")
     with dagster_dev(environment, tmp_path / "dev.log") as address:
-        for day in ("2026-01-08", "2026-01-09", "2026-01-10"):
+        for day in days:
             assert graphql(address, LAUNCH % day)["launchRun"] == {"__typename": "LaunchRunSuccess"}
         deadline = time.monotonic() + 240
         while True:
@@ -94,6 +95,6 @@ def test_runs_wait_in_the_queue_while_their_pool_is_full(
             assert not [run for run in runs if run["status"] in ("FAILURE", "CANCELED")]
             assert time.monotonic() < deadline, runs
             time.sleep(0.5)
-    assert len(runs) == 3
+    assert len(runs) == len(days)
     spans = sorted((run["startTime"], run["endTime"]) for run in runs)
     assert all(before[1] <= after[0] for before, after in pairwise(spans))

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
-import kubernetes_validate
 import pytest
 import yaml
 from dagster._config import process_config
-from dagster_k8s import K8sRunLauncher
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm"
@@ -30,6 +28,13 @@ def render(given: dict[str, Any]) -> list[dict[str, Any]]:
     return [found for text in files.values() for found in yaml.safe_load_all(text) if found]
 
 
+def judge(manifest: dict[str, Any], version: str) -> None:
+    """Refuse what a version of Kubernetes doesn't know."""
+    import kubernetes_validate  # 3 s
+
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
 def of_kind(manifests: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
 
@@ -49,7 +54,7 @@ def test_every_manifest_is_what_kubernetes_knows(environment: str, version: str)
     ]  # it isn't Kubernetes' own
     assert len(judged) >= 15
     for one in judged:
-        kubernetes_validate.validate(one, version, strict=True)
+        judge(one, version)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
@@ -199,6 +204,8 @@ def test_the_tables_are_made_before_anything_else_and_need_nothing_else(environm
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_dagster_takes_the_configuration_that_the_chart_gives_it(environment: str) -> None:
+    from dagster_k8s import K8sRunLauncher  # 3 s
+
     manifests = render(values(environment))
     config = of_kind(manifests, "ConfigMap")["pipeline-assets-config"]["data"]["dagster.yaml"]
     launcher = yaml.safe_load(config)["run_launcher"]
