@@ -43,10 +43,8 @@ mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:
 
 # Half of the time they wait for processes and clocks: three workers keep two cores busy.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
-# The slow ones of a file go to one worker: they share what they set up, models, servers, browsers.
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
-	$(BIN)/pytest --numprocesses $(WORKERS) --quiet -m "not slow and not reliability"
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --quiet -m "slow and not cluster and not image and not reliability"
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --quiet -m "not reliability and not cluster and not image"
 
 test-reliability: $(VENV)/installed-dev ## install, then attack for hours: kills, bad data, faults between
 	$(BIN)/pytest --quiet -m reliability $(ARGS)

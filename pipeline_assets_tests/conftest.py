@@ -43,6 +43,15 @@ FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)
 _numbers = count()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first; the slow ones of a file go to one worker, as they share servers and models."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded_postgres.Server]:
     """One real PostgreSQL server for the session."""

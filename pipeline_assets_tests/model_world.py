@@ -276,9 +276,17 @@ def _take(world: World, snapshots: Path) -> None:
 
 @pytest.fixture
 def world(
-    server: embedded_postgres.Server, templates: dict[str, str], tmp_path: Path
+    server: embedded_postgres.Server,
+    templates: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[World]:
-    """A world without snapshots or models."""
+    """A world without snapshots or models; its models have one candidate and no plots, to be quick."""
+    from pipeline_assets.models import judgement, training
+
+    name = "logistic_regression"
+    monkeypatch.setattr(training, "CANDIDATES", {name: training.CANDIDATES[name]})
+    monkeypatch.setattr(judgement, "images", lambda *_: {})
     yield from _world(server, templates, tmp_path)
 
 

@@ -38,8 +38,16 @@ def test_the_harness_measures_and_finds_what_a_tool_did_wrong(
         assert result["peak_mb"] > 0
 
 
-@pytest.mark.slow
-def test_growth_is_measured_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "with_daemon",
+    [
+        pytest.param(False, marks=pytest.mark.slow),
+        pytest.param(True, marks=pytest.mark.reliability),  # its sensors tick once a minute
+    ],
+)
+def test_growth_is_measured_part_by_part(
+    with_daemon: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "GROWTH_RESULTS", tmp_path / "growth.json")
 
     def measure(*parts: str) -> None:
@@ -67,6 +75,8 @@ def test_growth_is_measured_part_by_part(tmp_path: Path, monkeypatch: pytest.Mon
     found = figures()
     assert 0 < found["definitions, a run's CPU s"]["min"] < found["definitions, CPU s"]["max"]
     assert found["a table's tick, s"]["median"] > 0
+    if not with_daemon:
+        return
     # Sensors have every table to look at, and start nothing.
     measure("daemon")
     watched = figures()

@@ -113,11 +113,11 @@ def test_a_source_whose_clock_goes_back_is_in_step_in_the_end(
     )
 
 
-@rounds(1, 5)
-def test_a_worker_whose_clock_jumps_loads_every_day_in_the_end(site: Site, rounds: int) -> None:
+@pytest.mark.reliability
+def test_a_worker_whose_clock_jumps_loads_every_day_in_the_end(site: Site) -> None:
     """Back, far ahead and back again: a day that was loaded before it came is loaded when it has."""
     site.spoils = False
-    for _ in range(rounds):
+    for _ in range(5):
         site.change()
         with dg.DagsterInstance.ephemeral() as instance:
             daemon = Daemon(site.settings, instance, SENSOR, JOB)

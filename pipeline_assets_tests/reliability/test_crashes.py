@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from time import monotonic
-from typing import get_args
+from typing import Any, get_args
 from uuid import uuid4
 
 import pytest
@@ -104,12 +104,15 @@ def duration(site: Site) -> float:
     return taken
 
 
-def each_victim(rounds: int, random_kills: int) -> pytest.MarkDecorator:
-    """A short case for `make test` and one a victim for `make test-reliability`."""
+SHORT = pytest.param(VICTIMS, 0, 0, id="short", marks=pytest.mark.slow)
+
+
+def each_victim(rounds: int, random_kills: int, *short: Any) -> pytest.MarkDecorator:
+    """A case for each victim in `make test-reliability`, and perhaps a short one for `make test`."""
     return pytest.mark.parametrize(
         ("victims", "rounds", "random_kills"),
         [
-            pytest.param(VICTIMS, 0, 0, id="short", marks=pytest.mark.slow),
+            *short,
             *(
                 pytest.param(
                     [victim], rounds, random_kills, id=victim, marks=pytest.mark.reliability
@@ -146,7 +149,7 @@ def _one_a_stage(moments: Sequence[Moment], random: Random) -> list[tuple[Moment
     return [(moment, VICTIMS[number % 3]) for number, moment in enumerate(stages.values())]
 
 
-@each_victim(rounds=2, random_kills=22)
+@each_victim(2, 22, SHORT)
 def test_a_load_killed_at_any_moment_loses_and_doubles_nothing(
     site: Site,
     victims: Sequence[Victim],
@@ -157,7 +160,7 @@ def test_a_load_killed_at_any_moment_loses_and_doubles_nothing(
     tell(attack(site, MOMENTS, victims, rounds, random_kills) + "; all days agree")
 
 
-@each_victim(rounds=1, random_kills=5)
+@each_victim(1, 5)
 def test_a_digest_killed_at_any_moment_is_whole_and_ends_as_if_nothing_was(
     digest_site: DigestSite,
     server: embedded_postgres.Server,
@@ -177,7 +180,7 @@ def test_a_digest_killed_at_any_moment_is_whole_and_ends_as_if_nothing_was(
     tell(f"{told}; {len(digest_site.mornings)} editions have the bytes of undisturbed ones")
 
 
-@each_victim(rounds=1, random_kills=4)
+@each_victim(1, 4)
 def test_a_model_killed_at_any_moment_leaves_the_registry_consistent(
     model_site: ModelSite,
     victims: Sequence[Victim],

@@ -20,7 +20,7 @@ from pipeline_assets_tests.load_steps import DAYS
 from pipeline_assets_tests.reliability.kills import TRANSIENT, ended, start
 from pipeline_assets_tests.reliability.replication import Replicated, replicated
 from pipeline_assets_tests.reliability.site import Site, load_all
-from pipeline_assets_tests.reliability.test_faults import ROLES, rounds
+from pipeline_assets_tests.reliability.test_faults import ROLES
 from pipeline_assets_tests.reliability.test_together import wrong
 
 
@@ -35,8 +35,13 @@ def moved(site: Site, role: str, servers: Replicated) -> None:
     site.settings = Settings.model_validate({**dict(site.settings), **url})
 
 
-@rounds(1, 5)
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("role", "rounds"),
+    [
+        pytest.param("source", 1, marks=pytest.mark.slow),
+        *(pytest.param(role, 5, marks=pytest.mark.reliability) for role in ROLES),
+    ],
+)
 def test_what_a_replica_lacks_is_loaded_again(
     site: Site,
     role: str,

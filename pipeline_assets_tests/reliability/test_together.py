@@ -39,6 +39,7 @@ ASSETS = [
 ]
 CLOSED = standing(FIRST_DAY + timedelta(days=DAYS, hours=1))
 """When the last of the test's days has ended and settled."""
+ROUNDS = 4
 _numbers = count()
 
 
@@ -94,17 +95,16 @@ def wrong(site: Site) -> list[str]:
         )
 
 
-@rounds(1, 4)
+@pytest.mark.reliability
 def test_two_daemons_a_sensor_a_backfill_and_a_run_launched_twice(
     site: Site,
-    rounds: int,
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
     """All ask for the same days at the same moment; each run is executed once, each row is there once."""
     site.spoils = False
     with deployed(site, tmp_path_factory, daemons=2) as place:
-        for number in range(rounds):
+        for number in range(ROUNDS):
             site.change()
             begun = len(place.runs())
             with ThreadPoolExecutor(4) as pool:
@@ -135,7 +135,7 @@ def test_two_daemons_a_sensor_a_backfill_and_a_run_launched_twice(
         ]
     until(lambda: site.left_behind() == [])
     tell(
-        f"{rounds} times three days asked for by a sensor in two daemons, a backfill and two launches: "
+        f"{ROUNDS} times three days asked for by a sensor in two daemons, a backfill and two launches: "
         f"{len(records)} runs, {len(by_sensor)} of the sensor with {len(set(by_sensor))} run keys; all exact"
     )
 

@@ -106,9 +106,6 @@ def test_a_tampered_hash_fails_the_install(tmp_path: Path, python: Path) -> None
 
 @pytest.mark.slow
 def test_the_bill_of_materials_is_valid_and_names_every_locked_package(tmp_path: Path) -> None:
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
     file = tmp_path / "sbom.json"
     recipe = next(
         line
@@ -120,9 +117,9 @@ def test_the_bill_of_materials_is_valid_and_names_every_locked_package(tmp_path:
         .replace("$(BIN)", str(BIN))
         .replace("$(or $(SBOM),sbom.json)", str(file))
     )
+    assert "--no-validate" not in command  # what isn't valid fails the command
     subprocess.run(command.split(), cwd=ROOT, check=True, capture_output=True)
 
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(file.read_text()) is None
     bill = json.loads(file.read_text())
     named = {component["name"].lower() for component in bill["components"]}
     assert named >= {name.lower() for name in blocks("requirements.lock")}

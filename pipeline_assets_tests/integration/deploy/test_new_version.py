@@ -171,14 +171,8 @@ def waiting(warehouse: psycopg.Connection) -> int:
     return int(row[0]) if row else 0
 
 
-@pytest.mark.parametrize(
-    "runs_are",
-    [
-        pytest.param("processes of their own", marks=pytest.mark.slow),
-        # Its code server takes half a minute to end.
-        pytest.param("in the code server", marks=pytest.mark.reliability),
-    ],
-)
+@pytest.mark.reliability
+@pytest.mark.parametrize("runs_are", ["in the code server", "processes of their own"])
 def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
     runs_are: str,
     settings: Settings,

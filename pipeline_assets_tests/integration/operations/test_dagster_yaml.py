@@ -70,7 +70,7 @@ mutation { launchRun(executionParams: {
 RUNS = "{ runsOrError { ... on Runs { results { status startTime endTime } } } }"
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_runs_wait_in_the_queue_while_their_pool_is_full(
     environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -486,7 +486,7 @@ def test_what_starts_runs_is_nobody_elses(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize(
     "many",
-    [pytest.param(20, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.reliability)],
+    [pytest.param(10, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.reliability)],
 )
 def test_nothing_is_left_of_many_runs(
     deployment: Deployment, server: embedded_postgres.Server, many: int
