@@ -43,12 +43,14 @@ FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)
 _numbers = count()
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have one worker run a file's slow tests: they share servers, models and browsers."""
+    if item.get_closest_marker("slow"):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; the slow ones of a file go to one worker, as they share servers and models."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Run the fast tests first."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 

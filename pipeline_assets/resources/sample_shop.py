@@ -71,7 +71,7 @@ def orders() -> Iterator[Order]:
         for line in file:
             customer, day, quantity, amount = line.split()
             placed[customer, day] += 1
-            date = datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC) + SHIFT
+            date = datetime.fromisoformat(day).replace(tzinfo=UTC) + SHIFT
             order_id = f"{customer}-{date:%Y%m%d}-{placed[customer, day]}"
             second = OPENS + crc32(order_id.encode()) % (CLOSES - OPENS)
             moment = date + timedelta(seconds=second)

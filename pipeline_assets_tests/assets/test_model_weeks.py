@@ -59,6 +59,7 @@ def test_the_snapshots_are_there_when_the_schedule_trains_the_week_that_ended(
     assert tick(world, "train_model_weekly", MONDAY) == ("train_model", NEXT)
 
 
+@pytest.mark.reliability
 def test_a_missed_week_is_made_up_for_before_the_newest(
     scheduled_world: World,
 ) -> None:
