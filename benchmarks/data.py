@@ -1,7 +1,7 @@
 """The benchmark's databases: TPC-H's order lines as a shop's table, and what a day did to it.
 
 Everything is made by SQL from `tpchgen-cli`'s data, so that the code which is measured has no part in
-it. A source database a case holds the rows of one day (`DAY`); the warehouse templates hold the table
+it. One source database per case holds the rows of one day (`DAY`); the warehouse templates hold the table
 before that day (`base`), nothing (`empty`), or the outcome of the largest mixed day (`loaded`).
 
 What a day holds, besides clean rows: one in a thousand breaks the contract. The base has a few lines
@@ -30,11 +30,11 @@ FULL_ROWS = 6_000_000
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
 NEXT_DAY = DAY + timedelta(days=1)
 EMPTY_DAY = DAY - timedelta(days=1)
-"""A day without rows, which every tool loads before the clock starts: its own tables are there then."""
+"""A day without rows, which tools load before the clock starts, so that their own tables exist."""
 
 CONTRACT = Path(__file__).parent / "contracts" / "line_items.odcs.yaml"
 
-# Multiples of 12 are what the largest mixed day changes (half of a sixth), so are those of 120, 1200.
+# The largest mixed day changes the multiples of 12 (half of a sixth), the smaller ones those of 120, 1200.
 NEWER = sql.SQL("line_id % 60000 = 0 AND line_id <= {rows}")
 DELETED = sql.SQL("line_id % 60000 = 1 AND line_id <= {rows}")
 VALID = sql.SQL(
@@ -66,8 +66,8 @@ CREATE UNLOGGED TABLE lineitem (
     l_shipinstruct text, l_shipmode text, l_comment text
 );
 """
-# TPC-H's years end in 1998; 27 years later all of them are over before DAY. The hash spreads whatever
-# must look random and stays the same.
+# TPC-H's dates end in 1998; moved by 27 years, all of them are before DAY. The hash gives randomness that
+# is reproducible.
 LINES = """
 CREATE UNLOGGED TABLE lines AS
 SELECT row_number() OVER (ORDER BY l_orderkey, l_linenumber) AS line_id,
@@ -99,7 +99,7 @@ class Case:
 
     @property
     def source(self) -> str:
-        """The database with the day's rows; a replay reads what the first load read."""
+        """The database with the day's rows; a replay shares that of the mixed day it repeats."""
         kind = "first" if self.template == "empty" else f"{self.changed}_{self.new}"
         return f"bench_source_{kind}"
 
@@ -135,7 +135,7 @@ def contract() -> Contract:
 
 
 def prepare(server: Server, rows: int) -> None:
-    """Make every database that the cases need, unless they are there for as many rows."""
+    """Make every database that the cases need, unless they exist already for as many rows."""
     if _prepared(server) == rows:
         return
     with psycopg.connect(server.url(), autocommit=True) as admin:
@@ -163,14 +163,14 @@ def connect(server: Server, database: str) -> psycopg.Connection:
 
 
 def drop(admin: psycopg.Connection, database: str) -> None:
-    """Drop a database, whoever is connected."""
+    """Drop a database, ending all connections to it."""
     admin.execute(
         sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database))
     )
 
 
 def fresh_copy(server: Server, template: str, name: str) -> str:
-    """Copy a template, file by file, with everything on disk when it returns; its URL."""
+    """Copy a template file by file, all on disk on return; returns the copy's URL."""
     with psycopg.connect(server.url(), autocommit=True) as admin:
         drop(admin, name)
         admin.execute(
@@ -183,9 +183,9 @@ def fresh_copy(server: Server, template: str, name: str) -> str:
 
 
 Wrong = dict[str, int]
-"""How many rows of the target a load left other than they should be:
+"""How many rows of the target are wrong after a load:
 
-bad        rows of the day that break the contract, and lie in the target in whatever version
+bad        rows of the day that break the contract, but are in the target in any version
 older      rows that the day's older version has overwritten
 deleted    rows that the source has deleted
 differing  clean rows of the day that are missing or differ in any column
@@ -286,7 +286,7 @@ def _generate(lines: psycopg.Connection, rows: int) -> None:
 def _fill_source(server: Server, lines: psycopg.Connection, case: Case, rows: int) -> None:
     """The day's rows: old lines from all over the table, changed, and new lines; a few are bad.
 
-    They lie in the order of their change, which has nothing to do with the order of the keys.
+    They are stored in the order of their change, which is unrelated to the order of the keys.
     """
     stride = rows // case.changed if case.changed else 1
     first_new = {"base": rows, "loaded": rows, "empty": rows}[case.template]
@@ -350,7 +350,7 @@ def _fill_template(server: Server, lines: psycopg.Connection, name: str, rows: i
 
 
 def _load_by_sql(server: Server, case: Case, rows: int) -> None:
-    """The template `loaded`: what a right load of the case's day leaves."""
+    """The template `loaded`: what a correct load of the case's day leaves."""
     fresh_copy(server, "base", "bench_loaded")
     with connect(server, "bench_loaded") as warehouse:
         attach_day(warehouse, server, case)

@@ -1,6 +1,6 @@
-"""A deployment by `dagster dev`: started and stopped, asked as the UI asks, and what it uses.
+"""A deployment by `dagster dev`: start and stop it, query it as the UI does, measure its CPU.
 
-For the benchmarks of Dagster itself; what they run in it is theirs.
+For the benchmarks of Dagster itself, each of which brings its own definitions.
 """
 
 import os
@@ -66,14 +66,14 @@ def dagster_dev(folder: Path, data: Path, **settings: str) -> Iterator[tuple[str
 
 
 def graphql(address: str, query: str, **variables: str) -> dict[str, Any]:
-    """The data that the UI's own interface answers with."""
+    """The data in the answer of the UI's GraphQL API."""
     body = {"query": query, "variables": variables}
     found: dict[str, Any] = requests.post(f"{address}/graphql", json=body, timeout=60).json()
     return dict(found["data"])
 
 
 def launch(address: str, location: str, job: str, day: str) -> str:
-    """Queue a run of a partition, as the UI does; its id."""
+    """Queue a run of a partition, as the UI does; returns its id."""
     answer = graphql(address, LAUNCH, location=location, job=job, day=day)["launchRun"]
     if "run" not in answer:
         raise SystemExit(f"{job} {day} could not be launched: {answer}")
@@ -81,7 +81,7 @@ def launch(address: str, location: str, job: str, day: str) -> str:
 
 
 def wait(address: str, run_id: str) -> None:
-    """Return when a run has succeeded; end the benchmark if it hasn't."""
+    """Wait for a run to succeed; end the benchmark if it doesn't."""
     while (status := graphql(address, STATUS, id=run_id)["runOrError"]["status"]) not in ENDS:
         time.sleep(0.05)
     if status != "SUCCESS":
@@ -89,6 +89,6 @@ def wait(address: str, run_id: str) -> None:
 
 
 def cpu_seconds(*processes: psutil.Process) -> float:
-    """CPU seconds of processes, all that they have started, and what of it has ended."""
+    """CPU seconds of processes and all their descendants, including those that have ended."""
     found = [each for process in processes for each in (process, *process.children(recursive=True))]
     return sum(measure.cpu_seconds(each, ended_children=True) for each in found)

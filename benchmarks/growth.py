@@ -1,10 +1,10 @@
-"""How the project bears many tables: definitions, sensors' ticks, daemon, the UI's page of an asset.
+"""How the project scales to many tables: definitions, sensors' ticks, daemon, the UI's page of an asset.
 
     python -m benchmarks.growth --help
 
 Every table has a contract of 16 columns and 3,650 partitions (`benchmarks.growth_data`). Figures are medians
-with their range; where something is kept for later by the first look, that look is left out. Each measure
-has a process of its own.
+with their range; where the first call fills a cache, that call is left out. Each measure runs in a process
+of its own.
 """
 
 import json
@@ -90,7 +90,7 @@ def definitions(tables: Tables, effort: Effort) -> dict[str, Spread]:
 
 
 def ticks(tables: Tables, effort: Effort) -> dict[str, Spread]:
-    """A table's sensor with nothing to do, and the one that looks at everything."""
+    """Ticks of a table's sensor with nothing to do, and of `alerts`, which looks at everything."""
     figures = {}
     for sensor, title in ((f"source_changes_sensor_{SAMPLE}", "a table's"), ("alerts", "alerts'")):
         found = _own_process("tick", tables, sensor, str(effort.runs))
@@ -134,7 +134,7 @@ def run_one(contracts: Path) -> None:
 def load(contracts: Path) -> None:
     """Build all definitions as a code server does.
 
-    Prints seconds, CPU seconds, those of them that a run's process takes too, its peak in MB.
+    Prints seconds, CPU seconds, the part of these that a run's process takes too, and the peak in MB.
     """
     import pipeline_assets.definitions  # noqa: F401 - what is imported once isn't the tables' cost
 
@@ -189,16 +189,16 @@ def page(tables: Tables, effort: Effort) -> dict[str, Spread]:
             tab = browser.new_page()
             found = _look(tab, f"{address}/assets/validated_{SAMPLE}?view=partitions")
             tab.close()
-            if number:  # the first one makes Dagster sum up the partitions, and keep that
+            if number:  # the first visit makes Dagster summarise the partitions and cache that
                 for name, value in found.items():
                     measured.setdefault(name, []).append(value)
     return {name: spread(values) for name, values in measured.items()}
 
 
 def _look(page: "Page", address: str) -> dict[str, float]:
-    """Open a page; seconds until it is painted and until its partitions are there.
+    """Open a page; returns the seconds until it is painted and until its partitions are there.
 
-    It goes on asking for news every few seconds; what is counted is asked before the partitions came.
+    The page polls every few seconds; only answers up to that of the partitions are counted.
     """
     asked: list[Request] = []
     page.on("requestfinished", lambda each: asked.append(each) if "/graphql" in each.url else None)
@@ -248,7 +248,7 @@ def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
 
 
 def _ticks(dagster: psycopg.Connection, since: datetime) -> int:
-    """Sensors' ticks that have worked since a moment."""
+    """The number of sensors' ticks since a moment that didn't fail."""
     ((count,),) = dagster.execute(TICKS, [since]).fetchall()
     return int(count)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 LAST = TODAY - timedelta(days=1)
 SAMPLE = "growth_0001"
-"""The table that is looked at, and whose real run is copied."""
+"""The table that is measured, and whose real run is copied."""
 SOURCE = """
 CREATE TABLE shop.{table} AS
 SELECT n::bigint AS line_id, n / 4::bigint AS order_id, n / 20::bigint AS customer_id,
@@ -37,7 +37,7 @@ FROM (SELECT n, %(first)s::timestamptz + n * interval '1 day' + interval '12 hou
 CREATE INDEX ON shop.{table} (updated_at);
 CREATE INDEX ON shop.{table} (line_id);
 """
-# As the load leaves it.
+# The batches as the load leaves them.
 LEDGER = """
 INSERT INTO pipeline.batches (table_name, partition_key, window_start, window_end, verdict,
     rows_extracted, rows_valid, rows_quarantined, violations, broken_rules, content_hash,
@@ -46,8 +46,8 @@ SELECT %(table)s, to_char(day, 'YYYY-MM-DD'), day, day + interval '1 day', 'pass
     'copied', '1.0.0', '0.1.0', 'growth', 1, 0, 'copied'
 FROM generate_series(%(first)s::timestamptz, %(last)s::timestamptz, interval '1 day') AS day
 """
-# The page of an asset, and what looks at all of them, read materializations, what was planned, checks and
-# runs; other events are read with their run.
+# An asset's page and the sensors over all assets read materializations, planned ones, checks and runs.
+# Other events are read only with their run, and aren't copied.
 COPIES = """
 CREATE TEMP TABLE copies AS
     SELECT 'growth_' || to_char(number, 'FM0000') AS name, to_char(%(last)s::date - n, 'YYYY-MM-DD') AS day,
@@ -87,7 +87,7 @@ INSERT INTO asset_keys (asset_key, last_materialization, last_run_id, asset_deta
 
 @dataclass(frozen=True)
 class Tables:
-    """So many tables, in databases and a folder of their own."""
+    """A number of tables, in databases and a folder of their own."""
 
     server: Server
     home: Path
@@ -96,7 +96,7 @@ class Tables:
     days: int
     """Partitions of each table, up to yesterday."""
     recent: int
-    """Days of each table that are in Dagster's history; of the sample all are."""
+    """Days of each table in Dagster's history, which has all days of the sample."""
 
     @property
     def contracts(self) -> Path:
@@ -118,7 +118,7 @@ class Tables:
             "DAGSTER_HOME": str(ROOT),
             "PIPELINE_DATA_DIR": str(self.home / "data"),
             "WAREHOUSE_START_DATE": f"{self.first:%Y-%m-%d}",
-            # No week of the model has closed: nothing of it is missing, so no sensor starts runs.
+            # No week of the model has closed, so none is missing and no sensor starts runs.
             "MODELS_START_DATE": f"{TODAY - timedelta(days=TODAY.weekday()):%Y-%m-%d}",
             "SOURCE_DATABASE_URL": ensure_database(self.server, self.database("source")),
             "WAREHOUSE_DATABASE_URL": ensure_database(self.server, self.database("warehouse")),
@@ -128,7 +128,7 @@ class Tables:
 
 
 def grown(contracts: Path) -> "dg.Definitions":
-    """The project's definitions with a table more for each contract in the folder."""
+    """The project's definitions with one more table for each contract in the folder."""
     from unittest.mock import patch
 
     from benchmarks.ours import derive
@@ -145,7 +145,7 @@ def grown(contracts: Path) -> "dg.Definitions":
 
 
 def make(tables: Tables) -> None:
-    """Contracts, and source, warehouse and ledger as after loads of a row a day and table."""
+    """Write contracts; fill source, warehouse and ledger as after loads of one row per day and table."""
     from pipeline_assets.quality.odcs import load_contract
     from pipeline_assets.warehouse.load import prepare
     from pipeline_assets.warehouse.tables import Table
@@ -166,7 +166,7 @@ def make(tables: Tables) -> None:
             contract = load_contract(file)
             name = sql.Identifier(contract.name)
             source.execute(sql.SQL(SOURCE).format(table=name), span)
-            source.commit()  # all in one would need more locks than a server has
+            source.commit()  # a single transaction would need more locks than a server has
             prepare(warehouse, Table(contract))
             with (
                 source.cursor().copy(
@@ -191,14 +191,14 @@ def make(tables: Tables) -> None:
 
 
 def remove_databases(tables: Tables) -> None:
-    """Drop them."""
+    """Drop the tables' databases."""
     with psycopg.connect(tables.server.url(), autocommit=True) as admin:
         for kind in ("source", "warehouse", "dagster"):
             drop(admin, tables.database(kind))
 
 
 def _write_contracts(tables: Tables) -> None:
-    """The order lines' contract again and again, and a folder that Dagster loads them from."""
+    """Copies of the order lines' contract, and a workspace that loads them into Dagster."""
     tables.contracts.mkdir(parents=True, exist_ok=True)
     text = CONTRACT.read_text()
     level = "\nslaProperties:\n  - {property: latency, value: 48, unit: h}\n"
@@ -214,7 +214,7 @@ def _write_contracts(tables: Tables) -> None:
 
 
 def copy_run(tables: Tables, run_id: str) -> None:
-    """Dagster's history as of many runs, from a real one of the sample's newest day."""
+    """Fill Dagster's history with copies of a real run, that of the sample's newest day."""
     asked = {
         "tables": tables.count,
         "days": tables.days,
@@ -226,6 +226,6 @@ def copy_run(tables: Tables, run_id: str) -> None:
     }
     url = tables.server.url(tables.database("dagster"))
     with psycopg.connect(url, autocommit=True) as dagster:
-        with psycopg.ClientCursor(dagster) as cursor:  # CREATE TABLE takes no server's parameters
+        with psycopg.ClientCursor(dagster) as cursor:  # no bound parameters in CREATE TABLE
             cursor.execute(COPIES, asked)
         dagster.execute("VACUUM ANALYZE")

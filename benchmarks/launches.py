@@ -1,7 +1,7 @@
 """What a run costs from its request to its end: Dagster's own launcher beside this project's.
 
 Three empty assets, launched through the queue as the UI does, in two deployments that differ in the
-launcher only and take turns. `--leaks` instead starts so many runs and shows what is left of them.
+launcher only and take turns. `--leaks N` instead starts N runs and shows what they leave behind.
 `python -m benchmarks.launches --help`.
 """
 
@@ -61,7 +61,7 @@ def deploy(folder: Path, *, warm: bool) -> tuple[Path, Path]:
 
 
 def run(address: str, number: int = 1) -> float:
-    """Seconds from the request of some runs at once to the end of the last."""
+    """Seconds from requesting `number` runs at once to the end of the last one."""
     begun = time.perf_counter()
     days = [f"2026-02-{day + 1:02}" for day in range(number)]
     for run_id in [launch(address, "three.py", "all_three", day) for day in days]:
@@ -114,7 +114,7 @@ def compare(runs: int, folder: Path, console: Console) -> None:
 
 
 def leaks(runs: int, folder: Path, console: Console) -> None:
-    """Print what the warm process and the data folder hold before and after so many runs."""
+    """Print what the warm process and the data folder hold before and after `runs` runs."""
     home, data = deploy(folder, warm=True)
     os.environ["DAGSTER_HOME"] = str(home)
     with dagster_dev(home, data) as (address, _):

@@ -3,8 +3,8 @@
     python -m benchmarks.load --help
 
 Every run starts from a fresh copy of the warehouse, on which the tool has loaded an empty day, so that
-what it makes once is there. The tools take turns, round after round: what else the machine does meets
-all of them. Results of earlier invocations stay in the results file until their case is run again.
+what it creates only once exists. The tools take turns, round after round, so that other load on the machine
+affects all of them. Results of earlier invocations stay in the results file until their case is run again.
 """
 
 import shutil
@@ -74,7 +74,7 @@ def _measure_case(
     runs: int,
     folder: Path,
 ) -> list[Result]:
-    """Run every tool in turn, `runs` times, and sum up; each round is kept when it ends."""
+    """Run every tool in turn, `runs` times, and sum up; results are saved after each round."""
     tools = [tool for tool in tools if name in tool.cases]
     measured: dict[str, list[Measured]] = {tool.key: [] for tool in tools}
     wrong: dict[str, data.Wrong] = {}

@@ -1,6 +1,6 @@
 """2.4 million customers through the model's real path: the cohort a hundred times over.
 
-Each part is for a process of its own, so that its peak memory is its own. `benchmarks.models` runs them.
+`benchmarks.models` runs each function in a process of its own, whose peak memory is measured.
 """
 
 import resource
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 CUTOFF = date(2027, 6, 7)
-"""The scores' cutoff, a Monday; the cohort's last day is the one after its 28 days."""
+"""The scores' cutoff, a Monday; its 28 days close on the day before the cohort's last."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Part:
 
 @contextmanager
 def clock(parts: list[Part], customers: Callable[[], int]) -> Iterator[None]:
-    """Add what the block took."""
+    """Append the block's seconds and peak memory to `parts`."""
     begun = time.perf_counter()
     yield
     seconds = time.perf_counter() - begun
@@ -91,7 +91,7 @@ def look_back(fields: Mapping[str, str], url: str, champion: Registered) -> tupl
 
 
 def register(fields: Mapping[str, str], pipeline: "Pipeline", training: pa.Table) -> Registered:
-    """A fitted pipeline as a version of the benchmark's own registry."""
+    """Register a fitted pipeline as a version in the benchmark's own registry."""
     import mlflow
 
     settings = Settings.model_validate(fields)

@@ -61,7 +61,7 @@ def run(command: Sequence[str], env: Mapping[str, str], postmaster: int) -> Meas
 
 
 def server_cpu(postmaster: int) -> float:
-    """CPU seconds of all its processes; the postmaster counts those that have ended."""
+    """CPU seconds of all the server's processes; the postmaster counts those that have ended."""
     server = psutil.Process(postmaster)
     backends = sum(cpu_seconds(process) for process in server.children())
     return cpu_seconds(server, ended_children=True) + backends

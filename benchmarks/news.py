@@ -1,6 +1,6 @@
 """Ten thousand articles of fifty feeds, from the servers to the digest: seconds and megabytes.
 
-`make bench` runs it. The feeds come from a local server, one thread a request as on the internet;
+`make bench` runs it. The feeds come from a local server that answers concurrently, as on the internet;
 everything after that is what a morning's run does.
 """
 
@@ -53,7 +53,7 @@ def feed(number: int) -> bytes:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Serves the feeds at /<number>; gives its address."""
+    """Serve the feeds at /<number>; yields the server's address."""
     bodies = {f"/{number}": feed(number) for number in range(FEEDS)}
 
     class Handler(BaseHTTPRequestHandler):
@@ -92,7 +92,7 @@ def main() -> None:
         run = Run(WINDOW, settings, HttpClient(USER_AGENT), WINDOW.end)
         taken, found = intake.take_in(run, folder / "archive")
         at = step("fetch, archive, clean", at)
-    # The words are of no language, so what is detected is left aside here; it has been paid for.
+    # The words are of no language, so the detected one is replaced; detecting it has been timed.
     in_language = [replace(article, language="en") for article in found]
     edition = digest.compose(WINDOW, settings, taken, in_language, [])
     at = step("tell apart, rank, sum up", at)

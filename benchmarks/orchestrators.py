@@ -1,12 +1,12 @@
-"""One daily pipeline in this project, Airflow and Prefect: what a run costs, and what waiting for it does.
+"""One daily pipeline in this project, Airflow and Prefect: what a run costs, and what idling does.
 
     python -m benchmarks.orchestrators --help
 
 The same three steps (`peers/daily_steps`: extract 10,000 rows, validate, upsert) run in each. The systems
-take turns, round after round, one at a time, each from a copy of a database as it is after its setup.
+take turns, round after round, one at a time, each from a copy of its database as its setup left it.
 CPU is that of all of a system's processes and of PostgreSQL, less what the system takes at rest in the
-same time. Ends are read from the systems' own databases by SQL, so that no API is kept busy by the
-clock; the target is compared with the source after each round.
+same time. The benchmark reads the runs' ends from the systems' databases by SQL, so that its polling
+doesn't load their APIs; after each round it compares the target with the source.
 """
 
 import shutil
@@ -67,27 +67,27 @@ SELECT count(*), sum(hashtextextended(orders::text, 0)) FROM shop.orders
 WHERE amount > 0 AND ordered_at::date = ANY(%s::date[])
 """
 RESTS = 20.0
-"""Seconds at least that a system's rest is measured, after SETTLES more."""
+"""The least seconds for which a system is measured at rest, after SETTLES more."""
 SETTLES = 5.0
-"""Seconds after a run in which its process ends and its last events are stored: they are its cost too."""
+"""Seconds after a run for its process to end and store its last events: they are its cost too."""
 LEAD = 25.0
-"""Seconds before a schedule's moment that it is switched on: Airflow runs the minute before it at once."""
+"""Seconds before its first due time that a schedule is switched on: Airflow runs the last minute at once."""
 FETCHED = 11.0
-"""Seconds before a schedule's moment from which CPU is its: Prefect's worker fetches it 10 s ahead."""
+"""Seconds before a run's due time from which its CPU is counted: Prefect's worker fetches it 10 s ahead."""
 DEADLINE = 300.0
 """Seconds that anything may take; a system that needs longer is broken."""
 
 
 @dataclass
 class Window:
-    """CPU seconds in so many seconds, rest included, of a number of runs."""
+    """CPU seconds spent within `seconds` of wall time on a number of runs, the system's rest included."""
 
     cpu: float
     seconds: float
     runs: int
 
     def beyond(self, rest: float) -> float:
-        """CPU seconds a run beyond those that the system takes each second at rest."""
+        """CPU seconds per run beyond those at rest; `rest` is in CPU seconds per second."""
         return (self.cpu - rest * self.seconds) / self.runs
 
 
@@ -100,7 +100,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Databases and environments; 3 GB.")] = None,
 ) -> None:
     """Compare this project's runs with Airflow's and Prefect's; three minutes a system and round."""
-    # A background job's children would ignore the first; both end with nothing left running.
+    # A background job's children would ignore SIGINT; both signals must leave nothing running.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if sys.platform != "linux":
@@ -198,7 +198,7 @@ def measure(
 
         figures = {"start": _open(system, place, services)}
         say(f"{system.name}: one after another")
-        _queued(system, place, services, history, [WARM_UP])  # the first run after a start is apart
+        _queued(system, place, services, history, [WARM_UP])  # a start's first run isn't counted
         waits: list[float] = []
 
         def one_by_one() -> int:
@@ -217,7 +217,7 @@ def measure(
         asked = time.time()
         figures["backfill"], backfill = timed(lambda: system.backfill(place, BACKFILL))
         figures["backfill_begins"] = _first_start(system, history, asked) - asked
-        backfill.runs = len(BACKFILL)  # however many it takes at once
+        backfill.runs = len(BACKFILL)  # CPU is per day, even if one run loads them all
         say(f"{system.name}: at rest, then by schedule")
         due = 60 * (1 + (time.time() + RESTS + LEAD) // 60)
         before, begun = cpu(), time.time()
@@ -226,7 +226,7 @@ def measure(
         figures["pss_mb"], figures["rss_mb"] = services.memory_mb()
         figures["processes"] = len(services.processes())
         system.switch_on(place)
-        _scheduled_end(system, services, history, due)  # the first after a start is apart here too
+        _scheduled_end(system, services, history, due)  # nor is the first one by schedule
         due += 60
         time.sleep(max(0.0, due - FETCHED - time.time()))
         before, begun = cpu(), time.time()
@@ -293,7 +293,7 @@ def _run(commands: Sequence[Sequence[str]], place: Place, environment: dict[str,
 
 
 def _open(system: System, place: Place, services: Services) -> float:
-    """Start everything; the seconds until the UI's page was there."""
+    """Start everything; returns the seconds until the UI's page was served."""
     begun = time.perf_counter()
     services.start(system.services(place))
     while True:
@@ -339,14 +339,14 @@ def _runs(system: System, history: psycopg.Connection) -> list[Run]:
 
 
 def _first_start(system: System, history: psycopg.Connection, since: float) -> float:
-    """When the first run began that began after a moment."""
+    """The start of the first run that began after a moment."""
     return min(run.began for run in _runs(system, history) if run.began and run.began > since)
 
 
 def _all_ended(
     system: System, services: Services, history: psycopg.Connection, count: int
 ) -> float:
-    """Wait until so many runs are on record and have ended; the last one's end."""
+    """Wait until exactly `count` runs are on record and all have ended; returns the last end."""
 
     def all_ended(runs: list[Run]) -> list[Run]:
         return runs if len(runs) == count and all(run.ended for run in runs) else []
@@ -357,7 +357,7 @@ def _all_ended(
 def _scheduled_end(
     system: System, services: Services, history: psycopg.Connection, due: float
 ) -> float:
-    """Wait for the run that was due at a moment; its end."""
+    """Wait for the run that was due at a moment to end; returns its end."""
     return _end(
         system,
         services,
@@ -388,7 +388,7 @@ def _broken(system: System, services: Services, how: str) -> ToolError:
 
 
 def _compare(server: Server) -> None:
-    """Hold the target against the source, by SQL of its own."""
+    """Compare the target with the source, by SQL that no pipeline uses."""
     days = [*BACKFILL, *TEN, *QUEUED, WARM_UP, SCHEDULED_DAY]
     with data.connect(server, SOURCE_DATABASE) as source:
         wanted = source.execute(WANTED, [days]).fetchone()

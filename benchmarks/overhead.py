@@ -51,7 +51,7 @@ def start_seconds(folder: Path, data: Path) -> float:
 
 
 def run_cpu_seconds(address: str, location: str, job: str, day: str) -> float:
-    """CPU seconds of the process of a run that is launched as the UI does."""
+    """CPU seconds of a run's process; the run is launched as the UI does it."""
     before = ended_children_cpu_seconds()
     wait(address, launch(address, location, job, day))
     time.sleep(3)  # until its process has ended and been reaped

@@ -47,7 +47,7 @@ class Seconds(TypedDict):
 
 
 class Result(TypedDict):
-    """What the runs of one tool on one case came to; the CPU figures are medians."""
+    """The result of one tool's runs on one case; the CPU figures are medians."""
 
     case: str
     tool: str
@@ -58,7 +58,7 @@ class Result(TypedDict):
     server_cpu_seconds: float
     peak_mb: float
     wrong_rows: int | None
-    """All that is in `wrong`; none for what loads nothing."""
+    """The sum of `wrong`; None for a tool that loads nothing."""
     wrong: Wrong | None
 
 
@@ -69,13 +69,13 @@ def load() -> list[Result]:
 
 
 def merge(results: list[Result]) -> None:
-    """Put results into the file, in the place of earlier ones of the same case and tool."""
+    """Put results into the file, replacing earlier ones of the same case and tool."""
     entries = {(result["case"], result["tool"]): result for result in [*load(), *results]}
     _write(RESULTS, list(entries.values()))
 
 
 class ScaleResult(TypedDict):
-    """What one part of `benchmarks.scale` came to."""
+    """The result of one part of `benchmarks.scale`."""
 
     part: str
     rows: int
@@ -92,17 +92,17 @@ def load_scale() -> list[ScaleResult]:
 
 
 def merge_scale(result: ScaleResult) -> None:
-    """Put a result into the file, in the place of an earlier one of the same part and size."""
+    """Put a result into the file, replacing an earlier one of the same part and size."""
     entries = {(each["part"], each["rows"], each["days"]): each for each in [*load_scale(), result]}
     _write(SCALE_RESULTS, list(entries.values()))
 
 
 Spread = Seconds
-"""What the runs of any measure came to."""
+"""Median and range of the runs of any measure."""
 
 
 class GrowthResult(TypedDict):
-    """What `benchmarks.growth` measured with so many tables, by the measure's name and unit."""
+    """The figures of `benchmarks.growth` for a number of tables, by the measure's name and unit."""
 
     tables: int
     days: int
@@ -121,7 +121,7 @@ def load_growth() -> list[GrowthResult]:
 
 
 def merge_growth(result: GrowthResult) -> None:
-    """Put a result into the file; figures of as many tables that it hasn't stay."""
+    """Put a result into the file; earlier figures for as many tables stay unless it has new ones."""
     entries = {each["tables"]: each for each in load_growth()}
     earlier = entries.get(result["tables"], result)
     entries[result["tables"]] = {**result, "figures": earlier["figures"] | result["figures"]}
@@ -138,7 +138,7 @@ def growth_table() -> Table:
 
 
 def _growth(results: list[GrowthResult]) -> Iterator[list[str]]:
-    """A row a measure, a column a number of tables; first the heading."""
+    """The heading, then a row for each measure, with a column for each number of tables."""
     yield ["", *(f"{result['tables']:,} tables" for result in results)]
     for name in dict.fromkeys(name for result in results for name in result["figures"]):
         yield [name, *(_spread(result["figures"].get(name)) for result in results)]
@@ -171,8 +171,8 @@ def table(results: list[Result]) -> Table:
 
 
 def write_page() -> None:
-    """Write the documentation's page and plot from the results of the full table's size."""
-    from benchmarks.systems_report import section  # it needs this module
+    """Write the documentation's page and plot from the results for the full-size table."""
+    from benchmarks.systems_report import section  # it imports this module
 
     order = [case.name for case in cases(FULL_ROWS).values()]
     results = [result for result in load() if result["case"] in order]
@@ -318,7 +318,7 @@ def _plot(results: list[Result]) -> None:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("seconds (median, minimum and maximum)")
-    # Letters stay letters: a tenth of the size. The same figures give the same file.
+    # Text stays text, for a tenth of the size. The same figures give the same file.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": PLOT.stem}):
         figure.savefig(PLOT, metadata={"Date": None})
 

@@ -1,4 +1,4 @@
-"""How the load bears size: a sensor's tick, ten years in one run, one huge day; seconds and megabytes.
+"""How the load scales: a sensor's tick, ten years in one run, one huge day; seconds and megabytes.
 
     python -m benchmarks.scale --help
 
@@ -147,7 +147,7 @@ def measure(part: str) -> None:
 
 
 def _ticks(definitions: Any, instance: Any) -> dict[str, float]:
-    """Seconds of a tick that finds all in step; the first one, which imports, is left out."""
+    """Milliseconds of a tick that finds nothing to do; the first one, which imports, is left out."""
     import dagster as dg
 
     from pipeline_assets.definitions import build_resources

@@ -1,8 +1,7 @@
 """Services under the clock: programs that run until they are stopped, with all that they start.
 
-Every process that descends from this one is followed, also when the one that started it has gone: this
-process becomes the parent of orphans (Linux). What was there before, the PostgreSQL server, isn't
-theirs.
+Every descendant of this process is followed, even after its parent has ended: this process adopts
+orphans (Linux). Processes that ran before, such as the PostgreSQL server, aren't counted.
 """
 
 import ctypes
@@ -46,7 +45,7 @@ class Services:
 
     @property
     def log(self) -> Path:
-        """What they print, all in one file."""
+        """The file with the output of all programs."""
         return self._folder / "services.log"
 
     def start(self, commands: Iterable[Sequence[str]]) -> None:
@@ -66,11 +65,11 @@ class Services:
                 )
 
     def has_ended(self) -> bool:
-        """Whether one of those that were started has ended by itself."""
+        """Whether one of the started programs has ended by itself."""
         return any(process.poll() is not None for process in self._started)
 
     def processes(self) -> list[psutil.Process]:
-        """All that live, or have ended and wait for their parent."""
+        """All processes that live, or have ended and wait for their parent to reap them."""
         found = psutil.Process().children(recursive=True)
         return [process for process in found if process not in self._others]
 
@@ -79,7 +78,7 @@ class Services:
         return sum(cpu_seconds(process, ended_children=True) for process in self.processes())
 
     def memory_mb(self) -> tuple[float, float]:
-        """What they take of the machine (shared pages in shares: PSS), and the sum of their RSS."""
+        """The sums of the processes' PSS, which divides shared pages among their users, and RSS."""
         pss = rss = 0
         for process in self.processes():
             with suppress(psutil.Error):  # it has ended

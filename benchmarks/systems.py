@@ -1,7 +1,7 @@
-"""The orchestrators that are compared: their versions, how each is set up, and how runs are asked of it.
+"""The orchestrators that are compared: their versions, how each is set up, and how runs are requested.
 
-Each is set up as its own documentation advises for one host with PostgreSQL, `configuration` says how;
-what isn't named there is left as it comes. Measuring is the business of `orchestrators`.
+Each is set up as its own documentation advises for one host with PostgreSQL. `configuration` says how;
+what it doesn't name keeps its default. `orchestrators` does the measuring.
 """
 
 import secrets
@@ -23,10 +23,10 @@ from pipeline_assets import __version__
 
 ROOT = PEERS.parents[1]
 PSYCOPG = f"psycopg[binary]=={installed('psycopg')}"
-"""What the steps need, the same everywhere."""
+"""What the steps need, in the same version everywhere."""
 Command = list[str]
 PATIENCE = 300
-"""Seconds for an answer: Airflow's first takes a second of CPU, and ten are asked for at once."""
+"""Timeout in seconds: Airflow's first answer takes a second of CPU, and ten are requested at once."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Place:
     """Where a system runs."""
 
     home: Path
-    """Its environment."""
+    """Its Python environment."""
     folder: Path
     """Its own files."""
     port: int
@@ -64,9 +64,9 @@ class System(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     configuration: ClassVar[str]
-    """What was set, and what matters of what comes so, for the page."""
+    """The settings made and the defaults that matter, for the page."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """What its environment holds, pinned; none, and the project's own is used."""
+    """The pinned packages of its environment; without any, the project's own is used."""
     runs: ClassVar[str]
     """SQL on its metadata database: a run's due moment, start and end (seconds since 1970), and success."""
 
@@ -75,7 +75,7 @@ class System(ABC):
         """The variables that its programs need."""
 
     def prepare(self, place: Place) -> list[Command]:
-        """What is done once, before its services run."""
+        """Commands to run once, before its services start."""
         del place
         return []
 
@@ -84,12 +84,12 @@ class System(ABC):
         """The programs that run all the time; the UI is among them."""
 
     def workers(self, place: Place) -> list[Command]:
-        """Those that can only start when the UI answers."""
+        """Services that can start only once the UI answers."""
         del place
         return []
 
     def register(self, place: Place) -> list[Command]:
-        """What is done once, while the services run."""
+        """Commands to run once, while the services run."""
         del place
         return []
 
@@ -104,7 +104,7 @@ class System(ABC):
 
     @abstractmethod
     def backfill(self, place: Place, days: Sequence[str]) -> int:
-        """Ask for a range of days by the tool's own means; how many runs that makes."""
+        """Ask for a range of days by the tool's own means; returns how many runs that makes."""
 
     @abstractmethod
     def switch_on(self, place: Place) -> None:
@@ -118,7 +118,7 @@ CONFIGURATION = (
 
 
 class Dagster(System):
-    """Dagster with this project's dagster.yaml, but for the run launcher: Dagster's default."""
+    """Dagster with this project's dagster.yaml, except for the run launcher, which is Dagster's default."""
 
     key = "dagster"
     name = "pipeline_assets, default launcher"
@@ -131,7 +131,7 @@ class Dagster(System):
             ON run_tags.run_id = runs.run_id AND key = '.dagster/scheduled_execution_time'"""
 
     def environment(self, place: Place) -> dict[str, str]:
-        """Its history is kept like the others', each commit waits for the disk."""
+        """Variables for a history stored like the others': each commit waits for the disk."""
         return {
             "DAGSTER_HOME": str(place.folder),
             "DAGSTER_DATABASE_URL": place.database,
@@ -140,7 +140,7 @@ class Dagster(System):
         }
 
     def settings(self) -> dict[str, Any]:
-        """What stands in dagster.yaml."""
+        """The content of dagster.yaml."""
         found = project_settings()
         found.pop("run_launcher", None)
         return found
@@ -199,7 +199,7 @@ class WarmDagster(Dagster):
     configuration = f"this project's `dagster.yaml`: {CONFIGURATION}"
 
     def settings(self) -> dict[str, Any]:
-        """What stands in dagster.yaml."""
+        """The content of dagster.yaml."""
         return project_settings()
 
 
@@ -227,7 +227,7 @@ class Airflow(System):
         "psycopg2-binary==2.9.13",
         PSYCOPG,
     )
-    # The days' runs come by request and backfill; the DAG's end keeps its own schedule silent.
+    # The days' runs come by request and backfill; its end date is past, so the DAG schedules none itself.
     runs = """
         SELECT extract(epoch FROM run_after)::float, extract(epoch FROM start_date)::float,
             extract(epoch FROM end_date)::float, state = 'success'
@@ -265,7 +265,7 @@ class Airflow(System):
         ]
 
     def register(self, place: Place) -> list[Command]:
-        """A new DAG is paused."""
+        """Unpause the DAG: new ones are paused."""
         return [place.program("airflow", "dags", "unpause", "daily")]
 
     def request(self, place: Place, day: str) -> None:
@@ -273,7 +273,7 @@ class Airflow(System):
         self._call(place, "POST", "dags/daily/dagRuns", {"logical_date": f"{day}T00:00:00Z"})
 
     def backfill(self, place: Place, days: Sequence[str]) -> int:
-        """A run a day."""
+        """One run per day."""
         dates = {"from_date": f"{days[0]}T00:00:00Z", "to_date": f"{days[-1]}T00:00:00Z"}
         self._call(place, "POST", "backfills", {"dag_id": "daily", **dates})
         return len(days)
@@ -302,7 +302,7 @@ class Prefect(System):
     )
     packages = (
         f"prefect=={version}",
-        "fastapi==0.139.0",  # its own bound lets in 0.165, with which the server doesn't start
+        "fastapi==0.139.0",  # its own bound allows 0.165, with which the server doesn't start
         "starlette==1.10.0",
         "sqlalchemy==2.0.58",  # with 2.1 it can't start a schedule
         "uvicorn==0.54.0",
@@ -333,7 +333,7 @@ class Prefect(System):
         return [place.program("prefect", "server", "start", "--port", str(place.port))]
 
     def workers(self, place: Place) -> list[Command]:
-        """The worker; it needs the server's answer. With no limit, 30 interpreters start at once."""
+        """The worker, which needs a running server. Without a limit, 30 interpreters would start at once."""
         pool = ["--pool", "processes", "--type", "process", "--limit", "10"]
         return [place.program("prefect", "worker", "start", *pool)]
 
@@ -349,7 +349,7 @@ class Prefect(System):
         self._post(place, "daily", "create_flow_run", {"parameters": {"day": day}})
 
     def backfill(self, place: Place, days: Sequence[str]) -> int:
-        """A run a day."""
+        """One run per day."""
         self.request_all(place, days)
         return len(days)
 
@@ -369,7 +369,7 @@ def project_settings() -> dict[str, Any]:
 
 
 def systems() -> list[System]:
-    """All of them; this project's launcher is one of its own once dagster.yaml chooses it."""
+    """All systems; this project's launcher is a separate one if dagster.yaml sets it."""
     ours = [WarmDagster()] if "run_launcher" in project_settings() else []
     return [*ours, Dagster(), Airflow(), Prefect()]
 

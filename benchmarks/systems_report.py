@@ -39,7 +39,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "rest_cpu": {},
     "pss_mb": {},
 }
-"""What ours may cost of another's, in the order of the table of ratios."""
+"""The highest ratio of ours to another's that is allowed, in the order of the table of ratios."""
 
 ORCHESTRATION = """
 ## Orchestration
@@ -74,7 +74,7 @@ How they are set up; what isn't said is left as it comes:
 
 
 class SystemResult(TypedDict):
-    """What the rounds of one system in `benchmarks.orchestrators` came to, each by the figure's name."""
+    """The figures of each round of one system in `benchmarks.orchestrators`, by name."""
 
     name: str
     version: str
@@ -91,7 +91,7 @@ def load_systems() -> list[SystemResult]:
 
 
 def merge_systems(results: list[SystemResult]) -> None:
-    """Put results into the file, in the place of earlier ones of the same systems; ours stand first."""
+    """Put results into the file, replacing earlier ones of the same systems; ours come first."""
     entries = {result["name"]: result for result in [*load_systems(), *results]}
     order = sorted(entries, key=lambda name: (not name.startswith("pipeline_assets"), name))
     SYSTEM_RESULTS.write_text(json.dumps([entries[name] for name in order], indent=1) + "\n")
@@ -112,7 +112,7 @@ def system_tables() -> Iterator[Table]:
 
 
 def section() -> str:
-    """The page's part about them; empty if nothing is on file."""
+    """The page's section on the orchestrators; empty if nothing is on file."""
     results = load_systems()
     if not results:
         return ""
@@ -130,7 +130,7 @@ def section() -> str:
 
 
 def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
-    """The figures that all rounds have: a new one is there once all systems were measured again."""
+    """The figures that all rounds have: a new one appears once all systems are measured again."""
     rounds = [each for result in results for each in result["rounds"]]
     for figure, words in FIGURES.items():
         if all(figure in each for each in rounds):

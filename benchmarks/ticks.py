@@ -1,7 +1,7 @@
-"""How long the sensors' ticks take beside a large history, and how long a look at many failures takes.
+"""How long the sensors' ticks take with a large history, and those of `alerts` with many failures.
 
 One real run is copied inside Dagster's database with other ids, days and times. Figures are medians of
-five; the first tick of a process is apart, as it imports and connects. `python -m benchmarks.ticks --help`.
+five; a sensor's first tick is shown apart, as it imports and connects. `python -m benchmarks.ticks --help`.
 """
 
 import os
@@ -102,7 +102,7 @@ def _measure(runs: int, failed: int) -> None:
 
 
 def _execute(connection: psycopg.Connection, statements: str, values: dict[str, str | int]) -> None:
-    # On the client's side: a server's statement has no parameters in CREATE TABLE.
+    # Parameters are bound by the client: the server takes none in CREATE TABLE.
     with psycopg.ClientCursor(connection) as cursor:
         cursor.execute(statements, values)
         cursor.execute("ANALYZE")

@@ -18,16 +18,16 @@ PEERS = Path(__file__).parent / "peers"
 
 @dataclass(frozen=True)
 class Job:
-    """What a tool is told: where the rows are, where they go, and which day's they are."""
+    """The input of a tool: where the rows are, where they go, and of which day they are."""
 
     source: str
     target: str
     dagster: str
-    """Where Dagster keeps its runs."""
+    """URL of the database for Dagster's history."""
     psql: Path
     start: datetime
     folder: Path
-    """Where it may keep files of its own; new for each measured run."""
+    """For the tool's own files; new for each measured run."""
 
     @property
     def end(self) -> datetime:
@@ -35,7 +35,7 @@ class Job:
         return self.start + timedelta(days=1)
 
     def on(self, day: datetime) -> "Job":
-        """The same for another day."""
+        """The same job for another day."""
         return replace(self, start=day)
 
     def environment(self) -> dict[str, str]:
@@ -76,12 +76,12 @@ class Tool:
     """Its name on the command line."""
     name: str
     version: str
-    """Its own, or that of the server for what is PostgreSQL alone."""
+    """The tool's own, or the server's if the tool is PostgreSQL alone."""
     command: Command
     packages: tuple[str, ...] = ()
-    """What its environment holds, pinned; none, and the project's own is used."""
+    """The pinned packages of its environment; without any, the project's own is used."""
     prepare: str = ""
-    """SQL that fits the target table to the tool, before the clock starts."""
+    """SQL that adapts the target table to the tool, before the clock starts."""
     cases: tuple[str, ...] = ("mixed600", "mixed60", "mixed6", "new", "first", "replay")
     warm_up: bool = True
     """Whether it loads an empty day before the clock starts; dlt's Parquet job fails on no rows."""
@@ -90,12 +90,12 @@ class Tool:
 
 
 def dagster_storage(server: Server, database: str) -> str:
-    """The URL of a database for Dagster's history, used as the embedded one is by default."""
+    """The URL of a database for Dagster's history, with the options of the embedded one."""
     return f"{ensure_database(server, database)}?options=-c%20synchronous_commit%3Doff"
 
 
 def install(packages: tuple[str, ...], folder: Path) -> Path:
-    """Make an environment of pinned packages with uv, unless it is there as it should be; its folder."""
+    """Make an environment of pinned packages with uv, unless it is up to date; returns its folder."""
     if not packages:
         return Path(sys.prefix)
     home = folder / packages[0].partition("[")[0].replace("==", "-")

@@ -1,7 +1,7 @@
 """The model's weeks in a process of its own, as Dagster runs them: `python -m benchmarks.week JOB=WEEK ...`.
 
-`benchmarks.models` starts it under the clock: what a run takes has the imports in it. Where warehouse and
-MLflow are comes by the environment.
+`benchmarks.models` measures this process, so that a run's figures include its imports. The environment
+says where the warehouse and MLflow are.
 """
 
 import sys

@@ -133,10 +133,10 @@ def migrate(
     load: Annotated[str, typer.Option(help="The role that the pipelines connect as.")] = "",
     read: Annotated[str, typer.Option(help="A role for people and reports.")] = "",
 ) -> None:
-    """Bring the warehouse's tables to what the contracts say, and grant roles what they need of them.
+    """Bring the warehouse's tables in line with the contracts, and grant roles the rights they need on them.
 
-    For one process, before a new version starts. Where the pipelines' own role may not create tables, run it
-    with WAREHOUSE_DATABASE_URL of the role that owns the database, with --load and --read.
+    Run it in one process, before a new version starts. Where the pipelines' own role may not create tables,
+    run it with the WAREHOUSE_DATABASE_URL of the role that owns the database, and with --load and --read.
     """
     settings = _settings()
     from pipeline_assets.operations.migration import migrate
@@ -178,11 +178,11 @@ def watch(
         Path | None, typer.Option(help="Where the code is; by default DAGSTER_HOME's.")
     ] = None,
 ) -> None:
-    """Look from outside whether Dagster itself lives, and alert: a process beside the daemon.
+    """Watch from outside whether Dagster itself works, and alert: a process beside the daemon.
 
-    Told are a daemon that is silent, Dagster's storage that is away, code that doesn't load, a sensor
-    `alerts` that doesn't look and a UI that doesn't answer: then nobody else could tell. With --once the
-    exit code is 1 if something is wrong.
+    It reports a daemon that is silent, Dagster's storage that can't be reached, code that doesn't load, a
+    sensor `alerts` that doesn't look and a UI that doesn't answer: nothing else could report these. With
+    --once the exit code is 1 if something is wrong.
     """
     settings = _settings()
     from time import sleep
@@ -228,9 +228,9 @@ def alert(
 
 @app.command()
 def upgrade() -> None:
-    """Make the tables that Dagster and MLflow need, or bring them up to date; `migrate` does the warehouse's.
+    """Create or upgrade the tables that Dagster and MLflow need; `migrate` does the warehouse's.
 
-    For one process, before a new version starts: the version before goes on with them meanwhile.
+    Run it in one process, before a new version starts: the old version works with them meanwhile.
     """
     settings = _settings()
     import dagster as dg
@@ -249,7 +249,7 @@ def rollback(
 ) -> None:
     """Put the previous champion back into production and score the newest week with it.
 
-    Champions that were deleted or changed in MLflow are passed over; if none is left, today's is withdrawn.
+    Champions deleted or changed in MLflow are skipped; if none is left, the current one is withdrawn.
     """
     settings = _settings()
     from pipeline_assets.models import promotion, records, registry
@@ -318,7 +318,7 @@ def worker(
 ) -> None:
     """Execute steps that runs hand out through Celery (PIPELINE_EXECUTOR=celery), until stopped.
 
-    At SIGTERM it takes no new step and finishes those at work; what is killed then goes to another worker.
+    On SIGTERM it takes no new step and finishes those under way; a step killed then goes to another worker.
     """
     settings = _settings()
     from pipeline_assets.resources.celery import clean_results, worker_answers, worker_app
@@ -328,10 +328,10 @@ def worker(
             raise typer.Exit(0 if worker_answers(settings) else 1)
         celery = worker_app(settings)
         clean_results(celery)
-        # Steps run in processes that are forked from this one: none pays 3 s of CPU for it any more.
+        # Steps run in processes that are forked from this one: none pays the import's 3 s of CPU again.
         import_module("pipeline_assets.definitions")
-    # Its arguments are for everybody to read: the addresses go by the app. Two workers of one name would
-    # take each other's orders.
+    # Everybody can read a process's arguments: the addresses are passed in the app. Two workers of the same
+    # name would take each other's orders.
     arguments = ["worker", "--hostname", f"{uuid4().hex[:8]}@%h", "--loglevel", "INFO"]
     arguments += ["--without-gossip", "--without-mingle"]
     celery.worker_main([*arguments, *(["--concurrency", str(concurrency)] if concurrency else [])])
@@ -381,8 +381,8 @@ def _read_status(settings: "Settings") -> "Callable[[], Status]":
     from pipeline_assets.resources.dagster_history import watched
 
     known = watched(defs)
-    # Kept while it answers, as its storage has a pool of connections; opened anew once it doesn't, as
-    # the embedded server comes back at another address.
+    # The instance is kept while it answers, as its storage has a pool of connections, and reopened once it
+    # doesn't, as the embedded server comes back at another address.
     instance = cache(dg.DagsterInstance.get)
 
     def read() -> "Status":

@@ -1,7 +1,7 @@
 """The entry point: all definitions, built from the settings.
 
-The app, the tests and the command line build the same, each with what it overrides. Nothing connects,
-starts or reads data here.
+The app, the tests and the command line build the same definitions, each with its own overrides. Building
+them connects to nothing, starts nothing and reads no data.
 """
 
 import gc
@@ -51,7 +51,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 
 
 def _http_client() -> "HttpClient":
-    """Made by the runs that need it: importing requests costs a sixth of importing Dagster."""
+    """Make the client in the runs that need it: importing requests costs a sixth of importing Dagster."""
     from pipeline_assets.resources.http import USER_AGENT, HttpClient
 
     return HttpClient(USER_AGENT)
@@ -69,7 +69,7 @@ def build_definitions(
     running = settings.pipeline_automation == "running"
     shared = dg.Definitions(
         resources={**build_resources(settings), **(resources or {})},
-        # One process a run: another interpreter a step would cost 3 s of CPU each, and parallelism
+        # One process per run: an interpreter per step would cost 3 s of CPU each, and parallelism
         # comes from several runs. On several hosts Celery's workers, which are warm, take the steps.
         executor=celery_executor
         if settings.pipeline_executor == "celery"
@@ -111,7 +111,7 @@ def build_definitions(
         ]
     parts.append(
         housekeeping(
-            # The status is about all of them: it looks up what there is when it is made.
+            # The status is about all definitions: it looks them up when the report is made.
             operations_assets(settings, lambda: watched(definitions)),
             timezone=settings.pipeline_timezone,
             running=running,
@@ -125,7 +125,7 @@ def _with_own_jobs(shared: dg.Definitions, table: dg.Definitions) -> dg.Definiti
     """A table's definitions, each job resolved against the table's assets.
 
     Left to the end, Dagster resolves each job by walking the assets of all tables, which at a thousand
-    tables is most of loading. Nobody else's assets are in these jobs.
+    tables is most of the loading time. These jobs contain no other table's assets.
     """
     alone = dg.Definitions.merge(shared, table)
     return dg.Definitions(

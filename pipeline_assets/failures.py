@@ -1,8 +1,8 @@
-"""Which failures another try may mend, and which it can't: the one place that decides.
+"""Which failures a retry may fix, and which it can't: the one place that decides.
 
 A transient failure passes by itself: the network, a server that is busy or restarting, a lost
-connection, a full disk, two transactions in each other's way. Everything else is permanent, a bug and
-a broken contract alike: trying again costs time and hides it. `running` acts on the answer.
+connection, a full disk, two conflicting transactions. Everything else is permanent, a bug and a broken
+contract alike: trying again costs time and hides the failure. `running` acts on the answer.
 """
 
 import errno
@@ -14,11 +14,11 @@ PERMANENT = "pipeline_assets/permanent"
 
 
 class PermanentError(Exception):
-    """Trying again won't help: somebody has to mend the data, the contract or the settings."""
+    """Trying again won't help: somebody has to fix the data, the contract or the settings."""
 
 
 class NotYetError(PermanentError):
-    """Trying again at once won't help. A later run will, once what it rests on is there."""
+    """Trying again at once won't help; a later run will, once what it depends on is there."""
 
 
 class TransientError(Exception):
@@ -50,7 +50,7 @@ TRANSIENT_ERRNOS = frozenset(
         # A full disk, as PostgreSQL's "53": once somebody has made room, nothing is wrong any more.
         errno.EDQUOT,
         errno.ENOSPC,
-        # s3fs' words for a storage that answers 503, or 500, and for a file that was replaced meanwhile.
+        # What s3fs raises if the storage answers 503 or 500, or if a file was replaced meanwhile.
         errno.EBUSY,
         getattr(errno, "EREMOTEIO", errno.EBUSY),  # Linux has it
     }
@@ -67,7 +67,7 @@ TRANSIENT_CLASSES = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another try may mend it: the first error of its chain that tells decides."""
+    """Whether a retry may help: the first error of the chain that has a verdict decides."""
     for link in _chain(error):
         verdict = _verdict(link)
         if verdict is not None:
@@ -113,7 +113,7 @@ def _loaded_classes() -> tuple[type[BaseException], ...]:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The HTTP status that the error stands for: those of requests, and MLflow's."""
+    """The HTTP status that an error of requests or of MLflow stands for."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status is None and callable(ask := getattr(error, "get_http_status_code", None)):

@@ -1,7 +1,7 @@
-"""The pipelines run in the command's own process, with progress in the terminal.
+"""Run the pipelines in the command's own process, with progress in the terminal.
 
-They are the jobs of the definitions, recorded in the same history as the daemon's; what is to be run is
-asked of the databases.
+These are the jobs of the definitions, recorded in the same history as the daemon's runs; the databases say
+what is to be run.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def materialize(table: "Table", days: list[str]) -> bool:
-    """Run the table's job over days in this process; whether nothing failed."""
+    """Run the table's job over days in this process; returns whether nothing failed."""
     import dagster as dg
 
     from pipeline_assets.definitions import defs
@@ -62,7 +62,7 @@ def materialize(table: "Table", days: list[str]) -> bool:
 
 
 def train_and_score(settings: "Settings") -> bool:
-    """Train, judge, deploy and score the newest closed week, if that wasn't done; whether it worked."""
+    """Train, judge, deploy and score the newest closed week, if not yet done; returns whether it worked."""
     import dagster as dg
 
     from pipeline_assets.definitions import defs
@@ -94,7 +94,7 @@ def train_and_score(settings: "Settings") -> bool:
 
 
 def score(settings: "Settings") -> bool:
-    """Score the newest closed week, if the champion hasn't, and show where the model stands."""
+    """Score the newest closed week, if the champion hasn't yet, and show the model's state."""
     from pipeline_assets.definitions import defs
     from pipeline_assets.models.assets import weeks
     from pipeline_assets.models.automation import SCORE
@@ -126,7 +126,7 @@ def _run_job(job: "dg.JobDefinition", key: str) -> "dg.ExecuteInProcessResult":
 
 
 def publish_digest(settings: "Settings") -> bool:
-    """Make the newest morning's edition and say where it is; whether nothing failed."""
+    """Make the newest morning's edition and print where it is; returns whether nothing failed."""
     from pipeline_assets.definitions import defs
     from pipeline_assets.news.assets import DIGEST, mornings
 

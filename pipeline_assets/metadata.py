@@ -67,9 +67,9 @@ COLORS = ("#4f43dd", "#c2321f")
 
 
 def daily_plot(counts: Mapping[str, Mapping[str, int]]) -> dg.MarkdownMetadataValue:
-    """A small picture of counts: what is counted -> day -> how many; the days are the same for all.
+    """A small plot of `counts`, name -> day -> count; all names have the same days.
 
-    One band of bars for each, with its largest count beside it. Written as SVG by hand: matplotlib's
+    One band of bars for each name, with its largest count beside it. Written as SVG by hand: matplotlib's
     import alone would cost a run half of its CPU.
     """
     drawn = []

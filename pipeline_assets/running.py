@@ -1,9 +1,9 @@
 """How assets of every domain run: what is tried again, and what isn't.
 
-A failure can be tried again at three layers, and each knows its kind: a request (`resources.http`), a
-step (`RETRY`) and a run. Dagster repeats a run only if its worker died, or its own database went away
-under it, from the step it was at (`run_retries` in dagster.yaml, `resources.dagster_instance`): a step
-that failed has been tried often enough, or can't be mended.
+A failure can be tried again at three layers, each for its own kind: a request (`resources.http`), a step
+(`RETRY`) and a run. Dagster repeats a run, from the step it was at, only if its worker died or Dagster's own
+database went away meanwhile (`run_retries` in dagster.yaml, `resources.dagster_instance`): a step that
+failed has been tried often enough, or trying again can't help.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ import dagster as dg
 from pipeline_assets.failures import PERMANENT, NotYetError, PermanentError, is_transient
 from pipeline_assets.quality.contract import Contract
 
-# What a database or a network needs to come back, and not all workers in the same second.
+# Long enough for a database or a network to come back, and jittered: not all workers in the same second.
 RETRY = dg.RetryPolicy(
     max_retries=4, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
 )
@@ -25,9 +25,9 @@ TRIED_AGAIN = timedelta(hours=1)
 
 
 def may_do_better(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime) -> bool:
-    """Whether a run failed an hour ago or longer, of what another run may find mended.
+    """Whether a run failed at least an hour ago, for a reason that may be gone by now.
 
-    A blocking check that failed isn't: it judged what is stored, and would judge the same again.
+    A failed blocking check isn't such a reason: it judged what is stored, and would judge the same again.
     """
     run = record.dagster_run
     if run.status != dg.DagsterRunStatus.FAILURE or PERMANENT in run.tags:
@@ -52,7 +52,7 @@ def _blocked(instance: dg.DagsterInstance, run_id: str) -> bool:
 
 
 def freshness(contract: Contract) -> dg.FreshnessPolicy | None:
-    """The contract's latency as Dagster's policy: so old may the newest materialization be.
+    """The contract's latency as Dagster's policy: how old the newest materialization may be.
 
     Daily partitions are due a day apart, each that long after its window began.
     """
@@ -61,10 +61,10 @@ def freshness(contract: Contract) -> dg.FreshnessPolicy | None:
 
 
 def with_own_checks(assets: Sequence[dg.AssetsDefinition]) -> dg.AssetSelection:
-    """Assets and the checks that their runs bring the results of.
+    """Assets and the checks whose results their own runs report.
 
-    Not those that others put to them, as operations do: whether a day is there by its time is not for
-    the run that loads it.
+    Not the checks that others define on them, as operations do: whether a day is there on time is not for
+    the run that loads it to say.
     """
     checks = [spec.key for asset in assets for spec in asset.check_specs]
     return dg.AssetSelection.assets(*assets).without_checks() | dg.AssetSelection.checks(*checks)
@@ -72,7 +72,7 @@ def with_own_checks(assets: Sequence[dg.AssetsDefinition]) -> dg.AssetSelection:
 
 @contextmanager
 def permanent_failures() -> Iterator[None]:
-    """Keep Dagster from retrying what a retry can't mend: all that `is_transient` doesn't know."""
+    """Keep Dagster from retrying what a retry can't fix: every error that isn't `is_transient`."""
     try:
         yield
     except (dg.Failure, dg.RetryRequested):
@@ -82,7 +82,7 @@ def permanent_failures() -> Iterator[None]:
             raise
         if not isinstance(error, NotYetError):
             _tag_run()
-        # A permanent error is worded for people; of another the kind is half of what it says.
+        # A PermanentError is worded for people; any other error's class is half of what it says.
         message = str(error) if isinstance(error, PermanentError) else _named(error)
         raise dg.Failure(message, allow_retries=False) from error
 

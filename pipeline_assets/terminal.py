@@ -27,7 +27,7 @@ console = Console()
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Show what a person has to mend as a line, not as a traceback."""
+    """Show an error that a person has to fix as a line, not as a traceback."""
     import psycopg
     import sqlalchemy.exc
 
@@ -49,7 +49,7 @@ def clear_errors() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Show a text as it is: in brackets it would be taken for markup."""
+    """Show a text as it is: what it has in brackets would be taken for markup."""
     console.print(text.strip(), style="red", highlight=False, markup=False)
 
 
@@ -103,7 +103,7 @@ def print_deployment(status: "Status") -> None:
 
 
 def print_model(status: "ModelStatus") -> None:
-    """The model: what the gate found beside its thresholds, and who is in production."""
+    """The model: what the gate found beside its thresholds, and which version is in production."""
     from pipeline_assets.models.status import figures_in_words
 
     if status.newest is None:

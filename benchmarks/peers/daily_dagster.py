@@ -17,14 +17,14 @@ COMMON = {
 
 @dg.asset(pool="source", **COMMON)
 def raw_orders(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """The days' rows of the source, a file each."""
+    """The source's rows of the days, one file per day."""
     rows = [daily_steps.extract(day) for day in context.partition_keys]
     return dg.MaterializeResult(metadata={"dagster/row_count": sum(rows)})
 
 
 @dg.asset(deps=[raw_orders], pool="warehouse", **COMMON)
 def validated_orders(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Those that are valid, a file each."""
+    """The valid rows, one file per day."""
     rows = [daily_steps.validate(day) for day in context.partition_keys]
     return dg.MaterializeResult(metadata={"dagster/row_count": sum(rows)})
 

@@ -1,7 +1,7 @@
-"""The three steps of the daily pipeline that the orchestrators are compared by: plain Python, psycopg alone.
+"""The three steps of the daily pipeline by which orchestrators are compared: plain Python and psycopg.
 
 Dagster, Airflow and Prefect import this same module, so that only they differ. Steps may run in different
-processes: each finds the file of the one before by the day.
+processes: each finds the previous step's file by the day.
 """
 
 import csv
@@ -13,12 +13,12 @@ import psycopg
 from psycopg import sql
 
 SCHEDULED_DAY = "2026-02-14"
-"""The day that the schedule of every minute loads."""
+"""The day that the every-minute schedule loads."""
 CURRENCIES = {"USD", "EUR", "GBP", "JPY", "CHF"}
 
 
 def extract(day: str) -> int:
-    """Write the day's rows of the source to a CSV file; how many there are."""
+    """Write the day's rows of the source to a CSV file; returns how many there are."""
     query = sql.SQL(
         "COPY (SELECT order_id, customer_id, ordered_at, amount, currency, quantity FROM shop.orders"
         " WHERE ordered_at >= {day} AND ordered_at < {day}::date + 1) TO STDOUT (FORMAT csv)"
@@ -35,7 +35,7 @@ def extract(day: str) -> int:
 
 
 def validate(day: str) -> int:
-    """Sort the rows into valid ones and others, a CSV file each; how many are valid."""
+    """Sort the rows into valid ones and others, a CSV file each; returns how many are valid."""
     valid = 0
     with (
         _file(day, "raw").open(newline="") as file,
@@ -66,7 +66,7 @@ def is_valid(row: list[str]) -> bool:
 
 
 def upsert(day: str) -> int:
-    """Insert the valid rows into the target by key, or update them; how many there were."""
+    """Insert the valid rows into the target by key, or update them; returns how many there were."""
     with (
         psycopg.connect(os.environ["TARGET_URL"], options="-c TimeZone=UTC") as target,
         target.cursor() as cursor,

@@ -1,4 +1,4 @@
-"""What is written first: pandas' read_sql and to_sql, and an upsert from the table in between."""
+"""The obvious first version: pandas' read_sql and to_sql, and an upsert from a staging table."""
 
 import os
 import sys

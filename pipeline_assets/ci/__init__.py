@@ -1,4 +1,4 @@
-"""Checks of a change and of a deployment, as the workflows and a person before a push ask for them.
+"""Checks of a change and of a deployment, for the workflows and for people before a push.
 
-Contracts that a change breaks, how the asset graph differs, a smoke test of what was deployed.
+Which contracts a change breaks, how the asset graph differs, and a smoke test of what was deployed.
 """

@@ -1,7 +1,7 @@
 """The asset graph as plain data, and how two of them differ, as Markdown for a pull request.
 
-Run as a program it prints the graph of the `pipeline_assets` that its interpreter finds, an older one too:
-of the project it may import nothing but the definitions.
+Run as a program, it prints the graph of whichever `pipeline_assets` its interpreter finds, which may be an
+older version: so it must import nothing of the project but the definitions.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What a change of the code means for others: contracts that it breaks, and how the asset graph differs.
 
-The working tree is compared with a commit, usually where its branch left the main one. What is breaking is
-said in `quality.compatibility`, how a graph is told in `asset_graph`; here is what asks git.
+The working tree is compared with a commit, usually the one where its branch left main. What is breaking is
+defined in `quality.compatibility`, how graphs differ is found in `asset_graph`; this module asks git.
 """
 
 import json
@@ -31,13 +31,13 @@ class GitError(PermanentError):
 
 
 def broken_contracts(since: str, folder: Path = CONTRACTS) -> tuple[list[str], list[str]]:
-    """What the contracts in `folder` break of those at `since`: (what nobody was told of, what was).
+    """What the contracts in `folder` break of those at `since`: (unannounced, announced).
 
-    Told is what stands in a contract with a new major version, or a contract that is gone after it was
-    `retired`. Reading them is their lint: whatever isn't supported is an error.
+    A new major version of the contract announces its changes, the status `retired` its removal. Reading the
+    contracts also lints them: whatever isn't supported is an error.
 
     Raises:
-        ContractError: a contract is malformed, here or there; the message names the file.
+        ContractError: a contract is malformed, now or at `since`; the message names the file.
         GitError: git doesn't know the commit.
     """
     now = {file.name: file.read_text(encoding="utf-8") for file in folder.glob(f"*{SUFFIX}")}
@@ -71,14 +71,14 @@ def _contract(name: str, text: str) -> TableContract:
 def graph_difference(since: str, folder: Path = PACKAGE.parent) -> str:
     """How the asset graph of `folder` differs from that of its checkout at `since`, as Markdown.
 
-    Each is loaded by an interpreter of its own with the packages of this one, as `dev`.
+    Each is loaded in the environment `dev` by an interpreter of its own, with this one's packages.
     """
     with _checkout(_left(since, folder), folder) as before:
         return asset_graph.difference(_graph(before), _graph(folder))
 
 
 def _graph(root: Path) -> dict[str, Any]:
-    # This version's own text, as an older one may not have it; the definitions are those of `root`.
+    # This version's source, as an older one may lack the module; the definitions are those of `root`.
     program = Path(asset_graph.__file__).read_text(encoding="utf-8")
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     found = subprocess.run(
@@ -113,7 +113,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _left(since: str, folder: Path) -> str:
-    """Where the checked-out branch left another: what that has since isn't this one's change."""
+    """Where the checked-out branch left another: that one's later commits aren't part of the change."""
     return _git(folder, "merge-base", since, "HEAD").strip()
 
 

@@ -1,6 +1,6 @@
-"""`pipeline-assets ci`: what the workflows ask for beside linters and tests, and a person before a push.
+"""`pipeline-assets ci`: checks besides linters and tests, for the workflows and for people before a push.
 
-The commands are here; what they find out is in `changes` and `smoke`.
+The commands are here; the checks themselves are in `changes` and `smoke`.
 """
 
 from typing import Annotated
@@ -15,9 +15,9 @@ Since = Annotated[str, typer.Option(help="The commit or branch to compare with."
 
 @ci.command()
 def contracts(since: Since = "origin/main") -> None:
-    """Read all contracts, and say what they break of those of another commit.
+    """Read all contracts, and show what they break of those of another commit.
 
-    The exit code is 1 if something is broken by a contract without a new major version.
+    The exit code is 1 if a contract breaks something without a new major version.
     """
     from pipeline_assets.ci.changes import broken_contracts
 

@@ -1,8 +1,8 @@
-"""A smoke test of a deployment: its API is asked to materialize one partition of each pipeline.
+"""A smoke test of a deployment: materialize one partition of each pipeline through its API.
 
-The newest partition of a job, whatever it is: loads are idempotent, so that a deployment in use takes no
-harm. It says that webserver, daemon, code, run workers and databases work together; what the pipelines do is
-for the tests.
+It runs the newest partition of each job, whichever that is: loads are idempotent, so a deployment in use
+takes no harm. It shows that webserver, daemon, code, run workers and databases work together; the tests
+cover what the pipelines do.
 """
 
 import time
@@ -13,9 +13,9 @@ from typing import Any
 from pipeline_assets.failures import PermanentError
 
 JOBS = ("load_transactions", "publish_digest", "build_snapshots")
-"""One of each pipeline: warehouse, news, model. A new model is for the weekly gate, not for a deployment."""
+"""A job of each pipeline: warehouse, news, model. None trains: a new model is for the weekly gate."""
 POLL = 1.0
-"""Seconds between two questions."""
+"""Seconds between two requests for the same state."""
 
 _REPOSITORIES = """
 query { repositoriesOrError {
@@ -65,12 +65,12 @@ class Materialized:
 def smoke_test(url: str, timeout: float, jobs: tuple[str, ...] = JOBS) -> Iterator[Materialized]:
     """Run the newest partition of each job on the Dagster at `url`, one after another.
 
-    `timeout` is in seconds, for each job: until the code is loaded, which just after a deployment it may
-    not be yet, and from the launch, through the queue, to the end.
+    `timeout` is in seconds and applies to each job twice: until its code is loaded, which takes a while just
+    after a deployment, and from the launch, through the queue, to the end of the run.
 
     Raises:
-        SmokeTestError: it can't be reached, doesn't know a job, a run fails, isn't over in time, or
-            ended without materializing its partition.
+        SmokeTestError: the deployment can't be reached or doesn't know a job; a run fails, isn't over in
+            time, or ends without materializing its partition.
     """
     for job in jobs:
         selector = _selector(url, job, timeout)
@@ -141,7 +141,7 @@ def _outcome(url: str, job: str, partition: str, run_id: str, timeout: float) ->
 
 
 def _ask(url: str, query: str, field: str, **variables: Any) -> dict[str, Any]:
-    """One answer of the API, which isn't an error."""
+    """The API's answer to a query; an error among the answers is raised."""
     import requests
 
     try:

@@ -1,1 +1,1 @@
-"""The model: who will buy again within four weeks, retrained weekly, deployed only if it earned it."""
+"""The model of who buys again within four weeks: retrained weekly, deployed only if it passes its gate."""

@@ -1,9 +1,9 @@
-"""The model's four assets, a week each: snapshot, training, deployment, scores.
+"""The model's four weekly assets: snapshot, training, deployment, scores.
 
 A partition is a week from Monday to Monday. Its snapshot has the cutoff four weeks before the week's
 end, so that its labels are closed; its model learns from snapshots whose labels were closed at that
-cutoff, and is judged on that snapshot; its scores are of the week's end. The judging is a step of its
-own, the checks of `trained_model`: see `checks`.
+cutoff, and is judged on that snapshot; its scores are as of the week's end. Judging is a separate
+step, the checks of `trained_model`: see `checks`.
 """
 
 from datetime import date, timedelta
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 WEEK = timedelta(weeks=1)
 HISTORY_WEEKS = 260
-"""How far back a week's upstream days reach in the graph: age and first amount know no limit."""
+"""How far back a week's upstream days reach in the graph; age and first amount look back without limit."""
 
 
 def weeks(settings: Settings) -> dg.WeeklyPartitionsDefinition:
@@ -67,9 +67,7 @@ def model_assets(
 ) -> list[dg.AssetsDefinition]:
     """`training_snapshots`, `trained_model`, `deployed_model` and `purchase_predictions`.
 
-    What lies between the second and the third is `evaluated_asset`.
-
-    `table` is the one of the orders.
+    `evaluated_asset` comes between the second and the third. `table` is that of the orders.
     """
     return [
         snapshots_asset(settings, table, partitions),
@@ -82,7 +80,7 @@ def model_assets(
 def snapshots_asset(
     settings: Settings, table: Table, partitions: dg.WeeklyPartitionsDefinition
 ) -> dg.AssetsDefinition:
-    """`training_snapshots`: a week adds one; a range of weeks is a run each, or one if a person says so."""
+    """`training_snapshots`: one per week; a range of weeks takes a run each, or a single run on request."""
 
     @dg.asset(
         name=SNAPSHOTS,
@@ -106,7 +104,7 @@ def snapshots_asset(
 
         keys, learnt_from = list(context.partition_keys), []
         if context.run.tags.get(RETRAINING):
-            # Snapshots that stay as they were train the model that there is already.
+            # Training on unchanged snapshots would only find the existing model: compute them anew.
             learnt_from = registration.training_weeks(settings, date.fromisoformat(keys[0]))
         results = {}
         with permanent_failures(), warehouse.connect(autocommit=True) as connection:
@@ -151,7 +149,7 @@ def trained_asset(
         deps=[
             dg.AssetDep(
                 SNAPSHOTS,
-                # Every fourth week back; the holdout is the week's own snapshot.
+                # Of these weeks every fourth is read; the holdout is the week's own snapshot.
                 partition_mapping=dg.TimeWindowPartitionMapping(
                     start_offset=-4 * settings.models_training_snapshots,
                     allow_nonexistent_upstream_partitions=True,
@@ -217,7 +215,7 @@ def trained_asset(
 def evaluated_asset(partitions: dg.WeeklyPartitionsDefinition) -> dg.AssetSpec:
     """`model_evaluation`: the gate's verdict, which the checks of `trained_model` write.
 
-    Not to be materialized by itself: as an asset after them it would be there for accepted models alone.
+    Can't be materialized by itself: as an asset after the checks it would exist for accepted models only.
     """
     return dg.AssetSpec(
         EVALUATED,
@@ -403,7 +401,7 @@ def _name(settings: Settings) -> str:
 
 
 def _daily(table: Table) -> dg.AssetDep:
-    """The days of orders that a week rests on: all before its end, for which five years stand."""
+    """The days of orders that a week depends on: all before its end, of which the graph shows five years."""
     return dg.AssetDep(
         target_name(table.contract),
         partition_mapping=dg.TimeWindowPartitionMapping(

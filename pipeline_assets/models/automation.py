@@ -28,7 +28,7 @@ HOUR = 3
 """When a week is trained on Monday, in the project's time zone: Sunday's orders are loaded by then."""
 BUILD, TRAIN, SCORE = "build_snapshots", "train_model", "score_customers"
 TRIES = 24
-"""So often a week is tried, an hour apart, while later weeks wait for it."""
+"""How many times a week is tried, an hour apart, before later weeks stop waiting for it."""
 
 
 def model_automation(
@@ -133,18 +133,18 @@ def model_automation(
 
 @dataclass(frozen=True)
 class Weeks:
-    """What is stored of the model's weeks; every set holds partition keys."""
+    """The stored state of the model's weeks; every set holds partition keys."""
 
     closed: list[str]
     due: datetime
-    """When the schedule trains the newest of them. An hour later it counts as missed."""
+    """When the schedule trains the newest closed week. An hour later that week counts as missed."""
     snapshots: set[str]
     deployed: set[str]
-    """A version of that week was deployed, whatever came later."""
+    """Weeks of which a version was deployed, whatever came later."""
     decided: set[str]
-    """The gate refused that week's newest version, or it was deployed and not withdrawn since."""
+    """Weeks whose newest verdict is a refusal, or is on a version deployed and not withdrawn since."""
     incomplete: set[str]
-    """More of the days before that week's end are held or missing than is allowed."""
+    """Weeks with more held or missing days before their end than allowed."""
     scored: dict[str, int]
     """Week -> the version that scored it."""
     champion: int | None
@@ -159,7 +159,7 @@ def stored_weeks(
     partitions: dg.WeeklyPartitionsDefinition,
     now: datetime,
 ) -> Weeks:
-    """Read what the warehouse and Dagster know of the weeks that have closed."""
+    """Read the state of the closed weeks from the warehouse and Dagster."""
     from pipeline_assets.models import records, registry, scoring
     from pipeline_assets.quality.odcs import load_contract
 
@@ -175,7 +175,7 @@ def stored_weeks(
         )
     standing: set[int | None] = set()
     for move in moves:
-        # After a withdrawal nobody is in production, and the week is open again.
+        # After a withdrawal no model is in production, and deployed weeks are undecided again.
         standing = {*standing, move.champion_after} if move.champion_after else set()
     ever = {move.champion_after for move in moves}
     newest = {verdict.week: verdict for verdict in verdicts}
@@ -198,7 +198,7 @@ def stored_weeks(
 
 
 def missing_snapshots(week: str, settings: Settings, weeks: Weeks) -> list[str]:
-    """The snapshots, oldest first, that a week's training needs and that nobody has built."""
+    """The snapshots, oldest first, that a week's training needs and that aren't built yet."""
     from pipeline_assets.models.registration import training_weeks
 
     needed = training_weeks(settings, date.fromisoformat(week))
@@ -206,7 +206,7 @@ def missing_snapshots(week: str, settings: Settings, weeks: Weeks) -> list[str]:
 
 
 def trainable(week: str, settings: Settings) -> bool:
-    """Whether there can be two training snapshots, the fewest to compare candidates out of time."""
+    """Whether two training snapshots can exist, the minimum to compare candidates out of time."""
     from pipeline_assets.models.registration import training_weeks
 
     return len(training_weeks(settings, date.fromisoformat(week))) > 1
@@ -220,12 +220,12 @@ def next_step(
     *,
     scheduled: bool = False,
 ) -> dg.RunRequest | dg.SkipReason:
-    """What the weeks lack first; `scheduled`: at the moment of the newest week's own training.
+    """The first step that the weeks need; `scheduled`: at the moment of the newest week's own training.
 
-    What failed for a while is tried again each hour. Later trainings wait for that, as an older model
-    isn't deployed after a newer one; for a day, so that no week hides the others for ever. They don't wait
-    for what failed for good, nor for days that aren't in the warehouse: that is tried again by itself once
-    they are. Scores wait for nothing.
+    A step that failed transiently is tried again each hour. Later trainings wait for it, as an older model
+    isn't deployed after a newer one; but for a day only, so that no week blocks the others for ever. They
+    wait neither for a permanent failure nor for a week whose days aren't in the warehouse, which is tried
+    again once they are. Scores wait for nothing.
     """
     if not weeks.closed:
         return dg.SkipReason("No week has closed yet.")
@@ -258,17 +258,17 @@ def next_step(
 def _wanted(
     weeks: Weeks, runs: "Runs", settings: Settings, *, scheduled: bool
 ) -> Iterator[tuple[str, str, str]]:
-    """What the weeks lack, oldest week first: what it is about, its job and its partition."""
+    """The steps that the weeks need, oldest week first: base of the run key, job and partition."""
     undecided, newest = _undecided(weeks), weeks.closed[-1]
     for week in weeks.closed:
         tried = f"missed {week}" in runs
         if week in undecided and trainable(week, settings):
             if lacking := missing_snapshots(week, settings, weeks):
-                # Tried again, if it failed, each time that another has been built.
+                # The count in the key retries a failed snapshot each time another one has been built.
                 yield f"snapshot {lacking[0]} {len(weeks.snapshots)}", BUILD, lacking[0]
             elif week not in weeks.decided and (week != newest or scheduled or tried):
                 yield f"missed {week}", TRAIN, week
-        # A training that failed may be tried again, but its customers needn't wait for that.
+        # A failed training may be tried again, but scoring doesn't wait for it.
         if weeks.champion is None or not (tried or week in weeks.decided):
             continue
         if week not in weeks.scored or (
@@ -278,19 +278,20 @@ def _wanted(
 
 
 Runs = Mapping[str, list[dg.RunRecord]]
-"""What runs were about -> those runs, the newest first."""
+"""Base of the run key, without what later tries add -> its runs, the newest first."""
 
 
 def _runs(instance: dg.DagsterInstance) -> Runs:
-    """All runs of what a sensor requested, by its key without what later tries add; of a week's training
-    also those of the schedule or a person, as `missed <week>`.
+    """All runs by the base of their key, without what later tries add.
+
+    A week's trainings, also those that the schedule or a person started, are under `missed <week>` too.
     """
     found: dict[str, list[dg.RunRecord]] = defaultdict(list)
     for job in (BUILD, TRAIN, SCORE):
         for record in instance.get_run_records(dg.RunsFilter(job_name=job)):  # the newest first
             run = record.dagster_run
             about = {run.tags.get("dagster/run_key", run.run_id).partition(" after ")[0]}
-            chosen = run.asset_selection  # if by hand; without a model nothing is decided
+            chosen = run.asset_selection  # if by hand; a run without the model decides nothing
             if job == TRAIN and (chosen is None or dg.AssetKey(TRAINED) in chosen):
                 about.add(f"missed {run.tags.get('dagster/partition')}")
             for each in about:
@@ -299,10 +300,11 @@ def _runs(instance: dg.DagsterInstance) -> Runs:
 
 
 def _run_key(instance: dg.DagsterInstance, runs: Runs, about: str, now: datetime) -> str | None:
-    """A run key for what hasn't been tried, may do better now, or was made and is lacking again: after a
-    rollback, or in a warehouse that was restored. Dagster starts one run a key, ever.
+    """The key to run a step with, or None if it isn't to be run now. Dagster starts one run per key, ever.
 
-    Of what has ended since `now`, when the weeks were read, they don't know yet.
+    A step is run if it hasn't been tried, may do better now, or succeeded and is needed again: after a
+    rollback, or in a restored warehouse. A run that ended after `now`, when the weeks were read, doesn't
+    count as a success yet: the weeks don't show its result.
     """
     if about not in runs:
         return about
@@ -313,15 +315,15 @@ def _run_key(instance: dg.DagsterInstance, runs: Runs, about: str, now: datetime
 
 
 def _is_tried_again(instance: dg.DagsterInstance, tries: list[dg.RunRecord], now: datetime) -> bool:
-    """Whether the next try is due within the hour, and there weren't too many."""
+    """Whether the next try is due within the hour and `TRIES` isn't reached."""
     return len(tries) < TRIES and may_do_better(instance, tries[0], now + TRIED_AGAIN)
 
 
 def _undecided(weeks: Weeks) -> list[str]:
     """The weeks that were missed, oldest first, and the newest.
 
-    What was before the newest week that was ever deployed, or before the first decision, wasn't missed: a
-    model of it couldn't be deployed any more.
+    Weeks before the newest one ever deployed weren't missed, as their models couldn't be deployed any more;
+    without a deployment, nor were those before the first decision.
     """
     *before, newest = weeks.closed
     first = max(weeks.deployed, default=min(weeks.decided, default=newest))
@@ -361,7 +363,7 @@ def _early(
 
 
 def _failed_checks(instance: dg.DagsterInstance, week: str) -> list[str]:
-    """Which of the checks that ask for a new model failed when they last ran for a week's scores."""
+    """Which of the checks that trigger retraining failed when they last ran for a week's scores."""
     from dagster._core.event_api import PartitionKeyFilter
 
     keys = [dg.AssetCheckKey(dg.AssetKey(PREDICTIONS), name) for name in (SCORE_DRIFT, REALISED)]

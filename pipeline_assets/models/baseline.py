@@ -1,8 +1,8 @@
-"""BG/NBD by maximum likelihood: what can be known from three numbers a customer.
+"""BG/NBD by maximum likelihood: a forecast from three numbers per customer.
 
 Fader, Hardie & Lee (2005), "Counting Your Customers" the Easy Way, Marketing Science 24(2), 275-284.
-Customers buy at a constant rate of their own, and after each purchase may drop out for ever. It is the
-yardstick that a model with more to look at must not fall below.
+Each customer buys at a constant rate of his own, and may drop out for ever after each repeat purchase.
+BG/NBD is the baseline that a model with more features must not fall below.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DAYS_A_WEEK = 7.0
 
 @dataclass(frozen=True)
 class Histories:
-    """What BG/NBD knows of each customer; one value a customer, times in weeks."""
+    """The inputs of BG/NBD: one value per customer, times in weeks."""
 
     frequency: "NDArray[np.float64]"
     """Repeat purchases (x)."""
@@ -47,7 +47,7 @@ class BgNbd:
 
         shape = self.r + of.frequency
         silence = shape * np.log((self.alpha + of.age) / (self.alpha + of.recency))
-        # Who never came back can't have dropped out: that happens after a repeat purchase only.
+        # Without a repeat purchase nobody has dropped out: dropout follows repeat purchases only.
         odds = np.where(of.frequency > 0, self.a / (self.b + np.maximum(of.frequency, 1) - 1), 0.0)
         found: NDArray[np.float64] = 1 / (1 + odds * np.exp(silence))
         return found
@@ -55,8 +55,8 @@ class BgNbd:
     def purchase_probability(self, horizon: float, of: Histories) -> "NDArray[np.float64]":
         """The probability of at least one purchase within the next `horizon` weeks.
 
-        Alive, a customer's rate is Gamma(r + x, alpha + T), whose Laplace transform at the horizon is
-        the probability of none.
+        The rate of a customer who is still alive is Gamma(r + x, alpha + T), whose Laplace transform at
+        the horizon is the probability of no purchase.
         """
         import numpy as np
 
@@ -92,14 +92,14 @@ def fit(of: Histories) -> BgNbd:
             f"BG/NBD can't be fitted: none of {len(of.frequency)} customers bought again; choose a "
             "later week"
         )
-    # Many customers share a history: each is looked at once.
+    # Many customers share a history: each distinct one is evaluated once.
     distinct, weights = np.unique(
         np.column_stack([of.frequency, of.recency, of.age]), axis=0, return_counts=True
     )
     histories = Histories(*distinct.T)
     found = minimize(
         lambda logs: -float(weights @ _log_likelihood(np.exp(logs), histories)) / weights.sum(),
-        # Where the paper's own search ended, roughly; any start of this order leads there.
+        # Roughly the paper's estimates; any start of this order of magnitude finds the maximum.
         x0=np.log([0.25, 4.0, 0.8, 2.5]),
         method="Nelder-Mead",
         options={"xatol": 1e-7, "fatol": 1e-12, "maxiter": 4000, "maxfev": 4000},
@@ -130,7 +130,7 @@ def _log_likelihood(parameters: "NDArray[np.float64]", of: Histories) -> "NDArra
 
 
 def histories(snapshot: "pa.Table") -> Histories:
-    """What BG/NBD knows of a snapshot's customers."""
+    """The inputs of BG/NBD for a snapshot's customers."""
     age = snapshot["age_days"].to_numpy()
     return Histories(
         frequency=snapshot["repeat_purchases"].to_numpy(),

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 SNAPSHOTS, TRAINED, EVALUATED = "training_snapshots", "trained_model", "model_evaluation"
 DEPLOYED, PREDICTIONS = "deployed_model", "purchase_predictions"
 SCORE_DRIFT, REALISED = "score_drift", "realised_performance"
-"""The checks whose failure asks for a new model before its time."""
+"""The checks whose failure triggers early retraining."""
 RETRAINING = "retraining"
-"""The tag of a run that they asked for: its snapshots are computed anew."""
+"""The tag of a run that those checks triggered: its snapshots are computed anew."""
 MEASURED = "measured"
-"""Metadata that is false where a check had nothing to compare: that asks for no new model."""
+"""Metadata that is false where a check had nothing to compare: such a failure triggers no retraining."""
 NAMED = 20
 
 
@@ -47,7 +47,7 @@ def days_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetC
 
 
 def days_result(incomplete: dict[str, str], days: int) -> dg.AssetCheckResult:
-    """Name the days that are held or missing, of those within the allowed share."""
+    """Name the held or missing days, whose share is within the allowed one."""
     return dg.AssetCheckResult(
         check_name="days_complete",
         passed=not incomplete,
@@ -159,7 +159,7 @@ def evaluation(
 def trained_version(instance: dg.DagsterInstance, week: str) -> int:
     """The number of the version that the week's newest training made or found.
 
-    It needn't be the week's highest: after a change was taken back, a replay finds the one of before it.
+    It needn't be the week's highest: after a change is reverted, a replay finds the version from before it.
 
     Raises:
         PermanentError: the week wasn't trained.
@@ -167,7 +167,7 @@ def trained_version(instance: dg.DagsterInstance, week: str) -> int:
     of_week = dg.AssetRecordsFilter(dg.AssetKey(TRAINED), asset_partitions=[week])
     found = instance.fetch_materializations(of_week, limit=1).records
     event = found[0].asset_materialization if found else None
-    number = event and event.metadata.get("model_version")  # what a person reported has none
+    number = event and event.metadata.get("model_version")  # one reported by hand has none
     if number is None:
         raise PermanentError(f"no version of week {week} is known: materialize {TRAINED}")
     return int(str(number.value))
@@ -242,7 +242,7 @@ def drift_result(moved: "Movement | Incomparable", bound: float) -> dg.AssetChec
 
 
 def _incomparable_result(check_name: str, found: "Incomparable") -> dg.AssetCheckResult:
-    """Nothing was measured, and why."""
+    """The result of a check that had nothing to measure, with the reason."""
     return dg.AssetCheckResult(
         check_name=check_name,
         passed=found.as_usual,
@@ -253,7 +253,7 @@ def _incomparable_result(check_name: str, found: "Incomparable") -> dg.AssetChec
 
 
 def realised_result(found: "Realised | Incomparable", settings: Settings) -> dg.AssetCheckResult:
-    """What came of the predictions of four weeks ago that were forecasts, if there were any."""
+    """How the forecasts of four weeks ago came true, if there were any."""
     from pipeline_assets.models.monitoring import Incomparable
 
     if isinstance(found, Incomparable):

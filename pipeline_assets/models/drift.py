@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SMALLEST_SHARE = 1e-4
-"""What an empty bin counts as: the logarithm of 0 would make any single value an infinite drift."""
+"""The share that an empty bin counts as: with 0, a single value in it would make the PSI infinite."""
 BINS = 10
 MOVED, MOVED_FAR = 0.1, 0.25
-"""The usual reading of a PSI in credit scoring: nothing below the first, much above the second."""
+"""The usual thresholds of a PSI in credit scoring: stable below the first, a large shift above the second."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Drift:
 
 
 def measure(expected: "NDArray[np.float64]", actual: "NDArray[np.float64]") -> Drift:
-    """How far `actual` lies from `expected`. NaN is a bin of its own, and the smallest value.
+    """Measure how far `actual` lies from `expected`; NaN has a bin of its own, below all values.
 
     PSI is the sum over the bins of (a - e) ln(a / e), a and e being the shares of `actual` and
     `expected`; the bins are the quantiles of `expected`, fewer where many values are equal.
@@ -41,7 +41,7 @@ def measure(expected: "NDArray[np.float64]", actual: "NDArray[np.float64]") -> D
         raise PermanentError(
             f"drift can't be measured between {len(expected)} and {len(actual)} values"
         )
-    # Sorting puts NaN last on its own terms; as the smallest value it is ordered like any other.
+    # np.sort puts NaN last by a special rule; as -inf it is ordered like any other value.
     before = np.sort(np.where(np.isnan(expected), -np.inf, expected))
     now = np.sort(np.where(np.isnan(actual), -np.inf, actual))
     known = before[np.isfinite(before)]

@@ -1,13 +1,13 @@
 """How good scores are: metrics with bootstrap intervals, paired comparison, slices.
 
-Resampling is by customer, and a snapshot has one row a customer. All of it is seeded: the same scores
+Customers are resampled, and a snapshot has one row per customer. All sampling is seeded: the same scores
 give the same figures to the last digit.
 
-Up to `SUBSET` customers it is the plain bootstrap. Beyond, a thousand resamples of all of them would take an
-hour, and the bag of little bootstraps takes its place (Kleiner, Talwalkar, Sarkar & Jordan 2014, A scalable
+Up to `SUBSET` customers the plain bootstrap is used. Beyond, a thousand resamples of all customers would take
+an hour, and the bag of little bootstraps replaces it (Kleiner, Talwalkar, Sarkar & Jordan 2014, A scalable
 bootstrap for massive data, J. R. Stat. Soc. B 76(4)): ten random subsets, each resampled to the size of the
-whole a hundred times. How far their figures scatter is how far those of resamples of the whole would; the
-figures themselves are always of all customers.
+whole a hundred times. Their figures scatter as much as those of resamples of the whole would; the figures
+themselves are always computed on all customers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,20 +31,20 @@ METRICS: dict[str, str] = {
     "top_decile_capture": "Buyers in the top 10%",
     "base_rate": "Base rate",
 }
-"""Metric -> its name for people."""
+"""Metric -> its display name."""
 LOSSES = ("log_loss", "brier")
-"""The metrics that are the better the lower they are."""
+"""The metrics of which lower values are better."""
 RESAMPLES = 1000
 SUBSET, SUBSETS = 50_000, 10
-"""Customers of a little bootstrap, and how many there are: together what 50,000 customers take. The paper
-has subsets of n^0.6 and more do as well as the whole; of 2.4 million that is 6,700."""
+"""Customers per subset, and how many subsets: together they cost what 50,000 customers cost. In the paper,
+subsets of n^0.6 and more do as well as the whole; for 2.4 million customers that is 6,700."""
 CELLS_AT_ONCE = 200_000
 """Resamples times customers of one matrix: 1.6 MB, of which a core's cache holds a few."""
 PERCENTILES = (2.5, 97.5)
 SEED = 2005
 TOP = 0.1
 SMALLEST_CHANCE = 1e-6
-"""Log loss is counted as if nobody's chance were nearer to 0 or 1: certainty that is wrong costs 13.8."""
+"""Log loss clips scores to this distance from 0 and 1: a wrong score of full certainty costs 13.8."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,16 @@ class Estimate:
 class Evaluation:
     """Metric -> estimate, on one set of customers.
 
-    `calibration` is predicted over actual buyers; `top_decile_capture` the share of the buyers among
-    the tenth of the customers with the highest scores, ties shared out evenly.
+    `calibration` is predicted over actual buyers; `top_decile_capture` the share of all buyers that is
+    among the tenth of the customers with the highest scores, ties split evenly.
     """
 
     customers: int
     buyers: int
     metrics: Mapping[str, Estimate]
     deviations: "NDArray[np.float64]" = field(compare=False, repr=False)
-    """How far the figures of a resample are from those of what it was drawn from; subsets, resamples of each
-    and metrics are the axes. All evaluations of one set of customers have the same resamples."""
+    """The figures of each resample minus those of the set that it was drawn from; the axes are subset,
+    resample and metric. All evaluations of one set of customers use the same resamples."""
 
     def __getitem__(self, metric: str) -> Estimate:
         return self.metrics[metric]
@@ -104,7 +104,7 @@ def compare(evaluation: Evaluation, reference: Evaluation) -> Evaluation:
     """The differences evaluation minus reference, resample by resample.
 
     Raises:
-        PermanentError: they aren't evaluations of the same customers, or not of as many resamples.
+        PermanentError: they differ in their customers or in the number of resamples.
     """
     import numpy as np
 
@@ -131,7 +131,7 @@ def evaluate_slices(
 ) -> dict[str, Evaluation]:
     """Slice -> evaluation: customers with one purchase so far, and with several.
 
-    A slice in which all or none bought is left out: nothing can be said of it.
+    A slice in which all or none bought is left out: its metrics are undefined.
     """
     labels = snapshots.labels(snapshot)
     repeat = snapshot["repeat_purchases"].to_numpy() > 0
@@ -143,7 +143,7 @@ def evaluate_slices(
 
 
 class _Ranking:
-    """Customers in the order of their scores, the highest first, ready for metrics under weights."""
+    """Customers sorted by score, the highest first, prepared for weighted metrics."""
 
     def __init__(self, labels: "NDArray[np.bool_]", scores: "NDArray[np.float64]") -> None:
         import numpy as np
@@ -155,8 +155,8 @@ class _Ranking:
         self.squares = (scores - labels) ** 2
         self.order = np.argsort(-scores, kind="stable")
         bought = labels[self.order]
-        # Customers with one score are one step: their order among themselves is chance. Of the steps only
-        # those with a buyer count, a tenth of them where a tenth buys.
+        # Customers with equal scores form one step, as their order among themselves is arbitrary. Only
+        # steps with a buyer contribute: a tenth of all steps where a tenth of the customers buys.
         last = np.append(np.flatnonzero(np.diff(scores[self.order])), len(scores) - 1)
         first = np.append(0, last[:-1] + 1)
         with_buyer = np.logical_or.reduceat(bought, first)
@@ -165,8 +165,10 @@ class _Ranking:
         self.last_buyer = np.searchsorted(self.buyers, self.last, side="right") - 1
 
     def metrics(self, drawn: "Iterable[NDArray[np.float64]]") -> "NDArray[np.float64]":
-        """The figures of `METRICS` for each row of all the weights, one weight a customer; NaN where a row
-        has only buyers or none."""
+        """The figures of `METRICS` for each row of weights, one weight per customer.
+
+        NaN where they are undefined, as a row has only buyers or none.
+        """
         import numpy as np
 
         return np.concatenate([self._metrics(weights) for weights in drawn])
@@ -174,8 +176,8 @@ class _Ranking:
     def _metrics(self, weights: "NDArray[np.float64]") -> "NDArray[np.float64]":
         import numpy as np
 
-        # `take` keeps each row in one piece, where indexing would not: a row's sums are then the same
-        # however many rows there are.
+        # `take` keeps each row contiguous, which indexing would not: a row's sums then don't depend on
+        # the number of rows.
         ranked = weights.take(self.order, axis=1)
         reached = ranked.cumsum(axis=1)
         customers = reached[:, -1]
@@ -185,7 +187,7 @@ class _Ranking:
         after = reached.take(self.last, axis=1)
         before = reached.take(self.first, axis=1) - ranked.take(self.first, axis=1)
         others, passed = after - found, after - before - gained
-        # How the buyers grow with the customers: in a step with one evenly, and not at all between two.
+        # Cumulated buyers over customers: linear within a step that has a buyer, flat between such steps.
         curve_customers = np.stack([before, after], axis=2).reshape(len(weights), -1)
         curve_buyers = np.stack([found - gained, found], axis=2).reshape(len(weights), -1)
         captured = [
@@ -193,7 +195,7 @@ class _Ranking:
             for of_all, reaches, finds in zip(customers, curve_customers, curve_buyers, strict=True)
         ]
         with np.errstate(divide="ignore", invalid="ignore"):
-            # Of all pairs of a buyer and another, those where the buyer comes first; ties count half.
+            # The share of pairs of a buyer and a non-buyer where the buyer comes first; ties count half.
             auc = 1 - (gained * (others - passed / 2)).sum(axis=1) / (
                 buyers * (customers - found[:, -1])
             )
@@ -229,7 +231,7 @@ def _check(labels: "NDArray[np.bool_]", scores: "NDArray[np.float64]") -> None:
 def _resamples(
     random: "np.random.Generator", customers: int, count: int
 ) -> "Iterator[NDArray[np.float64]]":
-    """How often each customer is drawn, with replacement; some resamples at a time, one a row."""
+    """How often each customer is drawn, with replacement; yields several resamples at a time, one per row."""
     import numpy as np
 
     at_once = max(1, CELLS_AT_ONCE // customers)
@@ -244,7 +246,7 @@ def _resamples(
 def _resamples_of_all(
     random: "np.random.Generator", customers: int, count: int
 ) -> "Iterator[NDArray[np.float64]]":
-    """How often each customer of a subset is drawn where as many are drawn as there are in all."""
+    """How often each customer of a subset is drawn when it is resampled to the size of the whole."""
     import numpy as np
 
     chances, at_once = np.full(SUBSET, 1 / SUBSET), max(1, CELLS_AT_ONCE // SUBSET)
@@ -258,7 +260,7 @@ def _evaluation(
 ) -> Evaluation:
     import numpy as np
 
-    # A resample of a small slice may have no buyers, and no metric.
+    # A resample of a small slice may have no buyers, and NaN for metrics.
     bounds = values + np.nanpercentile(deviations, PERCENTILES, axis=1).mean(axis=1)
     metrics = {
         metric: Estimate(float(value), float(lower), float(upper))

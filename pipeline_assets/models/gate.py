@@ -1,7 +1,7 @@
 """The gate: what a model must have reached on the holdout before it may be deployed.
 
-Pure: from figures to findings, one a rule. Where the figures come from, and what becomes of a refused
-model, belongs elsewhere.
+Pure functions from figures to findings, one per rule. Where the figures come from, and what happens to a
+refused model, belongs elsewhere.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,8 +39,8 @@ def judge(
 ) -> list[Finding]:
     """A finding for every rule of `GATE_RULES`.
 
-    `against_champion` is `evaluation.compare` of the model with the champion on this holdout; None if
-    there is no champion yet, which passes that rule and no other.
+    `against_champion` has the metrics of `evaluation.compare`, model minus champion on this holdout; None
+    if there is no champion yet, which passes the champion's rule but no other.
     """
     found = [
         _auc_sufficient(thresholds, evaluation),

@@ -1,8 +1,8 @@
 """Judging a registered version on the holdout: the figures come from the artifact that would be deployed.
 
-The version is loaded out of the registry, as deployment would load it, and scores the holdout beside the
+The version is loaded from the registry, as deployment would load it, and scores the holdout beside the
 baseline and the champion. The findings go to the warehouse, figures and plots to the MLflow run that
-trained it. What the rules are stands in `gate`.
+trained it. `gate` defines the rules.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ SLICE_RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of a version on the holdout. Without scores it couldn't be loaded."""
+    """The result of judging a version on the holdout; without scores if it couldn't be used."""
 
     version: Registered
     findings: Sequence[Finding]
@@ -51,7 +51,7 @@ class Judgement:
     evaluation: Evaluation | None = None
     baseline: Evaluation | None = None
     difference: Mapping[str, Estimate] | None = None
-    """Minus the champion."""
+    """The version's figures minus the champion's."""
     slices: Mapping[str, Evaluation] | None = None
     scores: "Mapping[str, NDArray[np.float64]] | None" = None
     """Who scored -> scores, this version first."""
@@ -83,9 +83,9 @@ def judge(
 ) -> Judgement:
     """Judge a version on a snapshot with closed labels, and record the verdict.
 
-    What it was trained on says its own files, which the verdict's hash holds too.
+    What it was trained on is read from its own files, which the verdict's artifact hash covers.
 
-    The champion can't change between the comparison and the record of what it was.
+    The champion can't change between the comparison and the record of the verdict.
 
     Raises:
         registry.RegistryError, records.RefusedError: the champion can't be used, so that nothing can be
@@ -183,7 +183,7 @@ def log(
     holdout: "pa.Table",
     thresholds: GateThresholds,
 ) -> None:
-    """Add figures, plots and the model card to the MLflow run that trained it."""
+    """Add figures, plots and the model card to the MLflow run that trained the version."""
     from mlflow.entities import Metric
     from mlflow.utils.time import get_current_time_millis
 
@@ -203,7 +203,7 @@ def log(
             ("_upper", estimate.upper),
         )
     ]
-    # One by one they are a transaction each, dozens of them.
+    # Logged one by one, each of the dozens of figures would be a transaction.
     client.log_batch(version.run_id, metrics=figures)
     client.set_tag(version.run_id, "verdict", "passed" if judgement.accepted else "refused")
     card = render(
@@ -224,7 +224,7 @@ def log(
     client.update_model_version(
         version.name,
         str(version.version),
-        # MLflow's database takes 5,000 characters there; the card has more.
+        # MLflow's database limits a description to 5,000 characters; the card has more.
         f"{version.candidate} of the week of {version.week}. Its card is evaluation/model_card.md of "
         "the run.",
     )
@@ -263,7 +263,7 @@ def images(
 
 
 def history(warehouse: psycopg.Connection, name: str) -> list[HistoryPoint]:
-    """The AUC of every version that could be judged, as it was last, and what became of it; oldest first."""
+    """The latest AUC of every version that could be judged, and its outcome; oldest first."""
     deployed = {
         found.champion_after
         for found in records.deployments(warehouse, name)

@@ -1,4 +1,4 @@
-"""The model card: what a model is for, what it learnt from, how good it is and where it ends.
+"""The model card: what a model is for, what it learnt from, how good it is and what its limits are.
 
 After Mitchell et al. (2019), "Model Cards for Model Reporting".
 """
@@ -20,7 +20,7 @@ MARKUP = str.maketrans(
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a card tells."""
+    """The contents of a card."""
 
     name: str
     """The registered name, such as `dev.purchase_propensity`."""

@@ -1,7 +1,7 @@
 """What becomes of a deployed model: how far its customers have moved, and how its predictions came true.
 
-Figures and plots go to the MLflow run of the model that they are about. When they ask for a new model
-is said in the checks and the automation.
+Figures and plots go to the MLflow run of the model that they are about. `checks` and `automation` decide
+when they trigger a new training.
 """
 
 from dataclasses import dataclass
@@ -48,9 +48,9 @@ class Incomparable:
 
     reason: str
     as_usual: bool = False
-    """Nothing is wrong: so it is in the first weeks."""
+    """Nothing is wrong: this is expected in the first weeks."""
     left_out: int = 0
-    """Predictions that aren't forecasts."""
+    """How many predictions aren't forecasts."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ class Realised:
     scores: "NDArray[np.float64]"
     evaluation: Evaluation
     left_out: int
-    """Predictions of that cutoff that aren't forecasts."""
+    """How many predictions at that cutoff aren't forecasts."""
 
 
 def realised(
     client: "MlflowClient", name: str, url: str, cutoff: date, *, timezone: str
 ) -> Realised | Incomparable:
-    """How the predictions of a cutoff, whose 28 days are over, came true.
+    """Compare the predictions at a cutoff, whose 28 days are over, with what happened.
 
-    Those of a model that learnt from days after the cutoff are no forecasts: they are left out. So are
-    those of a version that was deleted or damaged in MLflow since, of which nobody can tell.
+    Predictions of a model that learnt from days after the cutoff are no forecasts and are left out. So are
+    those of a version that was deleted or damaged in MLflow since: its training can't be checked.
     """
     with source_reader(url) as connection, connection.cursor() as cursor:
         # ADBC's COPY path takes no parameters: psycopg quotes the values.
@@ -119,7 +119,7 @@ def realised(
             "one kind there is nothing to tell apart. Look at the warehouse table.",
             left_out=left_out,
         )
-    # The check looks at the figures alone.
+    # Only the values are used, not their intervals: one resample is enough.
     evaluation = evaluate(labels, scores, resamples=1)
     return Realised(cutoff, max(foresaw), labels, scores, evaluation, left_out)
 
@@ -135,7 +135,7 @@ def _foresaw(client: "MlflowClient", name: str, version: int, cutoff: date) -> b
 
 @dataclass(frozen=True)
 class Monitored:
-    """What there is to say of a week's scores."""
+    """What monitoring found for a week's scores."""
 
     mean: float
     """Of the scores."""
@@ -148,12 +148,12 @@ class Monitored:
 
     @property
     def drift_figures(self) -> dict[str, float]:
-        """The scores' movement, in figures; empty if it couldn't be measured."""
+        """The drift of the scores, as figures; empty if it couldn't be measured."""
         return {"score_psi": self.moved.score.psi} if isinstance(self.moved, Movement) else {}
 
     @property
     def realised_figures(self) -> dict[str, float]:
-        """What came true, in figures; empty if nothing had been predicted."""
+        """The realised metrics, as figures; empty if they couldn't be measured."""
         if isinstance(self.came_true, Incomparable):
             return {}
         return {name: self.came_true.evaluation[name].value for name in REALISED_METRICS}
@@ -196,7 +196,7 @@ def _against_training(
 ) -> tuple[Movement | Incomparable, list[float] | Incomparable]:
     """Movement since the champion's newest training snapshot, and the shares of buyers in all of them.
 
-    A champion that was promoted learnt elsewhere: here its snapshots may never have been built.
+    A promoted champion was trained in another environment: its snapshots may never have been built here.
     """
     try:
         weeks = [
@@ -209,7 +209,7 @@ def _against_training(
             learnt_from.add(part)
         return movement(scored.pipeline, learnt_from.table(), scored.sample), shares
     except PermanentError as error:
-        # The rows are loaded: what can't be compared mustn't undo that.
+        # The rows are loaded already: a comparison that is impossible mustn't fail the run.
         reason = Incomparable(
             f"There is nothing to compare with what {champion} learnt from: {error}."
         )

@@ -1,7 +1,7 @@
-"""The plots of a model, as matplotlib figures: one question a plot, and its title is the answer.
+"""The plots of a model, as matplotlib figures: one question per plot, and its title is the answer.
 
-No pyplot, whose figures are global and stay in memory. What is plotted is worked out elsewhere; here
-it is drawn, in one palette: the model in question is blue, what it is compared with is grey or amber.
+pyplot isn't used, as its figures are global and stay in memory. Scores and estimates come from elsewhere
+and are drawn in one palette: the model in question is blue, what it is compared with is grey or amber.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +25,9 @@ MODEL = "#2563eb"
 OTHERS = ("#d97706", "#64748b", "#0d9488")
 GOOD, BAD, QUIET = "#15803d", "#dc2626", "#94a3b8"
 MARGIN = timedelta(days=6)
-"""What lies beside the first and the last week of the history."""
+"""The space before the first and after the last week of the history."""
 LONGEST_BAR = 0.75
-"""Longer bars of the drift are cut: a PSI of 3 would leave no room to see the bounds."""
+"""Longer drift bars are cut off here: beside a PSI of 3 the bounds would be too close to tell apart."""
 INK, FAINT, GRID = "#1e293b", "#64748b", "#e2e8f0"
 BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
 
@@ -57,7 +57,7 @@ def precision_recall(labels: "NDArray[np.bool_]", scores: "Scores") -> "Figure":
     )
     for who, each, look in _series(scores):
         precision, recall, _ = precision_recall_curve(labels, each)
-        # The first few customers make a spike to 0 or 1 that says nothing: drawn from 1 % on.
+        # The first few customers make a meaningless spike to 0 or 1: the line starts at 1 % recall.
         shown = recall >= 0.01
         axes.step(
             recall[shown], precision[shown], where="post", **look, label=f"{who}  {areas[who]:.3f}"
@@ -187,7 +187,7 @@ def history(
         ("", METRICS.get(metric, metric)),
     )
     ordered = sorted(points, key=lambda point: (point.week, point.version))
-    # Matplotlib takes dates and its types do not say so.
+    # Matplotlib accepts dates, but its type hints don't say so.
     weeks: list[Any] = [point.week for point in ordered]
     axes.plot(
         weeks, [point.estimate.value for point in ordered], color=GRID, linewidth=1.5, zorder=1
@@ -220,7 +220,7 @@ def history(
             elinewidth=1,
             label=outcome,
         )
-    # More versions than fit are numbered every so often, the newest always.
+    # If there are more versions than fit, only every n-th is labelled, counted back from the newest.
     every = max(1, len(ordered) // 15)
     for point in ordered[::-1][::every]:
         axes.annotate(
@@ -362,13 +362,13 @@ def png(figure: "Figure") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = BytesIO()
-    # Without its version, which would change the bytes.
+    # Without Matplotlib's version, which would change the bytes.
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib types it not
     return buffer.getvalue()
 
 
 def _within(metric: str, difference: Estimate, bound: float) -> bool:
-    """The bound is for the upper end of a loss, for the lower end of others, as the gate has them."""
+    """Whether the bound holds, for the upper end of a loss or the lower end of others, as in the gate."""
     return difference.upper < bound if metric in LOSSES else difference.lower > bound
 
 
@@ -431,7 +431,7 @@ def _series(scores: "Scores") -> "Iterable[tuple[str, NDArray[np.float64], dict[
 
 def _legend(axes: "Axes", place: 'Literal["upper left", "upper right", "lower right"]') -> None:
     handles, names = axes.get_legend_handles_labels()
-    # The model was drawn last and is read first.
+    # The model is drawn last but listed first.
     axes.legend(
         handles[::-1],
         names[::-1],

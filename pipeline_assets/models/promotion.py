@@ -1,8 +1,8 @@
 """Deployment: which version the alias `champion` points to, and how that changes.
 
-Every move is alone (a lock in the warehouse), verified first, written to the audit before anything
-happens, and then made in one order: `previous_champion`, `champion`, the audit's end. A process that dies
-in between leaves production as it was or as it shall be, and the next one finishes what the audit says.
+Every move holds a lock in the warehouse, is verified first, is recorded in the audit before anything
+changes, and then goes in one order: `previous_champion`, `champion`, the audit's `finished_at`. A process
+that dies in between leaves production in its old or its new state, and the next one finishes the move.
 """
 
 import getpass
@@ -38,7 +38,7 @@ def deploy(
     actor: str,
     reason: str,
 ) -> Deployment:
-    """Make a version the champion, if the gate let it through; a champion already stays it.
+    """Make a version the champion if the gate accepted it; no change if it is the champion already.
 
     Raises:
         RefusedError: the gate refused it or never judged this artifact; it was compared with another
@@ -83,11 +83,11 @@ def rollback(
 ) -> Deployment:
     """Make the champion before today's the champion again.
 
-    Who that is says the audit: aliases that were moved by hand are mended by it. What the gate found when
-    a version was deployed counts, whatever it found later. One that was deleted or changed in MLflow since
-    is passed over, for the one before it. If none is left and today's champion can't be used either, it is
-    withdrawn: nobody is in production, and the next model is judged as the first one was. The version that
-    is rolled back is never deployed again: a new one has to be trained.
+    The audit says which version that is, so aliases that were moved by hand are repaired. The verdict under
+    which a version was deployed counts, whatever later ones say. A version that was deleted or changed in
+    MLflow since is skipped, for the one before it. If none is left and today's champion can't be used
+    either, it is withdrawn: no model is in production, and the next one is judged as the first one was.
+    The version that is rolled back is never deployed again: a new one has to be trained.
 
     Raises:
         NoChampionError: there is no champion, or only today's can be used.
@@ -110,7 +110,7 @@ def promote(
 ) -> "tuple[Judgement, Deployment | None]":
     """Bring another environment's champion here: the same artifact, judged on this environment's data.
 
-    The holdout is this environment's snapshot of the version's week. None for the deployment: it was refused.
+    The holdout is this environment's snapshot of the version's week. The deployment is None after a refusal.
 
     Raises:
         NoChampionError: the other environment has none.
@@ -141,11 +141,11 @@ def promote(
 def production(
     client: "MlflowClient", warehouse: psycopg.Connection, name: str
 ) -> Registered | None:
-    """The champion by the last row of the audit, after the moves that were pending; call it `alone`.
+    """The champion by the last row of the audit, once pending moves are finished; to be called under `alone`.
 
-    The alias has to say the same. It isn't asked who the champion is: while it was missing, a model that
-    the comparison with the champion had refused would be judged without one, accepted and deployed. Nor is
-    a champion that was deleted in MLflow no champion, before a rollback has said so.
+    The alias must agree with the audit, but doesn't decide: while it was missing, a model that the
+    comparison with the champion had refused would be judged without one, accepted and deployed. For the
+    same reason a champion that was deleted in MLflow remains the champion until a rollback.
 
     Raises:
         RefusedError: the alias is missing or was set by hand, or the version's artifact isn't the one
@@ -192,9 +192,9 @@ def champion(client: "MlflowClient", warehouse: psycopg.Connection, name: str) -
 def champion_files(
     client: "MlflowClient", warehouse: psycopg.Connection, name: str
 ) -> Iterator[tuple[Registered, Path]]:
-    """The champion and a copy of its files, verified as before scoring, for a server that asks no audit.
+    """The champion and a copy of its files, verified as for scoring, for a server that reads no audit.
 
-    They are a copy: what is changed in the registry later doesn't reach who has read them.
+    As they are a copy, later changes in the registry don't reach the server.
 
     Raises:
         NoChampionError, RefusedError, registry.RegistryError: see `champion`; or its files aren't those that
@@ -209,9 +209,9 @@ def champion_files(
 
 @contextmanager
 def alone(warehouse: psycopg.Connection, name: str) -> Iterator[None]:
-    """No other process deploys, rolls back or judges a version of this model meanwhile.
+    """Keep other processes from deploying, rolling back or judging a version of this model meanwhile.
 
-    The lock is the session's, not a transaction's: the audit must be kept whatever happens next.
+    The lock is the session's, not a transaction's: the audit must be committed whatever happens next.
     """
     lock = "hashtext('pipeline_assets.champion'), hashtext(%s)"
     warehouse.execute(f"SELECT pg_advisory_lock({lock})", [name])
@@ -223,7 +223,7 @@ def alone(warehouse: psycopg.Connection, name: str) -> Iterator[None]:
 
 
 def person() -> str:
-    """Who sits at the terminal, for the audit."""
+    """The user at the terminal, for the audit."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -257,10 +257,10 @@ def _refuse_steps_back(
 def _last_move(
     client: "MlflowClient", warehouse: psycopg.Connection, name: str
 ) -> Deployment | None:
-    """The audit's last row, after the moves that a killed process began are finished.
+    """The audit's last row, once the moves that a killed process began are finished.
 
-    Their verification came before their record. One whose version was deleted since can't be finished:
-    it ends as a rollback.
+    They were verified before they were recorded. One whose version was deleted since can't be finished:
+    it is rolled back.
     """
     for deployment in records.deployments(warehouse, name):
         if deployment.finished_at is None:
@@ -311,7 +311,7 @@ def _go_back(
 
 
 def _champions_before(history: list[Deployment], version: int) -> list[int]:
-    """Who was the champion before a version was deployed, and who before that one, the newest first."""
+    """The champion that a version replaced, the one that this had replaced, and so on, the newest first."""
     replaced = {
         move.champion_after: move.champion_before for move in history if move.action == "deploy"
     }
@@ -326,7 +326,7 @@ def _champions_before(history: list[Deployment], version: int) -> list[int]:
 def _usable(
     client: "MlflowClient", warehouse: psycopg.Connection, name: str, number: int
 ) -> tuple[Registered, records.Verdict] | None:
-    """A version with the verdict that it was deployed under, if its files are still those; else None."""
+    """A version with the verdict that it was deployed under; None if its files are missing or changed."""
     try:
         version = registry.by_version(client, name, number)
         verdict = _verdict_at_deployment(warehouse, version)
@@ -373,7 +373,7 @@ def _move(
     client: "MlflowClient", warehouse: psycopg.Connection, deployment: Deployment
 ) -> Deployment:
     name = deployment.model_name
-    # The previous one may have been deleted since; that mustn't hold up the champion.
+    # The previous champion may have been deleted since; that mustn't stop the new one.
     previous = _existing(client, name, deployment.previous_after)
     for alias, number in ((PREVIOUS, previous), (CHAMPION, deployment.champion_after)):
         if number is None:

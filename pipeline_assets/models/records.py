@@ -1,8 +1,8 @@
-"""What the warehouse remembers of models: the gate's verdicts and the deployments.
+"""The warehouse's records of models: the gate's verdicts and the deployments.
 
-`pipeline.gate_verdicts` is to a model what `pipeline.batches` is to a partition: deployment asks here, not
-MLflow, whose tags and aliases anybody can set. `pipeline.champion_deployments` is the audit, and written
-before the aliases move, so that a deployment that was killed half-way is known and finished.
+`pipeline.gate_verdicts` is to a model what `pipeline.batches` is to a partition: deployment reads it, not
+MLflow, whose tags and aliases anybody can set. `pipeline.champion_deployments` is the audit, written before
+the aliases move, so that a deployment that was killed half-way is found and finished.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ ALTER TABLE pipeline.champion_deployments ALTER champion_after DROP NOT NULL,
     ADD CONSTRAINT champion_deployments_action_check
         CHECK (action IN ('deploy', 'rollback', 'withdraw'));
 """
-"""What brings a table to it that was made before there were withdrawals."""
+"""Migrates a table that was created before there were withdrawals."""
 
 Action = Literal["deploy", "rollback", "withdraw"]
 Metrics = Mapping[str, Mapping[str, Estimate]]
@@ -81,12 +81,12 @@ Metrics = Mapping[str, Mapping[str, Estimate]]
 
 
 class RefusedError(PermanentError):
-    """The gate doesn't let a model through."""
+    """The gate or the audit refuses a model."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found of a version, as the warehouse has it."""
+    """The gate's verdict on a version, as stored in the warehouse."""
 
     model_name: str
     model_version: int
@@ -110,12 +110,12 @@ class Deployment:
     action: Action
     champion_before: int | None
     champion_after: int | None
-    """None: nobody is in production any more."""
+    """None: no model is in production any more."""
     previous_after: int | None
     actor: str
     reason: str
     artifact_hash: str
-    """Of the files that were deployed, which the gate had let through; empty after a withdrawal."""
+    """The hash of the deployed files, which the gate had accepted; empty after a withdrawal."""
     mlflow_run_id: str
     metrics: dict[str, Any]
     started_at: datetime
@@ -123,7 +123,7 @@ class Deployment:
 
 
 def ensure_schema(connection: psycopg.Connection) -> None:
-    """Create both tables where they are missing, and let those of before withdrawals take these."""
+    """Create both tables where they are missing, and migrate those from before withdrawals."""
     tables = ["pipeline.gate_verdicts", "pipeline.champion_deployments"]
     if exist(connection, tables) and not _is_before_withdrawals(connection):
         return
@@ -153,7 +153,7 @@ def record_verdict(
     champion_version: int | None,
     decided_by: str,
 ) -> None:
-    """Write what the gate found. What it found before stays.
+    """Record a verdict of the gate; earlier verdicts stay.
 
     `training_hash` is empty if the version's files couldn't be read.
     """
@@ -188,7 +188,7 @@ def record_verdict(
 
 
 def verdicts(connection: psycopg.Connection, name: str) -> list[Verdict]:
-    """Every verdict on a model's versions, oldest week first, and of a week the oldest verdict."""
+    """Every verdict on a model's versions, oldest week first, and oldest verdict first within a week."""
     query = sql.SQL(
         "SELECT {} FROM pipeline.gate_verdicts WHERE model_name = %s ORDER BY week, verdict_id"
     ).format(sql.SQL(", ").join(map(sql.Identifier, Verdict.__dataclass_fields__)))
@@ -199,13 +199,13 @@ def verdicts(connection: psycopg.Connection, name: str) -> list[Verdict]:
 def passed_verdict(
     connection: psycopg.Connection, version: Registered, *, at: datetime | None = None
 ) -> Verdict:
-    """The newest verdict on a version that may be deployed; or that of a moment, when it was deployed.
+    """The newest verdict on a version, which must have passed; with `at`, the newest at that time.
 
-    What is written there is not taken at its word: every rule must have been looked at, and none have
-    failed, on the very artifact that is registered.
+    The stored `passed` isn't enough: the findings must cover every rule, none may refuse the model, and
+    the judged artifact must be the registered one.
 
     Raises:
-        RefusedError: the gate refused it, or never saw it as it is.
+        RefusedError: the gate refused it, or never judged the registered artifact.
     """
     found = [
         found
@@ -248,7 +248,7 @@ def start_deployment(
     reason: str,
     metrics: Mapping[str, Any],
 ) -> Deployment:
-    """Write down what is about to happen: who is to be the champion, or that nobody is."""
+    """Record a move before it happens: to the version that becomes champion, or to none."""
     row = connection.execute(
         """INSERT INTO pipeline.champion_deployments (model_name, action, champion_before, champion_after,
                previous_after, actor, reason, artifact_hash, mlflow_run_id, metrics)
@@ -272,7 +272,7 @@ def start_deployment(
 
 
 def finish_deployment(connection: psycopg.Connection, deployment: Deployment) -> None:
-    """Write down that the aliases have moved."""
+    """Record that the aliases have moved."""
     connection.execute(
         "UPDATE pipeline.champion_deployments SET finished_at = clock_timestamp() WHERE deployment_id = %s",
         [deployment.deployment_id],

@@ -1,7 +1,7 @@
-"""From snapshots to a version in the registry: a week's training, unless there is its result already.
+"""A week's training, from snapshots to a version in the registry, unless that version exists already.
 
-Belongs here: what is read, what is recorded of it, and when nothing needs to be trained. How candidates are
-fitted and chosen stands in `training`, what a version is in `registry`.
+Belongs here: what is read, what is recorded of it, and when nothing needs to be trained. `training` fits and
+chooses candidates; `registry` defines what a version is.
 """
 
 from datetime import date
@@ -21,8 +21,10 @@ SNAPSHOTS = "training_snapshots"
 
 
 def training_weeks(settings: Settings, week: date) -> list[str]:
-    """The partitions of `training_snapshots` that a week's model learns from, oldest first: each has four
-    weeks of orders before its cutoff."""
+    """The partitions of `training_snapshots` that a week's model learns from, oldest first.
+
+    Only those with at least four weeks of orders before their cutoff.
+    """
     first = settings.warehouse_start_date + 4 * snapshots.WEEK
     mondays = snapshots.training_weeks(
         week, settings.models_training_snapshots, settings.models_start_date
@@ -31,11 +33,10 @@ def training_weeks(settings: Settings, week: date) -> list[str]:
 
 
 def training_table(files: PartitionFiles, settings: Settings, week: date) -> "pa.Table":
-    """The snapshots that a week's model learns from, as one table.
+    """The snapshots that a week's model learns from, as one table; empty if the week is too early for any.
 
     Raises:
         MissingPartitionError: one was never built; the message says which to materialize.
-        PermanentError: the week is too early to have any.
     """
     import pyarrow as pa
 
@@ -72,7 +73,7 @@ def train_version(
     week: date,
     fingerprint: str,
 ) -> Registered:
-    """Train, log to the active MLflow run, which is `run_id`, and register. Raises as `training.train`."""
+    """Train, log to the active MLflow run `run_id`, and register. Raises what `training.train` raises."""
     import mlflow
 
     cutoff = snapshots.holdout_cutoff(week)

@@ -1,8 +1,8 @@
 """The model registry: versions of `<env>.purchase_propensity` in MLflow, and the aliases that point to them.
 
-Belongs here: what a version is, how one gets in, and how one comes out again to be used. Nothing is
-believed that can be checked: a model is loaded only if its bytes are those that were registered, and
-only from types that are known. Which version may become champion is `promotion`'s business.
+Belongs here: what a version is, how it is registered, and how it is loaded again. Whatever can be checked
+is checked: a model is loaded only if its bytes are those that were registered and all its types are
+trusted. `promotion` decides which version may become champion.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ MODEL = "purchase_propensity"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous_champion", "challenger"
 MODEL_FILE = "model.skops"
 RECORD = "training"
-"""Where a model's metadata, in its file MLmodel, has the training's record."""
+"""The key of the training record in a model's metadata, which is in its file MLmodel."""
 
 REQUIREMENTS = ("mlflow", "scikit-learn", "skops", "numpy", "pandas", "scipy")
-"""What scoring needs; given explicitly, as MLflow takes 19 s to find out."""
+"""The packages that scoring needs; given explicitly, as MLflow takes 19 s to infer them."""
 
 DECIDING = ("evaluation", "snapshots", "training")
-"""The modules that decide what model comes of the data: features, candidates and the choice among them."""
+"""The modules that determine which model given data lead to: features, candidates and the choice of one."""
 
 
 class RegistryError(PermanentError):
@@ -68,8 +68,8 @@ class Registered:
 class TrainingRecord:
     """What a training was made of and how its candidates did.
 
-    A part of the model's own files, so that its hash holds it too: of tags and of the run's artifacts
-    anybody could say that the training ended before the holdout began.
+    Stored in the model's own files, so that the artifact hash covers it: in tags or in the run's artifacts
+    anybody could claim that the training ended before the holdout began.
     """
 
     window: Window
@@ -84,7 +84,7 @@ def model_name(environment: str) -> str:
 
 
 def fingerprint(training_hash: str, holdout_cutoff: date) -> str:
-    """What a training depends on: its data, the holdout that it must not see, its code and libraries.
+    """A hash of what a training depends on: data, cutoff of the unseen holdout, code and libraries.
 
     Equal fingerprints mean equal models, so that a replay needs no new version.
     """
@@ -106,7 +106,7 @@ def requirements() -> list[str]:
 def log_model(pipeline: "Pipeline", training: "pa.Table", record: TrainingRecord) -> str:
     """Store a fitted pipeline, with signature and the record, in the active MLflow run; returns its URI.
 
-    Served, it answers with the probabilities of not buying and of buying.
+    When served, the model returns the probabilities of not buying and of buying.
     """
     import mlflow
     from pydantic import TypeAdapter
@@ -128,7 +128,7 @@ def log_model(pipeline: "Pipeline", training: "pa.Table", record: TrainingRecord
 
 
 def training_record(version: "Registered") -> TrainingRecord:
-    """What the version's training was made of, from its own files.
+    """The record of the version's training, read from its own files.
 
     Raises:
         RegistryError: see `verified_files`; or they have no such record.
@@ -175,7 +175,7 @@ def register(
         name,
         model_uri,
         run_id,
-        # With the version itself: there is none whose hash isn't known.
+        # Set at creation, so that no version ever exists without its hash.
         tags={**tags, "artifact_hash": artifact_hash},
         model_id=model_uri.removeprefix("models:/"),
     )
@@ -184,14 +184,14 @@ def register(
 
 
 def copy_version(client: "MlflowClient", source: Registered, name: str) -> Registered:
-    """The tested version of one environment as a version of another's model; nothing is trained.
+    """Copy the tested version of one environment to another's model; nothing is trained.
 
-    Done once: a version of `name` with the same artifact is returned as it is.
+    A version of `name` that has the same artifact already is returned instead.
     """
     for found in client.search_model_versions(f"name = '{name}'"):
         if found.tags.get("artifact_hash") == source.artifact_hash:
             return _registered(found)
-    with redirect_stderr(StringIO()):  # it announces what it does
+    with redirect_stderr(StringIO()):  # MLflow reports the copy on stderr
         copied = client.copy_model_version(f"models:/{source.name}/{source.version}", name)
     client.set_registered_model_alias(name, CHALLENGER, copied.version)
     return _registered(copied)
@@ -207,7 +207,7 @@ def alias_target(client: "MlflowClient", name: str, alias: str) -> int | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
-    # Asking for an alias that isn't there is INVALID_PARAMETER_VALUE, like any other mistake.
+    # Looking up a missing alias itself gives INVALID_PARAMETER_VALUE, like any other mistake.
     number = model.aliases.get(alias)
     return int(number) if number else None
 
@@ -235,7 +235,7 @@ def by_version(client: "MlflowClient", name: str, version: int) -> Registered:
 
 
 def by_fingerprint(client: "MlflowClient", name: str, mark: str) -> Registered | None:
-    """The newest version that was made of exactly this, or None."""
+    """The newest version with this fingerprint, or None."""
     found = client.search_model_versions(f"name = '{name}' and tags.fingerprint = '{mark}'")
     newest = max(found, key=lambda version: int(version.version), default=None)
     return _registered(newest) if newest else None
@@ -243,10 +243,10 @@ def by_fingerprint(client: "MlflowClient", name: str, mark: str) -> Registered |
 
 @contextmanager
 def verified_files(version: Registered) -> Iterator[Path]:
-    """A copy of the version's files that are those which were registered.
+    """A copy of the version's files, verified to be those that were registered.
 
     Raises:
-        RegistryError: they are missing, or their hash is another.
+        RegistryError: they are missing, or their hash differs.
     """
     with temporary_folder() as folder:
         files = _download(f"models:/{version.name}/{version.version}", folder)
@@ -273,9 +273,9 @@ def load(version: Registered) -> "Pipeline":
 
 
 def check_types(file: Path) -> None:
-    """Refuse a model that has types other than skops' own and `TRUSTED_TYPES`. Nothing is loaded.
+    """Refuse a model that has types other than skops' own and `TRUSTED_TYPES`, without loading it.
 
-    The list that MLflow stores with a model is not asked: whoever changed the model could change that.
+    MLflow's list of trusted types, stored with the model, is ignored: who can change one can change both.
 
     Raises:
         RegistryError: naming the types; or the file is no skops model.
@@ -284,7 +284,7 @@ def check_types(file: Path) -> None:
 
     try:
         unknown = set(skops.io.get_untrusted_types(file=file)) - set(TRUSTED_TYPES)
-    except Exception as error:  # whatever a damaged archive does to its reader
+    except Exception as error:  # reading a damaged archive can raise anything
         raise RegistryError(f"{file.name} is no skops model: {error}") from error
     if unknown:
         raise RegistryError(
@@ -303,7 +303,7 @@ def hash_files(folder: Path) -> str:
 
 
 def _model_files(folder: Path) -> Iterable[Path]:
-    # MLflow writes beside a download what it was downloaded as.
+    # MLflow adds this file to a download: the name and version under which it was requested.
     return (
         path
         for path in folder.rglob("*")
@@ -317,7 +317,7 @@ def _download(uri: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except (OSError, mlflow.MlflowException) as error:
-        if is_transient(error):  # says nothing of the model: a retry may find it unharmed
+        if is_transient(error):  # not the model's fault: a retry may succeed
             raise
         raise RegistryError(f"the files of {uri} can't be read: {error}") from error
 

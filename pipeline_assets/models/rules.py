@@ -1,6 +1,6 @@
-"""The rules that a model must keep before it may be deployed, by name and in words.
+"""The rules that a model must pass before it may be deployed: name -> sentence.
 
-Apart from what applies them, as definitions name a check for each and must load nothing heavy.
+Kept apart from the code that applies them: definitions need a check for each and must load nothing heavy.
 """
 
 GATE_RULES: dict[str, str] = {
@@ -11,7 +11,7 @@ GATE_RULES: dict[str, str] = {
     "calibrated": "As many customers bought as were predicted, within bounds.",
     "no_leakage": "Every training label was closed at the holdout's cutoff.",
 }
-"""About a model's scores; `gate.judge` has a finding for each, in this order."""
+"""Rules on a model's scores; `gate.judge` returns a finding for each, in this order."""
 
 SMOKE = "loads_and_scores"
 RULES: dict[str, str] = {
@@ -21,4 +21,4 @@ RULES: dict[str, str] = {
     ),
     **GATE_RULES,
 }
-"""All of them: those on the scores, and before them the one on what gives the scores."""
+"""All rules: first the one on the model's files, then those on its scores."""

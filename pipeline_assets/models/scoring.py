@@ -1,7 +1,7 @@
 """Scoring all customers with the champion.
 
-Scores are rows of a contract like any other: the table, the gate, the quarantine and the ledger are the
-warehouse's. Customers come and go in batches, so that their number doesn't matter.
+Scores are rows of a contract like any other, with the warehouse's table, gate, quarantine and ledger.
+Customers are scored in batches, so that memory doesn't depend on their number.
 """
 
 from bisect import bisect_left
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 SAMPLE_ROWS = 50_000
-"""Customers that distributions are compared on: PSI of ten bins is stable to 0.001 with so many."""
+"""How many customers distributions are compared on: a PSI of ten bins is then stable to 0.001."""
 
 
 class IncompleteDaysError(NotYetError):
-    """Days that a snapshot rests on aren't in the warehouse as they should be."""
+    """Days that a snapshot depends on are held, missing or not loaded in the warehouse."""
 
 
 class Sample:
-    """An even sample of a stream of rows of unknown length: every n-th, n doubling as they add up."""
+    """An even sample of a stream of unknown length: every n-th row, n doubling as rows add up."""
 
     def __init__(self, rows: int = SAMPLE_ROWS) -> None:
         self.rows = rows
@@ -44,10 +44,10 @@ class Sample:
         self.kept: list[pa.Table] = []
 
     def add(self, table: "pa.Table") -> None:
-        """Take a batch's share."""
+        """Add the batch's rows that belong to the sample."""
         import numpy as np
 
-        # The next row of the whole stream whose number the step divides.
+        # The batch's first row whose number in the whole stream is a multiple of the step.
         first = -self.seen % self.step
         self.kept.append(table.take(np.arange(first, len(table), self.step)))
         self.seen += len(table)
@@ -73,7 +73,7 @@ def scored(
 ) -> "Iterator[pa.Table]":
     """Snapshot batches -> rows of contract `purchase_predictions`; `sample` keeps rows with scores.
 
-    At least one table, if an empty one.
+    Yields at least one table, possibly empty.
     """
     import pyarrow as pa
 
@@ -137,7 +137,7 @@ def score_week(
 def incomplete_weeks(
     warehouse: psycopg.Connection, contract: Contract, settings: Settings, mondays: Sequence[str]
 ) -> set[str]:
-    """The weeks before whose end more days are held or missing than `require_days` accepts."""
+    """The weeks that `require_days` would refuse, as too many days before their end are incomplete."""
     first = settings.warehouse_start_date
     ends = {monday: date.fromisoformat(monday) + snapshots.WEEK for monday in mondays}
     newest = max(ends.values(), default=first)
@@ -152,10 +152,10 @@ def incomplete_weeks(
 
 
 def require_days(incomplete: dict[str, str], days: int, allowed_share: float, what: str) -> None:
-    """Accept days that are held or missing up to a share of all.
+    """Accept incomplete days up to a share of all days.
 
     Raises:
-        IncompleteDaysError: more than that; the message names the first of them and why.
+        IncompleteDaysError: the share is larger; the message names the first such days and why.
     """
     share = len(incomplete) / days if days else 0.0
     if share > allowed_share:

@@ -17,7 +17,7 @@ class GateThresholds(BaseModel):
 
     models_min_auc: float = Field(default=0.75, ge=0.5, lt=1)
     models_min_precision_over_base_rate: float = Field(default=3.5, ge=1)
-    """Average precision over the share of customers that bought, which is what chance reaches."""
+    """Average precision divided by the base rate, which is what a random ranking reaches."""
     models_min_precision_over_baseline: float = Field(default=0.0, ge=-1, le=1)
     """Average precision minus that of a BG/NBD refitted at the holdout's cutoff."""
     models_champion_precision_margin: float = Field(default=0.005, ge=0)
@@ -25,7 +25,7 @@ class GateThresholds(BaseModel):
     models_champion_log_loss_margin: float = Field(default=0.001, ge=0)
     """How far above 0 the upper 95 % bound of the log loss' difference may lie."""
     models_calibration_fail: tuple[float, float] = (0.6, 1.6)
-    """Predicted over actual buyers: outside of this a model is refused."""
+    """Predicted over actual buyers: a model outside these bounds is refused."""
     models_calibration_warn: tuple[float, float] = (0.8, 1.25)
 
     @model_validator(mode="after")
@@ -48,16 +48,16 @@ class ModelsSettings(GateThresholds):
     models_start_date: date = date(2026, 3, 2)
     """The first week of `training_snapshots`, a Monday: its cutoff lies three weeks before."""
     models_training_snapshots: int = Field(default=8, ge=2, le=26)
-    """How many snapshots, four weeks apart, a model learns from; fewer where there aren't yet."""
+    """How many snapshots, four weeks apart, a model learns from; fewer while fewer exist."""
     models_missing_days: float = Field(default=0.0, ge=0, le=1)
     """The share of a snapshot's days that may be held or missing in the warehouse: up to it a
     warning, above it an error."""
 
     models_max_score_drift: float = Field(default=2.0, gt=0)
     """Population stability index of the scores against training: above it a new model is due. Where few
-    customers are new, as in the sample shop, 0.6 to 1.3 is what eight weeks of ageing do."""
+    customers are new, as in the sample shop, eight weeks of ageing alone give 0.6 to 1.3."""
     models_retraining_cooldown_days: int = Field(default=3, ge=1)
-    """Between two trainings that drift or realised performance asked for."""
+    """Days after the gate's last verdict before drift or realised performance may trigger a training."""
 
     @model_validator(mode="after")
     def _starts_on_monday(self) -> Self:

@@ -5,7 +5,7 @@ what is to be foreseen. Belongs here: the one statement that computes a snapshot
 which weeks use which cutoffs, the hash of a snapshot, and the days of the warehouse that it rests on.
 
 Columns of a snapshot: `customer_id` int64, `cutoff` date32, the `FEATURES` double, `bought` bool (null
-where the horizon isn't closed), in the order of the customers.
+where the horizon isn't closed), ordered by customer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,12 +53,12 @@ FEATURES: dict[str, str] = {
     "gap_deviation": "standard deviation of the days between purchases; null before the third",
     "last_over_mean_gap": "days since the last purchase over the mean gap; null before the second",
 }
-"""Feature -> what it is. Purchases of one day are one purchase. Spend is in average orders of the
-order's currency up to the cutoff, so that currencies can be added."""
+"""Feature -> what it is. Purchases of one day count as one. Spend is measured in average orders
+of its currency up to the cutoff, so that currencies can be added."""
 
 
-# Sums and deviations are of numeric and of whole days, which are exact: a float would depend on the
-# order in which PostgreSQL's workers add, and the hash with it.
+# Sums and deviations are computed on numeric and on whole days, which are exact: with floats they, and so
+# the hash, would depend on the order in which PostgreSQL's workers add.
 _QUERY = """
 WITH orders AS (
     SELECT customer_id, currency, net_amount, (ordered_at AT TIME ZONE {zone})::date AS day
@@ -103,7 +103,7 @@ class Window:
 
     first_purchase: date
     cutoffs: tuple[date, ...]
-    """In their order."""
+    """Ascending."""
     closes: date
     """The day at whose beginning the last label is known; without labels the last cutoff."""
     rows: int
@@ -120,9 +120,9 @@ def holdout_cutoff(week: date) -> date:
 def training_weeks(week: date, count: int, first: date) -> list[date]:
     """The weeks whose snapshots a model of this week learns from, oldest first, none before `first`.
 
-    Every fourth week back from four weeks before, whose labels closed at this week's holdout cutoff.
-    So no two of them have a day of their horizons in common: eight span more of the year than eight
-    weeks in a row, and a model is less taken in by the season (benchmarks.models).
+    Every fourth week, beginning four weeks back, whose labels closed at this week's holdout cutoff. So no
+    two horizons share a day: eight snapshots span more of the year than eight weeks in a row, and the
+    season misleads a model less (benchmarks.models).
     """
     weeks = [week - HORIZON * back for back in range(count, 0, -1)]
     return [each for each in weeks if each >= first]
@@ -137,10 +137,10 @@ def read(url: str, cutoff: date, *, as_of: date, timezone: str) -> "pa.Table":
 
 
 def read_batches(url: str, cutoff: date, *, as_of: date, timezone: str) -> "Iterator[pa.Table]":
-    """The snapshot at a cutoff in batches, ordered by customer; at least one table, if an empty one.
+    """The snapshot at a cutoff in batches, ordered by customer; at least one table, possibly empty.
 
-    Customers are those with a completed order before the cutoff. `as_of` is the first day of
-    `timezone` of which the warehouse doesn't yet know all: `bought` is null if the horizon ends later.
+    Customers are those with a completed order before the cutoff. `as_of` is the first day, in
+    `timezone`, that the warehouse doesn't hold in full yet: `bought` is null if the horizon ends later.
     An order's status is the newest that the warehouse has, also for old cutoffs.
     """
     import pyarrow as pa
@@ -153,7 +153,7 @@ def read_batches(url: str, cutoff: date, *, as_of: date, timezone: str) -> "Iter
         )
         cursor.execute(query)
         reader = cursor.fetch_record_batch()
-        # What the driver notes of each column's PostgreSQL type would differ between servers.
+        # The cast drops the driver's notes on PostgreSQL types, which differ between servers.
         yield reader.schema.empty_table().cast(schema())
         for batch in reader:
             if batch.num_rows:
@@ -161,7 +161,7 @@ def read_batches(url: str, cutoff: date, *, as_of: date, timezone: str) -> "Iter
 
 
 def buyers(cutoff: date, *, timezone: str) -> sql.Composed:
-    """A query of those who bought in the horizon of a cutoff, customers of no order before among them."""
+    """A query of those who bought in the horizon of a cutoff, including customers without earlier orders."""
     return sql.SQL(
         "SELECT DISTINCT customer_id FROM {relation} WHERE status = 'completed'"
         " AND ordered_at >= {cutoff}::timestamp AT TIME ZONE {zone}"
@@ -221,7 +221,7 @@ def feature_frame(table: "pa.Table") -> "pd.DataFrame":
 
 
 def labels(table: "pa.Table") -> "NDArray[np.bool_]":
-    """Who bought.
+    """Whether each row's customer bought.
 
     Raises:
         PermanentError: a label is null, as its horizon isn't closed.
@@ -236,7 +236,7 @@ def labels(table: "pa.Table") -> "NDArray[np.bool_]":
 
 
 def describe(table: "pa.Table") -> Window:
-    """The window of a table of snapshots. Rows in any order and chunks give the same hash.
+    """The window of a table of snapshots; its hash doesn't depend on the rows' order and chunks.
 
     Raises:
         PermanentError: the table has no rows.
@@ -277,7 +277,7 @@ def _content_hash(table: "pa.Table") -> str:
         digest.update(pc.is_null(column).to_numpy().tobytes())
         plain = {"cutoff": "int32", LABEL: "int8"}.get(name, column.type)
         values = pc.fill_null(column.cast(plain), 0).to_numpy()
-        # Adding 0 makes one of the two zeros; the bytes are little-endian everywhere.
+        # Adding 0.0 turns -0.0 into 0.0; the bytes are little-endian on every platform.
         values = values + 0.0 if values.dtype == np.float64 else values
         digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
@@ -286,8 +286,10 @@ def _content_hash(table: "pa.Table") -> str:
 def incomplete_days(
     warehouse: psycopg.Connection, contract: Contract, days: Sequence[date]
 ) -> dict[str, str]:
-    """Partition key -> why it isn't in the warehouse as it should be: `missing`, `held by <rules>` or
-    `not loaded`. Days that passed their gate and are loaded aren't in it."""
+    """Partition key of an incomplete day -> why: `missing`, `held by <rules>` or `not loaded`.
+
+    Days that passed their gate and are loaded are left out.
+    """
     ledger.ensure_schema(warehouse, contract)
     keys = [day.isoformat() for day in days]
     known = ledger.batches(warehouse, contract, keys)

@@ -12,7 +12,7 @@ from pipeline_assets.settings import Settings
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """The newest verdict, who is in production, and the newest week that was scored by whom."""
+    """The newest verdict, the deployment in production, and the newest scored week with its version."""
 
     name: str
     newest: Verdict | None
@@ -21,7 +21,7 @@ class ModelStatus:
 
 
 def model_status(settings: Settings) -> ModelStatus:
-    """Where the model stands now, told by the warehouse."""
+    """Read the model's current status from the warehouse."""
     name = registry.model_name(settings.pipeline_env)
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
         records.ensure_schema(warehouse)
@@ -37,7 +37,7 @@ def model_status(settings: Settings) -> ModelStatus:
 
 
 def in_production(settings: Settings) -> Deployment | None:
-    """The deployment that made today's champion the champion; nothing is created to find out."""
+    """The deployment of today's champion; creates no tables to look it up."""
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
         if not exist(warehouse, ["pipeline.champion_deployments"]):
             return None

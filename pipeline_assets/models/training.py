@@ -1,8 +1,8 @@
 """Training: the candidates, the choice among them and the fit; the holdout is never seen here.
 
-The choice is made out of time inside the training snapshots: candidates learn from the older ones and
-are compared on the newest, whose horizon begins after the others' labels closed. The winner then
-learns from all. One thread and fixed seeds: the same data gives the same model to the last digit.
+Candidates are validated out of time inside the training snapshots: they learn from the older ones and
+are compared on the newest, whose horizon begins after the others' labels closed. The winner is then
+refitted on all. One thread and fixed seeds: the same data gives the same model to the last digit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ INTERACTING = (
     "purchases_26w",
     "last_over_mean_gap",
 )
-"""The features whose products the second candidate looks at: who buys how often, and how long ago."""
+"""The features whose squares and products the second candidate adds: frequency and recency."""
 TRUSTED_TYPES = (
     "numpy.dtype",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
@@ -41,7 +41,7 @@ TRUSTED_TYPES = (
 
 
 class LeakageError(PermanentError):
-    """Training data that knows what happened after the holdout's cutoff."""
+    """Training labels depend on what happened after the holdout's cutoff."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TrainedModel:
     pipeline: "Pipeline"
     """Takes `snapshots.feature_frame`, has `predict_proba`; scikit-learn's own classes only."""
     parameters: dict[str, Any]
-    """What the candidate was built with, flat, for the record."""
+    """The candidate's parameters, flat, as they are logged."""
     validation: dict[str, dict[str, float]]
     """Candidate -> metric -> mean over the validation snapshots (log_loss decides)."""
 
@@ -67,7 +67,7 @@ class Candidate:
 
 
 def train(training: "pa.Table", holdout_cutoff: date) -> TrainedModel:
-    """Choose and fit a model on a table of closed snapshots, in whatever order its rows are.
+    """Choose and fit a model on a table of closed snapshots, whose rows may be in any order.
 
     Raises:
         LeakageError: a snapshot's label closes after the holdout's cutoff.
@@ -109,7 +109,11 @@ def predict(pipeline: "Pipeline", snapshot: "pa.Table") -> "NDArray[np.float64]"
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Threads add in the order in which they come, and OpenMP's spin: 21 s of CPU for 3 s of trees."""
+    """Limit native libraries to one thread.
+
+    With several, sums depend on which thread finishes first, and OpenMP's threads spin while they wait: 21 s
+    of CPU for 3 s of trees.
+    """
     import sklearn.ensemble  # noqa: F401 - only libraries that are loaded already can be limited
     from threadpoolctl import threadpool_limits
 
@@ -127,7 +131,7 @@ def _refuse_leakage(cutoffs: Sequence[date], holdout_cutoff: date) -> None:
 
 
 def _folds(cutoffs: Sequence[date]) -> list[tuple[date, date]]:
-    """The newest cutoff to learn from and the one to be compared on, the newest comparison first."""
+    """Each fold's newest training cutoff and its validation cutoff, the newest fold first."""
     folds = []
     for newest in cutoffs[: -VALIDATIONS - 1 : -1]:
         closed = [cutoff for cutoff in cutoffs if cutoff + HORIZON <= newest]
@@ -158,7 +162,7 @@ def _predict(pipeline: "Pipeline", snapshot: "pa.Table") -> "NDArray[np.float64]
 
 
 def logistic_regression(C: float) -> "Pipeline":  # noqa: N803 - scikit-learn's name
-    """The logarithms of all features, to the same scale."""
+    """Logistic regression on the logarithms of all features, standardised."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
@@ -166,7 +170,7 @@ def logistic_regression(C: float) -> "Pipeline":  # noqa: N803 - scikit-learn's 
 
 
 def logistic_interactions(C: float) -> "Pipeline":  # noqa: N803 - scikit-learn's name
-    """The same, with squares and products of the features that tell how often and how lately."""
+    """`logistic_regression` with the squares and products of the features in `INTERACTING`."""
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -186,7 +190,7 @@ def logistic_interactions(C: float) -> "Pipeline":  # noqa: N803 - scikit-learn'
 
 
 def gradient_boosting(**parameters: Any) -> "Pipeline":
-    """Trees on the features as they are; a gap that isn't known yet is a branch of its own."""
+    """Boosted trees on the features as they are; each split learns which way an unknown gap goes."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
 
@@ -196,10 +200,10 @@ def gradient_boosting(**parameters: Any) -> "Pipeline":
 
 
 def _logarithms(columns: list[str]) -> "ColumnTransformer":
-    """Logarithms of 1 + x to the same scale; a gap that isn't known yet counts as 0.
+    """Standardised logarithms of 1 + x; a gap that isn't known yet counts as 0.
 
-    Counts, days and money all spread over magnitudes: from the first purchase to the second is as far
-    as from the fifth to the tenth.
+    Counts, days and money all span orders of magnitude: the step from the first purchase to the second
+    is as large as from the fifth to the tenth.
     """
     import numpy as np
     from sklearn.compose import make_column_transformer
@@ -235,4 +239,4 @@ CANDIDATES: dict[str, Candidate] = {
     ),
 }
 """Name -> candidate. Candidates and `C` were compared on earlier weeks and on both phases of nine
-holdouts, those that `benchmarks.models` reports among them: its figures aren't untouched by the choice."""
+holdouts, including those that `benchmarks.models` reports: its figures aren't independent of the choice."""

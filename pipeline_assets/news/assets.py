@@ -190,7 +190,7 @@ def news_assets(
 
 
 def _front_page(edition: "Edition") -> dg.MetadataValue[str]:
-    """The first stories as the UI shows them; what outlets wrote stays text."""
+    """The first stories as a table for the UI; markup in what outlets wrote is escaped."""
     import pyarrow as pa
 
     rows = [
@@ -206,7 +206,7 @@ def _front_page(edition: "Edition") -> dg.MetadataValue[str]:
 
 
 def _link(page: Path, settings: Settings, suffix: str) -> dg.MetadataValue[str]:
-    """Where the file is served, or where it lies."""
+    """The URL at which the file is served, or else its path."""
     file = page.with_suffix(suffix)
     if settings.news_site_url:
         return dg.MetadataValue.url(f"{str(settings.news_site_url).rstrip('/')}/{file.name}")

@@ -11,7 +11,7 @@ from pipeline_assets.resources.postgres import Database
 from pipeline_assets.running import may_do_better, with_own_checks
 
 CATCH_UP = timedelta(days=7)
-"""How far back missed mornings are made up for; feeds have nothing older."""
+"""How far back missed mornings are caught up on; feeds reach back no further."""
 
 
 def news_automation(
@@ -30,7 +30,7 @@ def news_automation(
     schedule = dg.build_schedule_from_partitioned_job(
         job,
         name=f"{job.name}_daily",
-        # No time of its own: the window closes at 08:00, and that is the tick, across DST changes.
+        # No time is given: the schedule ticks when the window closes, at 08:00, across DST changes too.
         default_status=dg.DefaultScheduleStatus.RUNNING
         if running
         else dg.DefaultScheduleStatus.STOPPED,
@@ -64,12 +64,12 @@ def _next_missed(
     warehouse: Database,
     now: datetime,
 ) -> dg.RunRequest | dg.SkipReason:
-    """The oldest morning without an edition that nothing was started for, or that may do better now.
+    """The oldest morning without an edition that had no run yet or that another run may make now.
 
-    Only after the first edition: what was before the digest existed wasn't missed. The newest is the
-    schedule's, which makes up for that one itself: both would start it when they come back together.
-    A failure that another try can't mend is left to a person. What Dagster has on record as made may be
-    missing in a warehouse that was restored, or failed over to a replica without its last transactions.
+    Only mornings after the first edition count: before the digest existed, none was missed. The newest is
+    left to the schedule, which catches up on it by itself: after a pause both would start it. A failure
+    that a retry can't fix is left to a person. A morning that Dagster has on record as made may be missing
+    in a warehouse that was restored, or failed over to a replica without its last transactions.
     """
     made = instance.get_materialized_partitions(dg.AssetKey(DIGEST))
     if not made:
@@ -102,7 +102,7 @@ def _next_missed(
 
 
 def _judged(warehouse: Database, days: Collection[str]) -> set[str]:
-    """Those of the days that the warehouse's ledger knows."""
+    """Those of the days that have a batch in the warehouse's ledger."""
     from pipeline_assets.warehouse import ledger
 
     contract = load_contract(ARTICLES)

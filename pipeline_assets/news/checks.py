@@ -1,6 +1,6 @@
 """The asset checks of the digest's two assets, beside the rules of the articles' contract.
 
-Every spec carries the asset's partitions, or a good morning would hide a bad one.
+Every spec is partitioned like its asset: otherwise a good morning would hide a bad one.
 """
 
 import csv
@@ -23,7 +23,7 @@ OTHER_LANGUAGES = 0.5
 
 
 def article_specs(asset: str, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
-    """What is checked of the articles, apart from their contract."""
+    """The checks of the articles, besides those of their contract."""
     return [
         dg.AssetCheckSpec(
             "inside_window",
@@ -84,7 +84,7 @@ def article_results(
 
 
 def digest_specs(asset: str, partitions: dg.PartitionsDefinition[str]) -> list[dg.AssetCheckSpec]:
-    """What is checked of an edition."""
+    """The checks of an edition."""
     return [
         dg.AssetCheckSpec(
             "files_readable",

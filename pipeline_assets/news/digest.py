@@ -1,8 +1,8 @@
 """An edition on disk: data, CSV, page, text, and the index and feed of all editions.
 
-Belongs here: everything that readers and spreadsheets open. Which stories are in an edition is for
-`stories` to say. `<date>.json` is the edition; every other file is made of such files and nothing else,
-so the same editions give the same bytes, whatever the order in which they were published.
+Belongs here: everything that readers and spreadsheets open. `stories` decides which stories are in an
+edition. `<date>.json` is the edition; every other file is derived from these files alone, so the same
+editions give the same bytes, whatever the order in which they were published.
 """
 
 import base64
@@ -41,24 +41,24 @@ COLUMNS = (
     "outlet",
     "url",
     "published_at",  # ISO 8601 in UTC; empty where the publisher doesn't say
-    "summary",  # sentences of the publishers' own, as they stand
+    "summary",  # the publishers' own sentences, verbatim
     "outlets",  # how many carry the story
-    "also_at",  # the other outlets' addresses, parted by a space
-    "keywords",  # parted by a semicolon and a space
-    "is_update",  # true where yesterday's articles told of it too
+    "also_at",  # the other outlets' addresses, separated by a space
+    "keywords",  # separated by a semicolon and a space
+    "is_update",  # true if yesterday's articles covered it too
     "provider",  # sample means synthetic
 )
 FEED_EDITIONS = 14
 WORDS_A_MINUTE = 230
-QUIET = 3  # stories, below which the page says that the day was quiet
+QUIET = 3  # with fewer stories the page says that the day was quiet
 
 
 @dataclass(frozen=True)
 class Edition:
     """One morning's digest. Times are in UTC; pages show them in `timezone`.
 
-    `missing` are the sources that should have been there, with the reason in words that complete
-    "<source> ...". The counts say what became of the articles that no story shows.
+    `missing` has the sources that gave nothing they should have, with the reason in words that
+    complete "<source> ...". The counts account for the articles that no story shows.
     """
 
     date: date
@@ -94,7 +94,7 @@ class Edition:
 
     @property
     def sections(self) -> list[tuple[str, list[Story]]]:
-        """The stories after the first under their headings, in the order of their best ones."""
+        """The stories after the first by section, in the order of each section's highest rank."""
         headings: dict[str, list[Story]] = {}
         for story in self.stories[1:]:
             headings.setdefault(story.section, []).append(story)
@@ -116,7 +116,7 @@ def compose(
     today: Iterable[Article],
     yesterday: Iterable[Article],
 ) -> Edition:
-    """The edition of a window: its articles told apart as stories, and what readers should know."""
+    """The edition of a window: its articles grouped into stories, and the counts shown to readers."""
     selection = select(today, yesterday, settings)
     return Edition(
         date=window.edition,
@@ -137,10 +137,10 @@ def compose(
 
 
 def publish(edition: Edition, folder: Path, site_url: str = "") -> Path:
-    """Save the edition, and renew what links to it. Returns the path of its page.
+    """Save the edition, and rewrite the files that link to it. Returns the path of its page.
 
-    The pages before and after get their link to it, the index and the feed their entry. Not for
-    two editions at a time: the one that reads the folder last must see both.
+    The pages before and after get a link to it, the index and the feed an entry. Callers publish one
+    edition at a time: whichever call reads the folder last must see all of them.
     """
     name = edition.date.isoformat()
     write_atomically(folder / f"{name}.json", _EDITION.dump_json(edition, indent=1) + b"\n")
@@ -175,7 +175,7 @@ def _neighbours(editions: Sequence[date], day: date) -> tuple[date | None, date 
 
 
 def to_csv(edition: Edition) -> str:
-    """One row a story under the header `COLUMNS`, by RFC 4180, safe to open in a spreadsheet."""
+    """One row per story under the header `COLUMNS`, by RFC 4180, safe to open in a spreadsheet."""
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(COLUMNS)
@@ -211,7 +211,7 @@ def _no_formula(cell: str) -> str:
 
 
 def to_text(edition: Edition) -> str:
-    """The edition as the body of a plain-text mail, 72 columns wide but for addresses."""
+    """The edition as the body of a plain-text mail, 72 columns wide except for addresses."""
     return "\n".join(_text_lines(edition)) + "\n"
 
 
@@ -294,7 +294,7 @@ def _templates() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(__file__).with_name("templates")
-    # Escaped whatever the name of the template: every text in it is a stranger's.
+    # Escape in every template, whatever its file name: the text comes from third parties.
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

@@ -1,12 +1,11 @@
 """From a window and the settings to the providers' items, through the archive of raw answers.
 
-Belongs here: the interface that every provider keeps, concurrent fetching, and the archive. What
-an answer means stands in the provider (`rss`, `newsapi`, `sample`), what an item is worth in
-`articles`.
+Belongs here: the interface that every provider implements, concurrent fetching, and the archive.
+Parsing an answer is up to the provider (`rss`, `newsapi`, `sample`), cleaning an item to `articles`.
 
 The archive has a folder for each provider and day: every answer byte for byte, and an `index.json`
-that is written last. What it holds is never asked for again: a day made again has the same bytes,
-and a day on which one source failed asks that source only.
+that is written last. An archived answer is never fetched again: a day that is run again has the same
+bytes, and one on which a source failed asks that source only.
 """
 
 import hashlib
@@ -74,13 +73,13 @@ def collect(run: Run, archive: Path) -> Collected:
     answers = {source: _read_answers(day, entries) for source, entries in index.items() if entries}
     failed_before = {source.name: source for source, entries in index.items() if not entries}
     # A source configured after the day was archived isn't asked for that day: it would be missing
-    # in editions that were complete. One that failed is, at the address that it has now.
+    # in editions that were complete. A source that failed is asked again, at its current address.
     pending = {
         source.name: source
         for source in provider.sources(run)
         if not answers or source.name in failed_before
     }
-    # Taken out of the settings, or without history: the day isn't complete without it either.
+    # Removed from the settings, or without history: without such a source the day is incomplete too.
     gone = {name: source for name, source in failed_before.items() if name not in pending}
 
     def read(source: Source, of_source: list[Answer]) -> list[Item]:
@@ -101,8 +100,8 @@ def collect(run: Run, archive: Path) -> Collected:
         raise refusal
     reasons = {name: str(error) for name, error in failed.items()}
     if not answers:
-        # No other failure of all is for good: where a log-in page stands before the internet, every
-        # feed redirects to a private address, until somebody logs in.
+        # If all fail in any other way, that may pass: behind a captive portal every feed redirects
+        # to a private address until somebody logs in.
         beyond = all(isinstance(error, newsapi.BeyondPlanError) for error in failed.values())
         kind = PermanentError if beyond else FetchError
         raise kind(f"no source answered: {_sentences(reasons)}")
@@ -125,7 +124,7 @@ def collect(run: Run, archive: Path) -> Collected:
 def _fetch_all(
     fetch: Callable[[Source], Fetched], sources: Sequence[Source]
 ) -> tuple[dict[Source, Fetched], dict[str, FetchError], PermanentError | None]:
-    """What came, the failures by source, and the refusal that ended it early."""
+    """What was fetched, the failures by source, and the refusal that ended fetching early."""
     fetched: dict[Source, Fetched] = {}
     failed: dict[str, FetchError] = {}
     refusal = None
@@ -134,7 +133,7 @@ def _fetch_all(
         for future in as_completed(futures):
             error = future.exception()
             if isinstance(error, PermanentError) and not isinstance(error, FetchError):
-                # And no look at the others: what is cancelled is never told as completed.
+                # Don't wait for the others: as_completed never yields futures cancelled here.
                 pool.shutdown(cancel_futures=True)
                 break
     for future, source in futures.items():
@@ -150,7 +149,7 @@ def _fetch_all(
 
 
 def _without_history(items: Sequence[Item], window: Window) -> str:
-    """Why nothing of the window can be expected in a feed that reaches back to its end only."""
+    """Why no item can be from the window, if all are newer than its end; else empty."""
     times = [item.said_time for item in items if item.said_time]
     if not times or len(times) < len(items) or min(times) < window.end:
         return ""
@@ -165,7 +164,7 @@ def _sentences(reasons: dict[str, str]) -> str:
 
 
 def _read_index(folder: Path) -> dict[Source, list[dict[str, Any]]]:
-    """What is archived of each source; nothing for one that failed. Empty if the day isn't."""
+    """Each source's archived answers, none for one that failed. Empty if the day isn't archived."""
     try:
         index = json.loads((folder / "index.json").read_bytes())
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """A window's intake: from the providers to articles in a table, and the figures that go with them.
 
 Belongs here: the steps between `feeds` and the gate, and the form that articles have outside of
-Python. The figures are saved among the files between assets, as the edition tells readers of them: it
-may be made on another host.
+Python. The edition shows the figures to readers and may be made on another host, so they are saved
+among the files between assets.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Intake:
-    """What was asked for a window, what came, and what of it is no article of it.
+    """Counts for a window: the sources asked, the items received, and those that became no article.
 
     `missing` has sources by name, with the reason in words that complete "<source> ...".
     """
@@ -99,7 +99,7 @@ def load_articles(files: PartitionFiles, key: str) -> list[Article]:
 
 
 def _read(files: PartitionFiles, name: str, key: str) -> "list[pa.Table]":
-    """One of the files of `news_articles`, which makes all that carry its name."""
+    """Read one of the files of `news_articles`, which writes all that carry its name."""
     try:
         return list(files.read(name, key))
     except MissingPartitionError:

@@ -1,6 +1,6 @@
-"""What every part of the news pipeline speaks of: window, run, source, answer, item.
+"""The types that all parts of the news pipeline share: window, run, source, answer, item.
 
-No logic, and of the news modules it imports the settings alone, so that all can import this one.
+No logic, and no import of a news module but the settings, so that all of them can import this one.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One collection: of which window, how, and when. `now` is what its answers are dated with."""
+    """One collection: which window, how, and when. `now` is the date of the answers that it fetches."""
 
     window: Window
     settings: NewsSettings
@@ -67,7 +67,7 @@ class Answer:
 class Item:
     """One article as a provider gives it: text may be HTML, anything may be empty or hostile.
 
-    `published_at` is in UTC, or None where the provider says nothing readable. `language` is what
+    `published_at` is in UTC, or None if the provider gives no readable date. `language` is what
     the provider declares (`en`, `en-gb`) or empty.
     """
 
@@ -83,6 +83,6 @@ class Item:
 
     @property
     def said_time(self) -> datetime | None:
-        """`published_at` if it can be: clocks differ, but nobody publishes tomorrow's news."""
+        """`published_at` if plausible: clocks differ, but nobody publishes tomorrow's news."""
         moment = self.published_at
         return moment if moment and moment <= self.fetched_at + AHEAD else None

@@ -27,18 +27,18 @@ SECTIONS = {
 EVERYTHING = "everything"
 PAGE_SIZE = 100  # the largest; the free plan gives one such page
 MAX_PAGES = 10  # a paid plan has thousands of results; an edition reads the latest 1,000 of each
-# Top headlines are what is on top now: asked for later, none would be from the window.
+# NewsAPI has only the current top headlines: requested later, none would be from the window.
 HEADLINES_LAST = timedelta(hours=24)
-DELAY = timedelta(hours=24)  # of the free plan's articles; it has the headlines at once
+DELAY = timedelta(hours=24)  # of articles on the free plan, which has the headlines at once
 NOT_NEWSAPI = "answered with JSON that isn't NewsAPI's"
 
 
 class BeyondPlanError(FetchError):
-    """The key's plan has nothing of so early a window, and never will."""
+    """The key's plan doesn't reach back to the window, and never will."""
 
 
 def sources(run: Run) -> list[Source]:
-    """Everything of the window by outlet, and the top headlines if it has just closed."""
+    """All articles of the window by outlet, and the top headlines if it closed within `HEADLINES_LAST`."""
     base = str(run.settings.newsapi_url).rstrip("/")
     everything = Source("NewsAPI everything", EVERYTHING, GENERAL, f"{base}/v2/everything")
     if run.now - run.window.end > HEADLINES_LAST:
@@ -76,7 +76,7 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
     late = run.now - DELAY
     if source.outlet == EVERYTHING and run.window.end > late:
         times = [item.published_at for page in pages for item in parse(source, page)]
-        # Archived, the first minutes of a window would be all that it ever has.
+        # If these pages were archived, the window would never get more than its first minutes.
         if not any(time and time > late for time in times):
             raise FetchError(
                 "has no article of the last 24 hours: with a free key NewsAPI gives them a day late"
@@ -85,10 +85,10 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
 
 
 def _ask(source: Source, run: Run, page: int) -> Response:
-    """One page; of a key that is refused, and was changed, by the new one.
+    """Fetch one page; if the key is refused and has been changed in the settings, with the new one.
 
     Raises:
-        PermanentError: the key is refused, and no other is there.
+        PermanentError: the key is refused, and the settings have no other.
     """
     while True:
         key = current(run.settings, "newsapi_key")
@@ -154,7 +154,7 @@ def _json(response: Response) -> dict[str, Any]:
 
 def _failure(status: int, answer: Mapping[str, Any]) -> Exception:
     code = str(answer.get("code") or "no code")
-    if not re.fullmatch(r"[A-Za-z ]{1,60}", code):  # whoever answers knows the key, and may echo it
+    if not re.fullmatch(r"[A-Za-z ]{1,60}", code):  # the server has seen the key, and may echo it
         code = "no code of NewsAPI's"
     if status == 401:
         return PermanentError(
@@ -188,7 +188,7 @@ def _item(article: Mapping[str, Any], source: Source, answer: Answer) -> Item:
 
 
 def _text(value: object) -> str:
-    """A value as text that can be encoded: JSON can have half an emoji, where a teaser was cut."""
+    """A value as encodable text: where a teaser was cut, JSON can have half an emoji (a surrogate)."""
     return str(value or "").encode(errors="replace").decode()
 
 

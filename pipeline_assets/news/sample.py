@@ -1,9 +1,9 @@
 """The provider `sample`: synthetic outlets, so that the digest runs with no key and no internet.
 
-It makes RSS feeds, the same for a date every time, with the defects that real feeds have: tracking
-and AMP links, HTML in summaries, missing titles and dates, a wrong charset, removed articles, stale
-news. From there on they are treated as real ones. What they tell stands in `sample_stories.yaml`.
-Everything made of it is labelled as a sample.
+It generates RSS feeds, always the same for a date, with the defects of real feeds: tracking and AMP
+links, HTML in summaries, missing titles and dates, a wrong charset, removed articles, stale news. The
+rest of the pipeline treats them like real feeds. Their stories come from `sample_stories.yaml`.
+Everything made from them is labelled as a sample.
 """
 
 import re
@@ -58,7 +58,7 @@ def sources(run: Run) -> list[Source]:
 
 
 def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
-    """Make the feed of the window. Nothing is asked of any server."""
+    """Generate the feed of the window; no server is asked."""
     del before
     window = run.window
     entries = list(_entries(source, window))
@@ -83,7 +83,7 @@ def _entries(source: Source, window: Window) -> Iterator[_Entry]:
     for number, event in _random("updates", str(today)).sample(with_update, UPDATES_A_DAY):
         update = {**event, **event["update"]}
         yield from _coverage(source, window, update, f"{today - 1}/{number}")
-    # Told again as it was: the digest must not repeat it.
+    # One of yesterday's events again, unchanged: the digest must not repeat it.
     number, event = with_update[today % len(with_update)]
     yield from _coverage(source, window, event, f"{today - 1}/{number}")
     yield from _defects(source, window)
@@ -100,7 +100,7 @@ def _coverage(
     event: Mapping[str, Any],
     seed: str,
 ) -> Iterator[_Entry]:
-    """What the source has on the event, if it covers it."""
+    """The source's entries about the event; none if the outlet doesn't cover it."""
     if event["section"] != source.section:
         return
     facts = _random(seed)

@@ -2,7 +2,7 @@
 
 Belongs here: the fields, their defaults and the default pack of outlets. Each field's name in
 capitals is its environment variable; the project's one `Settings` inherits them. Limits that
-protect us from a server stand with the HTTP client, and how stories are told apart in `stories`.
+protect us from servers are in the HTTP client; grouping articles into stories is up to `stories`.
 """
 
 from datetime import date
@@ -11,13 +11,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, model_validator
 
 GENERAL = "Top stories"
-"""The section of what no other is said of: a story goes under any other that one of its articles has."""
+"""The default section: a story goes under another one if any of its articles names one."""
 
 
 class Feed(BaseModel):
     """One RSS or Atom feed. `section` is the heading that its stories go under.
 
-    `private` says that its server is in the own network; another feed's name must not lead there.
+    `private` allows a server in our own network; the host names of other feeds must not lead there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +64,7 @@ class NewsSettings(BaseModel):
     newsapi_key: SecretStr | None = None
     newsapi_url: HttpUrl = HttpUrl("https://newsapi.org")
     newsapi_country: str = "us"
-    """For top headlines; NewsAPI answers with nothing, and no error, for any other than `us`."""
+    """For top headlines; for any country but `us` NewsAPI returns no articles, and no error."""
     newsapi_domains: tuple[str, ...] = (
         "bbc.co.uk",
         "theguardian.com",
@@ -75,7 +75,7 @@ class NewsSettings(BaseModel):
         "arstechnica.com",
         "theverge.com",
     )
-    """The outlets asked for everything of the window, beside the top headlines."""
+    """The outlets whose articles of the window are requested, besides the top headlines."""
     news_feeds: tuple[Feed, ...] = DEFAULT_FEEDS
     """As JSON in the environment: `[{"outlet": ..., "section": ..., "url": ...}]`."""
     news_start_date: date = date(2026, 11, 1)
@@ -85,7 +85,7 @@ class NewsSettings(BaseModel):
     news_mute: tuple[str, ...] = ()
     """Words or phrases: an article whose title or summary has one is left out."""
     news_keep: tuple[str, ...] = ()
-    """Words or phrases: a story that has one comes first, whoever else carries it."""
+    """Words or phrases: a story that has one comes first, however few outlets carry it."""
     news_max_stories: int = Field(default=30, ge=1, le=200)
     news_cap_per_source: int = Field(default=5, ge=1)
     """How many stories of an edition may open with the same outlet."""

@@ -1,8 +1,8 @@
-"""From articles to the stories of an edition: told apart, ranked, chosen, summed up.
+"""From articles to the stories of an edition: grouped, ranked, chosen, summarised.
 
-Belongs here: whatever compares articles. How a story looks is the digest's (`digest`). Nothing is
-remembered between editions: what yesterday's readers know is worked out again from yesterday's
-articles, so that editions can be made in any order, and again, and come out the same.
+Belongs here: whatever compares articles. How a story looks is up to `digest`. No state is kept between
+editions: what readers know already is derived anew from yesterday's articles, so that editions can be
+made in any order, and repeatedly, with the same result.
 """
 
 import re
@@ -16,21 +16,21 @@ from typing import Any
 from pipeline_assets.news.articles import Article
 from pipeline_assets.news.settings import GENERAL, NewsSettings
 
-# Cosine similarity of TF-IDF vectors from which two articles tell the same story. On the tuning
+# Cosine similarity of TF-IDF vectors from which on two articles count as one story. On the tuning
 # half of the labelled articles precision is 1.00 from 0.40 on, and recall 0.98 up to 0.42 (0.96
 # among 1,500 others); at 0.36 precision is 0.94 there, at 0.50 recall 0.87.
 SAME_STORY = 0.41
-# No word counts for more than one that a 33rd of the articles have. Without this bound names
-# outweigh all else on a busy day, and two stories of one town become one: precision 0.94.
+# No word weighs more than one found in a 33rd of the articles. Without this bound names outweigh
+# all else on a busy day, and two stories of one town become one: precision 0.94.
 RAREST = 4.5
-# From here on the text is the same but for a few words: nothing that a reader doesn't know.
+# From this similarity on, texts differ in a few words only: the later one tells a reader nothing new.
 SAME_TEXT = 0.85
 KEYWORDS = 4
 
 
 @dataclass(frozen=True)
 class Quote:
-    """A sentence of a publisher's teaser, word for word, and whose it is."""
+    """A sentence of a publisher's teaser, word for word, with its outlet."""
 
     text: str
     outlet: str
@@ -38,10 +38,10 @@ class Quote:
 
 @dataclass(frozen=True)
 class Story:
-    """One story of an edition; its headline, url and outlet are of the article that it opens with.
+    """One story of an edition; headline, url and outlet are those of its lead article.
 
-    `also_at` has one article of each other outlet, as (outlet, address). `is_update` says that
-    yesterday's articles told of it and today's say more. `published_at` is None where the publisher
+    `also_at` has one article of each other outlet, as (outlet, address). `is_update` means that
+    yesterday's articles covered it and today's say more. `published_at` is None where the publisher
     doesn't say.
     """
 
@@ -66,15 +66,15 @@ class Selection:
     muted: int
     other_languages: int
     repeated: int
-    """Stories that yesterday had, of which there is no more to tell."""
+    """Stories left out because yesterday's articles told all of them."""
 
 
 def select(
     today: Iterable[Article], yesterday: Iterable[Article], settings: NewsSettings
 ) -> Selection:
-    """The stories of the day: most outlets first, then the newest; a keep word comes before all.
+    """The stories of the day: most outlets first, then the newest; those with a keep word before all.
 
-    The same articles give the same stories in whatever order they come.
+    The order in which the articles come makes no difference.
     """
     mute, keep = _words(settings.news_mute), _words(settings.news_keep)
     offered = sorted(today, key=lambda a: (a.published_at, a.article_id))
@@ -150,7 +150,7 @@ def _text(article: Article) -> str:
 
 
 def _vectorise(texts: Sequence[str]) -> tuple[Any, Any]:
-    """What turns texts into vectors, learnt from these, and their own."""
+    """A vectoriser fitted on the texts, and the texts' vectors."""
     from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
     from sklearn.pipeline import make_pipeline
 
@@ -165,7 +165,7 @@ def _terms(text: str) -> list[str]:
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     words = _WORD.findall(text.lower())
-    # A text of nothing else still needs a term: without any the vectoriser refuses the day.
+    # A text of stop words only becomes one term: the vectoriser raises if no text has any.
     return [_stem(word) for word in words if word not in ENGLISH_STOP_WORDS] or [text]
 
 
@@ -183,7 +183,7 @@ def _stem(word: str) -> str:
 
 
 def _similar(vectors: Any, threshold: float) -> list[list[int]]:
-    """For each row those at least so similar; in blocks, as the whole would fill the memory."""
+    """For each row, the rows at least so similar; in blocks, as the full matrix would fill the memory."""
     neighbours: list[list[int]] = []
     transposed = vectors.T.tocsc()
     for start in range(0, vectors.shape[0], 500):
@@ -201,10 +201,10 @@ def _similar(vectors: Any, threshold: float) -> list[list[int]]:
 
 
 def _stars(neighbours: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Group each article with those like it, beginning with the one that has the most.
+    """Group each article with those similar to it, beginning with the one that has the most.
 
-    Every member is like the centre itself. Following links from one to the next would join
-    stories that share nothing with each other.
+    Every member is similar to the centre itself. Following links from one article to the next would
+    join stories that have nothing in common.
     """
     free = set(range(len(neighbours)))
     for centre in sorted(free, key=lambda index: (-len(neighbours[index]), index)):
@@ -215,7 +215,7 @@ def _stars(neighbours: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def _choose(ranked: Iterable[_Group], settings: NewsSettings) -> Iterator[Story]:
-    """The first stories that fit, none opening with an outlet that has opened enough of them."""
+    """The first stories up to the maximum, no more than the cap of them led by the same outlet."""
     opened: Counter[str] = Counter()
     for group in ranked:
         if opened.total() == settings.news_max_stories:
@@ -248,9 +248,9 @@ def _story(group: _Group, lead: Article) -> Story:
 
 
 def _summary(group: _Group, lead: Article) -> tuple[Quote, ...]:
-    """Two sentences that say most of what the teasers say together, the lead's own first.
+    """Two sentences that cover most of what the teasers say together, the lead's own first.
 
-    The first opens a teaser, so that it stands alone; the second adds to it.
+    The first is the opening of a teaser, so that it can stand alone; the second adds to it.
     """
     ordered = [lead, *(a for a in group.articles if a is not lead)]
     sentences = [

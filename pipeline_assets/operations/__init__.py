@@ -1,1 +1,1 @@
-"""Operations: what keeps the pipelines running, tells how they stand, and clears away what is old."""
+"""Operations: what keeps the pipelines running, reports their state and removes what is old."""

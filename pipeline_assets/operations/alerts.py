@@ -1,12 +1,12 @@
 """Who has been told of what: from the problems that exist now to the messages still to be delivered.
 
-The book has an alert for every problem that was told and is still there, and a message for everything
-that some channel has yet to get. It is compared with the problems at every look, so that nothing
-depends on events or a cursor: after a pause of any length the next look tells what is wrong then. A
-message leaves the book channel by channel once it was delivered; who saves the book after each
-delivery loses none, and after a crash between the two repeats one.
+The book has an alert for every problem that was reported and still exists, and a message for everything
+that some channel has yet to get. Every look compares it with the problems, so that nothing depends on
+events or a cursor: after a pause of any length the next look reports what is wrong then. A message leaves
+the book channel by channel once it was delivered: a caller that saves the book after each delivery loses
+no message, and repeats one after a crash between the two.
 
-No Dagster, no network, no clock: the caller brings problems, a way to send, a way to save and the time.
+No Dagster, no network, no clock: the caller passes problems, a way to send, a way to save and the time.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -25,13 +25,13 @@ Level = Literal["failure", "success"]
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(minutes=10)
 KEPT_MESSAGES = 500
-"""What waits for channels that never come back must end somewhere; the oldest go first, and a
-message says how many."""
+"""A limit, as channels may never come back; the oldest messages are dropped first, and another one says how
+many."""
 
 FORGOTTEN: frozenset[Kind] = frozenset(
     ("run_failed", "check_failed", "model_refused", "backfill_failed")
 )
-"""Kinds that are looked for back to a horizon only; of others no sign means that they are mended."""
+"""Kinds that are looked for only back to a horizon; a problem of another kind that isn't found is over."""
 
 
 class DeliveryError(Exception):
@@ -39,7 +39,7 @@ class DeliveryError(Exception):
 
 
 class Alert(BaseModel):
-    """A problem that was told and is still there."""
+    """A problem that was reported and still exists."""
 
     kind: Kind
     subject: str
@@ -48,14 +48,14 @@ class Alert(BaseModel):
     since: datetime
     """When it began."""
     newest: datetime | None = None
-    """The problem's `since` when it was last seen again: a check that fails each day has another each day."""
+    """The problem's `since` when it was last seen: a check that fails each day has a new one each day."""
     told_at: datetime
     members: list[str]
     """Everything that ever belonged to it, so that what recurs isn't counted twice."""
     suppressed: int = 0
-    """Members since it was last told."""
+    """New members since it was last reported."""
     repeated: int = 0
-    """Members since it was first told."""
+    """New members since it was first reported."""
 
 
 class Message(BaseModel):
@@ -66,7 +66,7 @@ class Message(BaseModel):
     level: Level
     waiting: list[str]
     left_out: int = 0
-    """How many others it stands for, which could not be kept."""
+    """How many messages it stands for that could not be kept."""
 
 
 class Channel(BaseModel):
@@ -117,10 +117,10 @@ def update(
 ) -> None:
     """Bring the book's alerts in line with the problems, and put what is new among its messages.
 
-    New problems are told at once. What joins an open alert is counted, and told after `repeat`. Alerts
-    whose problem is gone get their recovery, but for kinds that are `unknown` because nobody could
-    look; `FORGOTTEN` ones whose problem was from before the `horizon` when it was last seen are out of
-    sight, not mended, and say so. A channel that wasn't there before is told what is still open.
+    New problems are reported at once. Members that join an open alert are counted, and reported after
+    `repeat`. Alerts whose problem is gone get their recovery message, except for kinds that are `unknown`
+    because the look failed. Those of `FORGOTTEN` kinds whose newest `since` is before the `horizon` are out
+    of sight, not resolved, and their last message says so. A new channel is told what is still open.
     """
     new_channels = _changed_channels(book, channels)
     open_before = set(book.alerts)
@@ -164,7 +164,7 @@ def update(
 def _changed_channels(book: Book, channels: Collection[str]) -> list[str]:
     """The channels that are new, which get what waited for those that are gone.
 
-    A channel's name comes from its address: of a mended address the old name is gone and another new.
+    A channel's name comes from its address: correcting an address removes one name and adds another.
     """
     new = [name for name in channels if name not in book.channels]
     for message in book.messages:
@@ -188,7 +188,7 @@ def _opened(problem: Problem, now: datetime) -> Alert:
 
 
 def _others(alert: Alert, channels: Collection[str]) -> list[str]:
-    """Who is told: a channel that fails isn't told of itself."""
+    """The channels to tell: a channel that fails isn't told of its own failure."""
     own = alert.subject if alert.kind == "channel_failing" else None
     return [name for name in channels if name != own]
 

@@ -1,6 +1,6 @@
 """The two assets about the deployment itself: its status page, and what retention removed.
 
-They have no partitions: each is about now.
+They have no partitions: each describes the present.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ STATUS, RETENTION = "status_report", "retention_report"
 def operations_assets(
     settings: Settings, known: Callable[[], Watched]
 ) -> list[dg.AssetsDefinition]:
-    """`retention_report` and `status_report`; `known` says what there is, once all is defined."""
+    """`retention_report` and `status_report`; `known` returns what to watch, once everything is defined."""
     common: dict[str, Any] = {
         "group_name": GROUP,
         "retry_policy": RETRY,

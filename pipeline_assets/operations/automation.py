@@ -1,4 +1,4 @@
-"""When the status page is made anew, when retention runs, and the sensor that looks and alerts."""
+"""The schedules of status page, retention and on-time checks, and the sensor that looks and alerts."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from pipeline_assets.operations.checks import ServiceLevel, on_time_check
 from pipeline_assets.settings import Settings
 
 SCHEDULES = (
-    # An hour is what a page in the UI may be old; the command and the metrics say it for now.
+    # The page in the UI may be an hour old; the command and the metrics show the present state.
     ("report_status", "hourly", STATUS, "0 * * * *", "Whether everything is fine, as a page."),
     # After the night's loads and before anybody works.
     ("apply_retention", "daily", RETENTION, "30 4 * * *", "Remove what is past its settings."),
@@ -75,9 +75,9 @@ def alerting(
 
 
 def on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
-    """The check of a service level, run for the newest partition at the moment when it is due.
+    """The check of a service level, and the schedule that runs it when the newest partition is due.
 
-    Nothing for a contract that promises no latency.
+    Empty for a contract that promises no latency.
     """
     if not level.latency:
         return dg.Definitions()
@@ -87,8 +87,8 @@ def on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
         selection=dg.AssetSelection.checks(check),
         description=f"Whether the newest partition of `{level.contract.target_relation}` is there.",
     )
-    # Any partition's will do: they are alike. A Monday's, as weeks are named by theirs, and in June, as the
-    # clocks change in other months.
+    # The due time of any partition will do, as all are alike. A Monday, as weeks have their Monday as key;
+    # in June, as the clocks change in other months.
     monday = "2026-06-01"
     due = level.due(monday)
     window = level.partitions.time_window_for_partition_key(monday)
@@ -107,7 +107,7 @@ def on_time(level: ServiceLevel, *, running: bool) -> dg.Definitions:
         key = level.newest_expected(context.scheduled_execution_time)
         if key is None:
             return dg.SkipReason("Nothing is due yet.")
-        # A job of checks alone has no partitions in Dagster's eyes; its checks read the tag.
+        # To Dagster, a job of checks alone has no partitions; its checks read the tag.
         return dg.RunRequest(tags={"dagster/partition": key})
 
     return dg.Definitions(asset_checks=[check], jobs=[job], schedules=[when_due])

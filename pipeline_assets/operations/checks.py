@@ -1,8 +1,8 @@
-"""The service level of each contract as an asset check: whether a partition is there by its time.
+"""The service level of each contract as an asset check: whether a partition is loaded when it is due.
 
 `FreshnessPolicy`, which the assets have too, looks at the last materialization of any partition: the
-backfill of an old day satisfies it. This check is about each partition, told by the ledger, and runs
-for the newest that is due at the moment when it is. The alert doesn't wait for it: see `data.late_data`.
+backfill of an old day satisfies it. This check is about each partition, as the ledger has it, and a
+schedule runs it for the newest one when that is due. The alert doesn't wait for it: see `data.late_data`.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 ON_TIME = "on_time"
-"""The name of the check; no run that loads a partition brings its result."""
+"""The name of the check, which the jobs that load partitions leave out."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ class ServiceLevel:
 
     @property
     def latency(self) -> timedelta | None:
-        """How long after it came to be in the source a row may be missing."""
+        """How long a row may be missing after it appeared in the source."""
         hours = self.contract.latency_hours
         return timedelta(hours=hours) if hours else None
 
     def due(self, key: str) -> datetime | None:
-        """When the partition must be there: its oldest row is as old as its window."""
+        """When the partition must be loaded: its oldest row may be as old as the start of its window."""
         window = self.partitions.time_window_for_partition_key(key)
         return window.start + self.latency if self.latency else None
 
     def late(self, warehouse: "psycopg.Connection", now: datetime) -> list[str]:
         """The partitions that are due and neither loaded nor held, oldest first.
 
-        What was before the first in the ledger isn't missed; of an empty ledger, the newest is.
+        Partitions before the first in the ledger aren't missed; with an empty ledger, only the newest is.
         """
         from pipeline_assets.warehouse.ledger import is_empty, never_loaded
 
@@ -60,7 +60,7 @@ class ServiceLevel:
         return sorted(day for day in missing if self._begins(day))
 
     def _begins(self, day: str) -> bool:
-        """Whether a partition begins on a day; of a week's days only the first is one."""
+        """Whether a partition begins on a day: of a week's days only the first is a partition key."""
         window = self.partitions.time_window_for_partition_key(day)
         return window.start.date().isoformat() == day
 
@@ -96,7 +96,7 @@ def on_time_check(level: ServiceLevel) -> dg.AssetChecksDefinition:
     ) -> dg.AssetCheckResult:
         from pipeline_assets.warehouse.ledger import batches, ensure_schema
 
-        # The backfill of a range brings this check along with its asset.
+        # The backfill of an asset over a range runs this check too, for all of the range.
         keys = list(
             level.partitions.get_partition_keys_in_range(
                 context.op_execution_context.partition_key_range

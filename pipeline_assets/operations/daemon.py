@@ -1,7 +1,7 @@
-"""What is wrong with Dagster's own machinery: ticks that fail or don't come, and a machine that stands.
+"""Problems of Dagster's own machinery: failing, late or stopped ticks, a silent daemon or UI, broken code.
 
-Ticks are what a sensor can see of the others. When the daemon is dead or the code doesn't load, no sensor
-runs: that is seen from a process of its own (`pipeline-assets watch`).
+A sensor can see only the ticks of the others. When the daemon is dead or the code doesn't load, no sensor
+runs: a process of its own (`pipeline-assets watch`) sees that.
 """
 
 import json
@@ -29,7 +29,7 @@ FAILED = re.compile(
 """What `dagster definitions validate` says of a location that doesn't load."""
 CAUSED_BY = "The above exception was caused by the following exception:"
 LONGEST_LOAD = timedelta(minutes=3)
-"""So long Dagster itself waits for a code server to start."""
+"""Dagster itself waits this long for a code server to start."""
 
 
 def _automation(view: View) -> Iterator[tuple[Automation, "InstigatorState"]]:
@@ -63,7 +63,7 @@ def failing_ticks(view: View) -> list[Problem]:
 def _running(
     view: View, count: int
 ) -> Iterator[tuple[Automation, "InstigatorState", list["InstigatorTick"]]]:
-    """Our sensors and schedules that are switched on, with so many of their newest ticks."""
+    """Our sensors and schedules that are switched on, each with its `count` newest ticks."""
     from pipeline_assets.resources.dagster_instance import newest_ticks
 
     running = [found for found in _automation(view) if found[1].is_running]
@@ -75,8 +75,8 @@ def _running(
 def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
     """Sensors and schedules whose tick should have come by now, and hasn't.
 
-    While nobody looked, because the daemon was down, ticks are missing too, and come when it is back:
-    lateness counts from `awake_since`.
+    While the daemon is down no ticks come, and once it is back they do: lateness counts from
+    `awake_since`.
     """
     problems = []
     late = timedelta(minutes=view.settings.alert_late_minutes)
@@ -104,7 +104,7 @@ def late_ticks(view: View, awake_since: datetime) -> list[Problem]:
 
 
 def switched_off(view: View) -> list[Problem]:
-    """What the environment wants running and somebody has stopped, and maybe forgotten."""
+    """Sensors and schedules that somebody stopped, and maybe forgot, though the environment wants them on."""
     return [
         Problem(
             "switched_off",
@@ -155,7 +155,7 @@ def silent_daemons(instance: dg.DagsterInstance, now: datetime) -> list[Problem]
 
 
 def silent_ui(url: str, now: datetime) -> list[Problem]:
-    """Whether nothing answers at the UI's address; a page to log in is an answer."""
+    """A problem if nothing answers at the UI's address; a login page counts as an answer."""
     import requests
 
     try:
@@ -170,8 +170,8 @@ def silent_ui(url: str, now: datetime) -> list[Problem]:
 def broken_code(workspace: Path, now: datetime) -> list[Problem]:
     """Code locations of a `workspace.yaml` that don't load.
 
-    Dagster's own command finds them, in a process of its own: it loads a module anew, as the next run
-    would, and asks a server that is named there. It costs some 4 s of CPU.
+    Dagster's own command finds them, in a separate process: it imports modules afresh, as the next run
+    would, and queries the code servers that the file names. This costs some 4 s of CPU.
     """
     command = ["dagster", "definitions", "validate", "--log-format", "json", "-w", str(workspace)]
     try:
@@ -205,7 +205,7 @@ def _broken(name: str, cause: str, now: datetime) -> Problem:
 
 
 def _said(line: str) -> str:
-    """The message of a line of JSON, Dagster's own or ours; of any other all of it."""
+    """The message of a line of JSON, Dagster's own or ours; any other line as it is."""
     try:
         fields = json.loads(line)
     except json.JSONDecodeError:
@@ -214,6 +214,6 @@ def _said(line: str) -> str:
 
 
 def _cause(error: str) -> str:
-    """The first and the last of an error's causes, without where in the code."""
+    """The first and the last of an error's causes, without their stack traces."""
     links = [" ".join(part.partition("Stack Trace:")[0].split()) for part in error.split(CAUSED_BY)]
     return "; at its root ".join(dict.fromkeys([links[0], links[-1]]))

@@ -1,7 +1,7 @@
 """What is wrong with the data: failed checks, held days, data later than its contract allows.
 
-A failed check is one whose newest result for a partition is a failure, blocking or not: Dagster fails
-no run for one that doesn't block, and tells nobody. The gate's verdicts are the ledger's.
+A failed check is one whose newest result for a partition is a failure, blocking or not: for a check
+that doesn't block, Dagster fails no run and alerts nobody. The gate's verdicts come from the ledger.
 """
 
 from collections import defaultdict
@@ -20,7 +20,7 @@ from pipeline_assets.resources.postgres import Database
 
 MODEL = "trained_model"
 NEWEST_ONLY = {"purchase_predictions score_drift", "purchase_predictions realised_performance"}
-"""Checks of a state that the next partition replaces, as the gate's of a model."""
+"""Checks of a state that the next partition replaces, like the gate's checks of a model."""
 
 
 class Failed(NamedTuple):
@@ -48,7 +48,7 @@ def failing_checks(instance: dg.DagsterInstance, since: datetime) -> list[Failed
             storage_ids=[result.event for result in failed],
         )
     )
-    # A run that was deleted took its events along, and left what its checks had found.
+    # Deleting a run deletes its events, but not its checks' results.
     by_id = {record.storage_id: record for record in records}
     return [
         Failed(check, partition or "", (partition or "") == newest[check], by_id[event])
@@ -82,7 +82,7 @@ def failed_checks(view: View, failing: Sequence[Failed]) -> list[Problem]:
 
 
 def _is_error(failed: Failed) -> bool:
-    """Whether it refuses the model: a warning of an accepted one doesn't."""
+    """Whether the failure refuses the model: an accepted model may have warnings."""
     evaluation = failed.event.event_log_entry.asset_check_evaluation
     return bool(evaluation and evaluation.severity == dg.AssetCheckSeverity.ERROR)
 
@@ -225,7 +225,7 @@ def late_data(view: View, levels: Sequence[ServiceLevel]) -> list[Problem]:
 
     problems = []
     with Database("warehouse", view.settings).connect(autocommit=True) as warehouse:
-        for level in levels[:1]:  # the ledger is one for all
+        for level in levels[:1]:  # all tables share one ledger
             ensure_schema(warehouse, level.contract)
         for level in levels:
             late = level.late(warehouse, view.now)

@@ -1,6 +1,6 @@
-"""How an alert leaves the house: through Apprise to people, and as a heartbeat to an outside monitor.
+"""Delivery of alerts: through Apprise to people, and as a heartbeat to an outside monitor.
 
-Neither shows an address in what it says: nearly all of an address is its key.
+No error shows an address: nearly all of an address is its key.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pipeline_assets.operations.logs import mask
 
 
 def channels(urls: Iterable[SecretStr]) -> dict[str, str]:
-    """Name -> address. A name tells channels apart and says nothing of the key: `slack-3f9a41`."""
+    """Name -> address. A name identifies a channel without revealing its key: `slack-3f9a41`."""
     found = {}
     for url in urls:
         address = url.get_secret_value()
@@ -28,7 +28,7 @@ def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Ite
     """Deliver a message to one channel.
 
     Raises:
-        DeliveryError: it wasn't taken; with what Apprise says of it, masked.
+        DeliveryError: the channel didn't take it; with Apprise's reason, masked.
     """
     import apprise
 
@@ -54,7 +54,7 @@ def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Ite
 
 
 def beat(url: SecretStr) -> None:
-    """Tell the outside monitor that somebody looked.
+    """Tell the outside monitor that a look took place.
 
     Raises:
         DeliveryError: it didn't answer, or not with success.

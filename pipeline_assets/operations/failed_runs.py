@@ -1,7 +1,7 @@
-"""Runs that failed and whose work nobody has done since.
+"""Failed runs whose work no other run has done since.
 
-A failure is mended when what the run failed to make has been made, by whatever run: an alert ends when
-the data is there and not when somebody clicked.
+A failure is resolved when what the run failed to make has been made, by any run: an alert ends when the
+data is there, not when somebody acknowledges it.
 """
 
 from collections import defaultdict
@@ -43,7 +43,7 @@ TELLING = {
     Event.RUN_FAILURE,
     Event.ENGINE_EVENT,
 }
-"""Of these events the whole is read, of the others what they are about."""
+"""Events that are read whole; of the others only what they are about."""
 WANTED = {
     Event.ASSET_MATERIALIZATION_PLANNED,
     Event.ASSET_MATERIALIZATION,
@@ -54,7 +54,7 @@ WANTED = {
 
 @dataclass
 class Failure:
-    """What a failed run says of itself."""
+    """What a failed run's events say."""
 
     end: int = 0
     """The storage id of the event that ended it."""
@@ -65,19 +65,19 @@ class Failure:
     step: str = ""
     cause: str = "No reason is on record."
     follows_check: bool = False
-    """It failed because a blocking check did, or the gate: they have alerts of their own."""
+    """It failed because a blocking check or the gate did: these have alerts of their own."""
     attempts: int = 1
 
 
 _known: dict[str, Failure] = {}
-"""Run id -> what it says, which no longer changes."""
+"""Run id -> what its events say, which no longer changes."""
 
 
 def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
-    """Failed runs whose work nobody has done since, those with the same cause together.
+    """Failed runs whose work no other run has done since, one problem for those with the same cause.
 
     `told` are partitions with a failed check or a held day: a run that failed because of these alone
-    isn't told again.
+    isn't reported again.
     """
     newest: dict[tuple[Any, ...], dg.RunRecord] = {}
     for record in _failed_records(view):  # the newest first
@@ -96,7 +96,7 @@ def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
 
 
 def _failed_records(view: View) -> Iterator[dg.RunRecord]:
-    """All back to the horizon, page by page: one left out would look mended."""
+    """All failed runs back to the horizon, page by page: one left out would look resolved."""
     filters = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=view.ago(HORIZON))
     cursor = None
     while True:
@@ -113,7 +113,7 @@ def _target(run: dg.DagsterRun) -> tuple[Any, ...]:
 
 
 def _failures(view: View, runs: Iterable[dg.DagsterRun]) -> dict[str, Failure]:
-    """Run id -> what the run says; those that no look has read yet by one query."""
+    """Run id -> its failure; runs that no look has read yet are read by one query."""
     by_id = {run.run_id: run for run in runs}
     if len(_known) > 5 * MOST_RUNS:
         _known.clear()
@@ -163,9 +163,10 @@ def _read(view: View, run: dg.DagsterRun, events: Iterable[StoredEvent]) -> Fail
 
 
 def _without_step(event: dg.DagsterEvent, said: StoredEvent | None) -> str:
-    """Why a run ended that no step ended: killed, not started in time, not to be loaded.
+    """Why a run failed without a failed step: killed, not started in time, code that doesn't load.
 
-    Who ended it from outside `said` why in the engine's event before; what comes after is about its retry.
+    `said` is the last engine event before the failure: there, what ended the run from outside gives its
+    reason. Later ones are about the run's retry.
     """
     data: Any = event.event_specific_data
     if data is not None and data.error is not None:
@@ -191,10 +192,11 @@ def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKe
 def _mended(
     view: View, records: Sequence[dg.RunRecord], failures: Mapping[str, Failure]
 ) -> set[str]:
-    """The runs whose work somebody has done since, by what they were for.
+    """The runs whose work has been done since, judged by what they were for.
 
-    What was to be made has been made. What was to be checked has a newer result, for whichever partition:
-    a check alone is asked for each day anew, of the newest. Of anything else the same has run again.
+    What was to be made has been made. What was to be checked has a newer result, for any partition: a job
+    of checks alone is about whichever partition is the newest. For any other run, a later one of the same
+    target has succeeded.
     """
     made = _newest_made(view, failures.values())
     checked = _newest_checked(view, failures.values())
@@ -239,7 +241,7 @@ def _newest_made(view: View, failures: Iterable[Failure]) -> dict[Pair, int]:
 
 
 def _newest_checked(view: View, failures: Iterable[Failure]) -> dict[dg.AssetCheckKey, int]:
-    """Check -> the storage id of its newest result, if a failed run was to bring one."""
+    """Check -> the storage id of its newest result; empty if no failed run was to bring one."""
     if not any(failure.checks for failure in failures):
         return {}
     newest: dict[dg.AssetCheckKey, int] = defaultdict(int)
@@ -249,7 +251,7 @@ def _newest_checked(view: View, failures: Iterable[Failure]) -> dict[dg.AssetChe
 
 
 def _newest_success(view: View, records: Sequence[dg.RunRecord]) -> dict[tuple[Any, ...], datetime]:
-    """Target -> when its newest run that succeeded was created, of the jobs of these runs."""
+    """Target -> when its newest successful run was created, for the jobs of these runs."""
     newest: dict[tuple[Any, ...], datetime] = {}
     for job in {record.dagster_run.job_name for record in records}:
         later = view.instance.get_run_records(

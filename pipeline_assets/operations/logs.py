@@ -1,14 +1,14 @@
-"""What a process of the project writes to its log: which form a line has, and what it must not say.
+"""The log lines of the project's processes: their format, and what they must not contain.
 
 In staging and production each process writes JSON objects, with environment, run, job, step, asset and
-partition, so that a log store can be asked for all lines of a partition. In dev a line is what Dagster
-prints. In both no line shows the value of a secret setting or the password of a URL. How long logs are
-kept is not decided here.
+partition, so that a log store can be queried for all lines of a partition. In dev a line has Dagster's own
+format. In both no line shows the value of a secret setting or the password of a URL. How long logs are kept
+is not decided here.
 
-Dagster offers no setting for the form of a run's lines: it builds the logger that prints them anew in
-every run, and loggers given to the definitions are used only by runs whose config names them, which
-those started from the UI don't. It takes the class from `logging.getLoggerClass`, though, the place
-that Python has for this; so the class is what changes.
+Dagster has no setting for the format of a run's lines: every run builds the logger that prints them, and
+loggers given to the definitions are used only by runs whose config names them, which those started from
+the UI don't. But Dagster takes the logger's class from `logging.getLoggerClass`, Python's hook for this, so
+this module sets that class.
 """
 
 import json
@@ -25,13 +25,13 @@ from pipeline_assets.settings import Settings
 
 MASK = "***"
 SHORTEST_SECRET = 4
-"""Masking every "a" would hide the text and tell the secret."""
+"""Characters; masking a shorter one, such as every "a", would hide the text and reveal the secret."""
 RUN_ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 URL_PASSWORD = re.compile(r"(?<=://)([^\s/?#@:]*):[^\s/?#]*@(?=[^\s@])")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Give every handler of this process, present and future, the form that the environment wants."""
+    """Give every handler of this process, present and future, the environment's format."""
     secrets = secret_values(settings)
     as_json = settings.pipeline_env != "dev"
     environment = settings.pipeline_env
@@ -45,7 +45,7 @@ def configure_logging(settings: Settings) -> None:
         return MaskingFormatter(inner or logging.Formatter(), secrets)
 
     class Logger(logging.Logger):
-        """A logger whose printing handlers have that form, whoever adds them."""
+        """A logger that sets this format on every stream handler that is added to it."""
 
         def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802  # logging's own name
             if isinstance(hdlr, logging.StreamHandler):
@@ -54,18 +54,18 @@ def configure_logging(settings: Settings) -> None:
 
     before = logging.getLoggerClass()
     logging.setLoggerClass(Logger)
-    # Python's own handler, for what no other handles: lines of libraries outside of runs. In a run
-    # Dagster handles those too and gives them its context (`python_logs` in dagster.yaml).
+    # Python's fallback handler, for lines that no other handles: those of libraries outside of runs. In a
+    # run Dagster handles these too and adds its context (`python_logs` in dagster.yaml).
     if logging.lastResort:
         logging.lastResort.setFormatter(format_of(logging.lastResort))
         if as_json:
-            # Python's warnings would be no JSON, or, captured and with no handler, nowhere.
+            # Python's warnings wouldn't be JSON or, captured without a handler, would be lost.
             logging.captureWarnings(capture=True)
             logging.getLogger("py.warnings").addHandler(logging.lastResort)
     for name in [None, *logging.root.manager.loggerDict]:
         logger = logging.getLogger(name)
         if type(logger) in (logging.Logger, before):
-            # The webserver's own gets its handlers after this.
+            # The webserver's own logger gets its handlers after this.
             logger.__class__ = Logger
         for present in logger.handlers:
             if isinstance(present, logging.StreamHandler):
@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
     """A record as one line of JSON.
 
     `run_id`, `job`, `step`, `asset`, `partition` are null where a line belongs to none: a run's start has
-    no asset. Dagster hangs what it knows on the record as `dagster_meta`.
+    no asset. Dagster attaches its context to the record as `dagster_meta`.
     """
 
     def __init__(self, environment: str) -> None:
@@ -84,7 +84,7 @@ class JsonFormatter(logging.Formatter):
         self.environment = environment
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line, without its line break."""
         meta: dict[str, Any] = getattr(record, "dagster_meta", None) or {}
         event = meta.get("dagster_event")
         tags = meta.get("job_tags") or {}
@@ -98,7 +98,7 @@ class JsonFormatter(logging.Formatter):
             "run_id": meta.get("run_id") or _run_named(record),
             "job": meta.get("job_name"),
             "step": step,
-            # An asset's step has its name; one of several assets says of which an event is.
+            # An asset's step has its name; in a step of several assets the event names its asset.
             "asset": key.to_user_string() if key else step,
             "partition": getattr(event, "partition", None) or _partition(tags),
             "event": event.event_type_value if event else None,
@@ -112,7 +112,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _run_named(record: logging.LogRecord) -> str | None:
-    """The run that a line of the daemon is about; it says so in its text alone."""
+    """The run that a line of the daemon is about; only the line's text names it."""
     if not record.name.startswith("dagster"):
         return None
     named = set(RUN_ID.findall(record.getMessage()))

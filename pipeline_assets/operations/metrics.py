@@ -1,8 +1,8 @@
 """The deployment's state as Prometheus metrics, on an HTTP port of its own.
 
-The state is read when it is asked for, at most once in `FRESH`, from the same `status` as the page; no
-process that does work has to be instrumented or reached. A gauge is a state that may go down. Moments are
-exported as such: `time() - x` in PromQL is an age that keeps growing when the exporter can't read.
+The state is read when Prometheus scrapes, at most once in `FRESH` seconds, from the same `status` as the
+page; no process that does work has to be instrumented or reached. A gauge is a state that may go down.
+Timestamps are exported, not ages: `time() - x` in PromQL keeps growing while the exporter can't read.
 """
 
 import threading
@@ -48,7 +48,7 @@ class StatusCollector:
         return []
 
     def collect(self) -> Iterable["Metric"]:
-        """The metrics of now; of the last `FRESH` seconds if they were asked for meanwhile."""
+        """The current metrics, or those that were read less than `FRESH` seconds ago."""
         with self._lock:
             if time.monotonic() - self._read_at > FRESH:
                 begun = time.perf_counter()

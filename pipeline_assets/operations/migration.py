@@ -1,8 +1,8 @@
-"""The warehouse's tables brought up to date, and what each role may do with them.
+"""Bring the warehouse's tables up to date, and grant each role its rights on them.
 
 On a laptop one role owns everything and the runs create their tables themselves. Where that is too much
-power for a process that reads strangers' data, three roles share it: one owns the tables and runs this,
-the pipelines' own may only change rows, and readers see neither quarantine nor anything that isn't a
+power for a process that reads strangers' data, three roles share it: one owns the tables and runs `migrate`,
+the pipelines' own role may only change rows, and readers see neither quarantine nor anything that isn't a
 table. Logins and passwords are the database administrator's business.
 """
 
@@ -20,11 +20,11 @@ from pipeline_assets.warehouse.tables import Table
 ROWS = "SELECT, INSERT, UPDATE, DELETE"
 RECORDS = {
     "pipeline.batches": "SELECT, INSERT, UPDATE",
-    # What the gate found and what was deployed is an audit: it can be added to, not rewritten.
+    # Gate verdicts and deployments are an audit trail: rows are added, not rewritten but for `finished_at`.
     "pipeline.gate_verdicts": "SELECT, INSERT",
     "pipeline.champion_deployments": "SELECT, INSERT, UPDATE (finished_at)",
 }
-"""The pipelines' own tables, and what loading needs of them."""
+"""The pipelines' own tables, and the privileges that loading needs on them."""
 
 
 def migrate(
@@ -32,7 +32,7 @@ def migrate(
 ) -> Iterator[str]:
     """Create and change the tables, then grant the two roles, where named, what they need and no more.
 
-    Yields what was done. The roles must exist, and the connection's own must own the database.
+    Yields what was done. The roles must exist, and the connection's role must own the database.
 
     Raises:
         TableMismatchError: a table and its contract differ, or this role may not change tables.

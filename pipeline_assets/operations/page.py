@@ -13,7 +13,7 @@ INLINE = 1000
 
 
 def summary(status: Status) -> str:
-    """The answer, and as many of the problems as the UI shows at once."""
+    """The headline, and as many problems as the UI shows without a click."""
     problems = status.problems
     parts = [
         f"## {headline(problems)}",
@@ -72,14 +72,14 @@ def champion(status: Status) -> str:
 
 
 def headline(problems: list[Problem]) -> str:
-    """The answer in a line."""
+    """Whether everything is fine, in one line."""
     if not problems:
         return "✓ Everything is fine"
     return f"✗ {len(problems)} {'thing needs' if len(problems) == 1 else 'things need'} attention"
 
 
 def _problem(problem: Problem) -> str:
-    # A remedy is ours and has code in it; what is wrong may quote anything.
+    # A remedy is our own Markdown; what is wrong may quote anything, so it is escaped.
     return f"- **{problem.what.translate(MARKUP)}**\n  {problem.remedy}"
 
 
@@ -103,5 +103,5 @@ def _grid(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _time(moment: datetime | None) -> str:
-    # With blanks that don't break: a column of the UI is narrow.
+    # Non-breaking spaces: a column of the UI is narrow.
     return f"{moment:%d %b %H:%M}".replace(" ", "\N{NO-BREAK SPACE}") if moment else "never"

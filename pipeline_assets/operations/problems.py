@@ -1,7 +1,7 @@
 """A problem: something that is wrong now, as a person is told of it.
 
-Belongs here: what a problem is, its words, and how causes are made alike. `failed_runs`, `runs`, `data` and
-`daemon` find them, `alerts` knows who has been told of which.
+Belongs here: what a problem is, its wording, and how causes are made comparable. `failed_runs`, `runs`,
+`data` and `daemon` find problems; `alerts` records who has been told of which.
 """
 
 import re
@@ -63,8 +63,8 @@ NAMED = 10
 class Problem:
     """Something that is wrong. Its kind and subject are its fingerprint: one alert for each.
 
-    `members` are what the problem consists of: the runs or partitions that share its cause. One that
-    joins an open alert is a repetition, not another alert. `facts` are lines "name: value" of the
+    `members` are what the problem consists of: the runs or partitions that share its cause. A member
+    that joins an open alert is a repetition, not another alert. `facts` are lines "name: value" of the
     message, in their order.
     """
 
@@ -99,7 +99,7 @@ class Problem:
 
 
 def anchor(kind: Kind) -> str:
-    """The heading of the kind's entry in the runbook, as an address in the page."""
+    """The anchor of the kind's entry in the runbook."""
     return re.sub(r"[^a-z ]", "", WORDS[kind][0].lower()).replace(" ", "-")
 
 

@@ -1,14 +1,14 @@
 """What is removed once it is old, and what never is.
 
-Never: materializations, check results, runs with their outcome, and the ledger. Without them a partition
-would look missing, and be loaded again. Dagster's own storage is pruned in `resources/dagster_instance.py`;
-here are the project's files and tables.
+Never removed: materializations, check results, runs with their outcome, and the ledger. Without them a
+partition would look missing, and be loaded again. `resources/dagster_instance.py` prunes Dagster's own
+storage, this module the project's files and tables.
 
-A quarantined row loses its content, not its place. Reconciliation compares what the source holds with
-warehouse and quarantine together: were the row gone, its day would be out of step for as long as the source
-has the row, and be loaded, and the row quarantined anew, at every tick of the sensor. Key and version are
-what that comparison needs, so they stay, with the rules that the row broke. It goes altogether when the
-source changes and its day is loaded again. A held day keeps everything: somebody has yet to look at it.
+A quarantined row loses its content but stays in its table. Reconciliation compares the source with warehouse
+and quarantine together: were the row deleted, its day would be out of step for as long as the source has the
+row, and every tick of the sensor would load the day and quarantine the row anew. That comparison needs key
+and version, so they stay, with the rules that the row broke. The row itself is removed when the source
+changes and its day is loaded again. A held day keeps everything: somebody has yet to look at it.
 """
 
 import shutil
@@ -26,14 +26,14 @@ snapshot says what a model was trained on."""
 
 
 def cutoff(now: datetime, days: int) -> datetime:
-    """What is older than this goes."""
+    """The moment before which something is old enough to be removed."""
     return now - timedelta(days=days)
 
 
 def remove_archive(archive: Path, before: datetime) -> int:
     """Remove the raw answers of days before a moment; returns how many days.
 
-    The archive has a folder a provider and in it one a day.
+    The archive has a folder per provider, and in it one per day.
     """
     removed = 0
     for shelf in archive.glob("*/*/"):

@@ -1,4 +1,4 @@
-"""How long what the project writes is kept. What is never removed stands in `retention`."""
+"""How long the project keeps what it writes. `retention` says what is never removed."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,4 +17,4 @@ class RetentionSettings(BaseModel):
     retention_archive_days: int = Field(default=365, ge=7)
     """The news providers' raw answers; after that a past edition can't be made again."""
     retention_quarantine_days: int = Field(default=180, ge=7)
-    """The content of quarantined rows, of days that aren't held. Which rows they were stays."""
+    """The content of quarantined rows of days that aren't held. Keys, versions and broken rules stay."""

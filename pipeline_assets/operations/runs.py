@@ -1,7 +1,7 @@
-"""What is wrong with runs that haven't ended: not started, slow, too many waiting; and what looks share.
+"""Problems of runs that haven't ended (not started, slow, too many waiting), and what the looks share.
 
-All is read from Dagster's storage as it is now; nothing follows its events. Runs that failed are in
-`failed_runs`.
+Everything is read from Dagster's storage as it is now; no look follows its events. Runs that failed are
+in `failed_runs`.
 """
 
 from collections import defaultdict
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from dagster_shared.error import SerializableErrorInfo
 
 HORIZON = timedelta(days=30)
-"""How far back failures are looked at; older ones are given up, which is told."""
+"""How far back failures are looked for; older ones are given up, and a message says so."""
 MOST_RUNS = 1000
-"""Runs a look reads at a time: 0.2 s."""
+"""How many runs a look reads at a time, which takes 0.2 s."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Outside:
     now: datetime
 
     def link(self, path: str) -> str:
-        """The page in Dagster's UI; empty if nobody said where the UI is."""
+        """The address of a page in Dagster's UI; empty if PIPELINE_UI_URL isn't set."""
         base = self.settings.pipeline_ui_url
         return f"{str(base).rstrip('/')}/{path}" if base else ""
 
     def ago(self, span: timedelta) -> datetime:
-        """The moment so long before."""
+        """The moment that long before now."""
         return self.now - span
 
 
@@ -71,7 +71,7 @@ def partition_of(run: dg.DagsterRun) -> str:
 
 
 def root_cause(error: "SerializableErrorInfo | None", told: str = "") -> str:
-    """What our code or a library said, out of Dagster's wrapping, and what lies under it.
+    """The error of our code or of a library, without Dagster's wrapping, and its root cause.
 
     `told` is the description of a `dg.Failure`, which is worded for people.
     """
@@ -95,7 +95,7 @@ def _says(line: str, deepest: str) -> bool:
 
 
 def created(record: dg.RunRecord) -> datetime:
-    """PostgreSQL's storage gives it without a zone, in UTC."""
+    """When the run was created; PostgreSQL's storage has the time in UTC, without a zone."""
     return record.create_timestamp.replace(tzinfo=UTC)
 
 

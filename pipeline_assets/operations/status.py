@@ -1,8 +1,8 @@
 """Whether everything is fine, computed once for the command, the page in the UI and the metrics.
 
 It reads Dagster's history and the warehouse's ledger, and says what is wrong and what to do about it. A
-part that can't be read is itself a problem and hides no other. Nothing is changed here and nobody is told:
-alerts are sent elsewhere.
+part that can't be read is itself a problem and hides no other. Nothing is changed or sent here:
+`watching` sends the alerts.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 NEWS_TABLE, DIGEST, PREDICTIONS = "news_articles", "news_digest", "purchase_predictions"
 HEARTBEAT = timedelta(minutes=5)
-"""A daemon says that it lives every half a minute; Dagster itself waits half an hour."""
+"""Daemons send a heartbeat every 30 s; Dagster itself tolerates half an hour without one."""
 DAY, WEEK = timedelta(days=1), timedelta(weeks=1)
 GRACE = timedelta(hours=1)
 """What a partition's load may take after its window closed; a week's has a day, as a model is trained."""
@@ -56,7 +56,7 @@ MEND_BEHIND = {
 LOOK_BACK = timedelta(days=7)
 """How far back failed runs are looked at."""
 CHECKS_BACK = timedelta(days=30)
-"""How far back checks' results are: as far as the alerts look."""
+"""How far back checks' results are read: as far as the alerts look."""
 SEEN_HERE: dict[Kind, str] = {
     "run_failed": "failed run",
     "check_failed": "check",
@@ -67,8 +67,8 @@ SEEN_HERE: dict[Kind, str] = {
     "tick_failing": "tick",
     "tick_late": "tick",
 }
-"""Kind of an alert -> the kind of problem here that says the same. An alert is shown unless one does: the
-alerts look at more tables and further back than the status."""
+"""Kind of an alert -> the kind of problem here that reports the same. An alert is shown unless such a problem
+is: the alerts look at more tables and further back than the status."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Status:
     at: datetime
     environment: str
     automated: bool
-    """Whether schedules and sensors are on by default: then a daemon has to live."""
+    """Whether schedules and sensors are on by default: then a daemon has to be running."""
     late: timedelta
-    """After so long a run that waits, a tick or a look is late: ALERT_LATE_MINUTES."""
+    """After how long a waiting run, a tick or a look is late: ALERT_LATE_MINUTES."""
     heartbeats: dict[str, datetime] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
     unfinished: list[Run] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Status:
     checks: list[Check] = field(default_factory=list)
     tables: list[TableState] = field(default_factory=list)
     alerts: Book = field(default_factory=Book)
-    """What the alerting told, and how its channels do."""
+    """The open alerts, the messages that wait, and the channels' state."""
     edition: date | None = None
     """The morning of the newest edition of the digest."""
     champion: "Deployment | None" = None
@@ -138,10 +138,10 @@ class Status:
 
     @property
     def failed(self) -> list[Run]:
-        """Runs that failed and weren't followed by another of their job and of a partition of theirs.
+        """Failed runs without a later ended run of the same job that shares a partition with them.
 
-        What a range's failure left undone is loaded day by day: what is still missing of it is behind or
-        held, and told as that.
+        What a failed range left undone is loaded day by day: what is still missing of it is reported as
+        behind or held.
         """
         return [
             run
@@ -194,7 +194,7 @@ def _read_dagster(
 
 
 def table_states(settings: Settings, now: datetime) -> list[TableState]:
-    """Every table that has a pipeline, by the ledger alone: it costs the same however large they are."""
+    """The state of every table with a pipeline, from the ledger alone: the tables' size adds no cost."""
     tables = {
         table.contract.name: (settings.warehouse_start_date, DAY, GRACE) for table in load_tables()
     }
@@ -204,7 +204,7 @@ def table_states(settings: Settings, now: datetime) -> list[TableState]:
     found = {row[0]: row[1:] for row in rows}
     for name, (length, grace) in OWN_TABLES.items():
         if name in found:
-            # What was before the first one wasn't missed.
+            # Partitions before the first one in the ledger weren't missed.
             tables[name] = (date.fromisoformat(found[name][-1]), length, grace)
     states = []
     for name, (first, length, grace) in tables.items():
@@ -357,14 +357,14 @@ def _check_problems(status: Status) -> Iterator[Problem]:
 def _alert_problems(status: Status, said: Collection[str]) -> Iterator[Problem]:
     looked_at = status.alerts.looked_at
     if looked_at is None or status.at - looked_at > status.late:
-        return  # nobody looks: what was told then says nothing of now
+        return  # no sensor looks now, so the open alerts may be over
     for alert in status.alerts.alerts.values():
         if SEEN_HERE.get(alert.kind) not in said:
             yield Problem("alert", alert.title, f"See docs/runbook.md#{anchor(alert.kind)}.")
 
 
 def why_slow(slow: Slow) -> str:
-    """Why it is taken for slow or stuck, in words."""
+    """Why a run counts as slow or stuck, in words."""
     causes = []
     if slow.usual:
         usual = f"{slow.usual.total_seconds():.0f} s are usual."

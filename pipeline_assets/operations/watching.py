@@ -1,8 +1,8 @@
-"""A look: find every problem, compare with what was told, tell what is new, and give a sign of life.
+"""A look: find every problem, compare with what was reported, report what is new, send the heartbeat.
 
 The sensor `alerts` looks from inside, `pipeline-assets watch` from outside the daemon. Each keeps its
-own book in Dagster's storage, beside the runs: whoever can't reach that can't run either, while the
-warehouse may be the very thing that is down.
+own book in Dagster's storage, beside the runs: without that storage no sensor runs, while the warehouse
+may be the very thing that is down.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,9 +24,9 @@ from pipeline_assets.settings import Settings
 from pipeline_assets.settings.rotation import current, read_again, replace
 
 TIME_TO_TELL = timedelta(seconds=20)
-"""Dagster ends a sensor's tick after 60 s; what isn't delivered by then waits for the next."""
+"""Dagster ends a sensor's tick after 60 s; messages not sent within this time wait for the next look."""
 ASLEEP = timedelta(minutes=5)
-"""Nobody looked for so long: the daemon was down."""
+"""A longer gap between two looks means that the daemon was down."""
 
 OUTSIDE = "pipeline_assets.alerts.outside"
 """Where the watch keeps its book, as the sensor does its own under `BOOK`."""
@@ -42,8 +42,8 @@ def look_inside(
 ) -> tuple[list[Problem], set[Kind]]:
     """Every problem that a sensor can see, and the kinds that it could not look for.
 
-    A look that fails is a problem itself, and no news of what it looks for: a warehouse that can't be
-    reached has not released its held days.
+    A look that fails is itself a problem, and says nothing about the kinds it looks for: a warehouse that
+    can't be reached has not released its held days.
     """
     problems: list[Problem] = []
     unknown: set[Kind] = set()
@@ -51,7 +51,7 @@ def look_inside(
     def look(what: str, kinds: Sequence[Kind], find: Look) -> None:
         try:
             problems.extend(find())
-        except Exception as error:  # whatever it is, the other looks and the telling go on
+        except Exception as error:  # whatever it is, the other looks and the reporting go on
             unknown.update(kinds)
             cause = f"{type(error).__name__}: {error}"
             facts = {"What": what, "Cause": " ".join(cause.split())[:500]}
@@ -77,7 +77,7 @@ def look_inside(
     look("late ticks", ["tick_late"], lambda: daemon.late_ticks(view, awake_since))
     look("automation", ["switched_off"], lambda: daemon.switched_off(view))
     if "day_held" in unknown:
-        # Which failed checks are a held day's can't be said: they are told when it can.
+        # Which failed checks follow from a held day is unknown: they are reported once it is known.
         problems = [problem for problem in problems if problem.kind != "check_failed"]
     return data.without_consequences(problems), unknown
 
@@ -85,9 +85,10 @@ def look_inside(
 def look_outside(
     view: Outside, awake_since: datetime, broken: Sequence[Problem]
 ) -> tuple[list[Problem], set[Kind]]:
-    """The problems that leave no sensor to see them; `broken` are the code locations that don't load.
+    """Problems that no sensor can report; `broken` are the code locations that don't load.
 
-    Without a daemon or code nobody looks inside: that is no news then, nor is it mended.
+    Without a daemon or code the sensor `alerts` can't run: its absence is then neither reported as a problem
+    of its own nor as over.
     """
     problems = [*daemon.silent_daemons(view.instance, view.now), *broken]
     unknown: set[Kind] = {"tick_late"} if problems else set()
@@ -99,7 +100,7 @@ def look_outside(
 
 
 def missing_looks(view: Outside, awake_since: datetime) -> list[Problem]:
-    """The sensor `alerts`, if it should look and doesn't: it sees all the others, and nobody sees it."""
+    """The sensor `alerts`, if it should look and doesn't: it watches all others, and none watches it."""
     states = [
         state for state in view.instance.all_instigator_state() if state.instigator_name == "alerts"
     ]
@@ -129,9 +130,9 @@ def tell(
     *,
     beats: bool = True,
 ) -> str:
-    """One look from beginning to end; what came of it, in a sentence.
+    """Look once, report what is new, and return the outcome as a sentence.
 
-    `find` gets since when somebody looks without a pause. The one that `beats` asks for
+    `find` gets the time since when looks have come without a long pause. A look that `beats` requests
     HEARTBEAT_URL at its end.
     """
     storage = view.instance.daemon_cursor_storage
@@ -161,7 +162,7 @@ def _tell_news(
     save: Callable[[Book], None],
     unknown: Collection[Kind] = (),
 ) -> dict[str, str]:
-    """Tell what the book didn't have, and what waits in it; the channels' addresses."""
+    """Report what is new to the book, and what waits in it; returns the channels' addresses."""
     addresses = delivery.channels(current(settings, "alert_urls"))
     secrets = sorted(secret_values(settings), key=len, reverse=True)
     alerts.update(
@@ -173,7 +174,7 @@ def _tell_news(
         unknown=unknown,
         horizon=now - runs.HORIZON,
     )
-    save(book)  # before anything is sent: what is new now is old at the next look
+    save(book)  # before anything is sent, so that the next look doesn't report it again
 
     def send(name: str, message: Message) -> None:
         masked = message.model_copy(
@@ -192,9 +193,9 @@ def _tell_news(
 
 
 def _read_addresses_again(settings: Settings) -> None:
-    """Some channel fails: if ALERT_URLS was changed since, the next look tells the new ones.
+    """Read ALERT_URLS again, as a channel fails: if it has changed, the next look uses the new addresses.
 
-    What waited for an address that is gone goes to those that are new.
+    Messages that waited for an address that is gone go to the new ones.
     """
     newest = read_again("alert_urls", alerts.DeliveryError("a channel fails"))
     if newest:
@@ -202,7 +203,7 @@ def _read_addresses_again(settings: Settings) -> None:
 
 
 def _unheard(book: Book, addresses: dict[str, str]) -> bool:
-    """Whether something waits that no channel took: then silence is the alarm."""
+    """Whether a message waits that no channel took: then the missing heartbeat is the alarm."""
     return any(set(message.waiting) == set(addresses) for message in book.messages)
 
 
@@ -223,11 +224,11 @@ def _waiting(book: Book) -> str:
 def watch_outside(
     settings: Settings, workspace: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> Iterator[tuple[str, bool]]:
-    """A look from outside the daemon each time it is asked: what came of it, and whether all is well.
+    """Look from outside the daemon at each iteration; yields the outcome, and whether all is well.
 
-    The definitions aren't loaded here: they may be what is broken. Those that `workspace` names are, every
-    few minutes, in a process of their own. Dagster's storage may be away, and the book with it: who was
-    told of that stands in a book of this process.
+    This process doesn't load the definitions: they may be what is broken. Those that `workspace` names are
+    loaded every few minutes, in a process of their own. Dagster's storage may be unreachable, and the book
+    with it: who was told of that is kept in a book in this process's memory.
     """
     own_book = Book()
     broken: list[Problem] = []

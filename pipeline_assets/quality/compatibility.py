@@ -1,8 +1,8 @@
-"""Whether a contract still keeps what an older version of it promised: what a change of it breaks.
+"""Breaking changes: whether a contract still keeps what an older version of it promised.
 
-A change breaks something if `ddl` would refuse to bring the older table to it, or if rows that were loaded
-until now would be held back. Semantic versioning says who has to be asked: a contract that breaks something
-has a new major version. Nothing here knows where contracts come from.
+A change is breaking if `ddl` would refuse to alter the older table accordingly, or if rows that were loaded
+until now would be held back. By semantic versioning a contract with a breaking change has a new major
+version, which tells its users. Nothing here knows where contracts come from.
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import Any
 from pipeline_assets.quality.contract import Bound, Contract, Rule, TableContract
 from pipeline_assets.quality.types import is_wider
 
-# Which of two arguments of a kind lets fewer values through; of other kinds nobody can tell, so that
-# another argument counts as tighter.
+# Whether a rule's new argument admits fewer values than the old one. For other kinds this can't be
+# decided, so a different argument counts as tighter.
 _TIGHTER: Mapping[str, Callable[[Any, Any], bool]] = {
     "minimum": lambda new, old: new > old,
     "exclusiveMinimum": lambda new, old: new > old,
@@ -31,15 +31,15 @@ _LOWER = ("mustBeGreaterThan", "mustBeGreaterOrEqualTo")
 def breaking_changes(old: TableContract, new: TableContract) -> list[str]:
     """What `new` breaks of `old`, a sentence each; none if tables and rows of `old` still fit.
 
-    Breaking are: another target, key or change time; a column that is gone (a renamed one is gone and
-    new); a type that isn't wider; a new column that is required, or one that becomes so; and for loaded
-    tables a rule that is new, or tighter than it was, or blocks from now on.
+    Breaking are: another target, key or change time; a removed column (renaming one removes and adds it);
+    a changed type that isn't wider; a new required column, or one that becomes required; and for loaded
+    tables a rule that is new, tighter than it was, or newly blocking.
     """
     return [*_of_table(old, new), *_of_columns(old, new), *_of_rules(old, new)]
 
 
 def is_new_major(old: str, new: str) -> bool:
-    """Whether a version such as 2.0.0 has a higher first number than another; words have none."""
+    """Whether `new` (such as 2.0.0) has a higher major version than `old`; a word counts as 0."""
     numbers = [re.match(r"v?(\d+)", version) for version in (new, old)]
     first, second = (int(number[1]) if number else 0 for number in numbers)
     return first > second
@@ -84,7 +84,7 @@ def _of_rules(old: TableContract, new: TableContract) -> Iterator[str]:
     known = {column.name for column in old.columns}
     required = {column.name for column in new.columns if column.required}
     for rule in new.rules:
-        # Types, and whether a value must be there, are told by the columns; how many may lack it isn't.
+        # `_of_columns` reports types and required columns, but not how many values may be missing.
         told = rule.kind == "type" or (rule.kind == "required" and required >= {*rule.columns})
         if told or (rule.columns and not known & {*rule.columns}):
             continue
@@ -110,7 +110,7 @@ def _is_tighter(new: Rule, old: Rule) -> bool:
 def _is_looser(new: Bound, old: Bound) -> bool:
     """Whether the new bound holds whenever the old one does, as far as that can be told."""
     if old.operator == "mustBe" and old.limits == (0,):
-        # No row at all, in whatever unit: any upper bound is as loose.
+        # No row at all, in any unit: every upper bound is at least as loose.
         return new.operator in _UPPER and (new.limits[0] > 0 or new.operator == _UPPER[1])
     if new.unit != old.unit or new.operator != old.operator:
         return False

@@ -1,12 +1,12 @@
-"""The conditions that a contract's SQL rules may hold: parsed when it is read, run on Arrow columns.
+"""The conditions of a contract's SQL rules: parsed when the contract is read, run on Arrow columns.
 
-What a careful team writes of rows is a small part of SQL: comparisons, `AND`, `OR`, `NOT`, `IS NULL`,
-`IN`, `BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else is refused where it stands,
-with its columns and types, while definitions load; an embedded database would tell only once rows are
-there, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and 2.0) has no time zones without
-a download. The meaning is PostgreSQL's: a comparison with NULL is neither true nor false. Two things
-differ: a float's NaN is equal to, above and below nothing here, and text has the order of its bytes, as
-in PostgreSQL's collation `C`.
+Conditions on rows need only a small part of SQL: comparisons, `AND`, `OR`, `NOT`, `IS NULL`, `IN`,
+`BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else, an unknown column or a type that
+can't be compared is refused while definitions load; an embedded database would report it only once there
+are rows, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and 2.0) has no time zones without
+a download. The semantics are PostgreSQL's: a comparison with NULL is neither true nor false. Two things
+differ: a float's NaN is neither equal to, above nor below anything here, and text is ordered by its bytes,
+as in PostgreSQL's collation `C`.
 """
 
 import re
@@ -38,7 +38,7 @@ _COMPARISONS = {
 }
 _ARITHMETIC = {"+": "add_checked", "-": "subtract_checked", "*": "multiply_checked"}
 _FUNCTIONS: Mapping[str, tuple[str, str, str]] = {
-    # name: what it takes, Arrow's function, what it gives
+    # name: kind of its argument, Arrow's function, kind of its result
     "length": ("text", "utf8_length", "number"),
     "char_length": ("text", "utf8_length", "number"),
     "lower": ("text", "utf8_lower", "text"),
@@ -46,14 +46,14 @@ _FUNCTIONS: Mapping[str, tuple[str, str, str]] = {
     "abs": ("number", "abs_checked", "number"),
 }
 _UNITS = ("second", "minute", "hour", "day", "week")
-# Stay text here, and text has another order and equality; or are written otherwise than they are.
+# JSON and long numbers stay text here, which orders and equates differently; `bytea` is written escaped.
 _INCOMPARABLE = ("json", "numeric", "bytea")
 _RESERVED = {"and", "or", "not", "is", "in", "between", "like", "null", "interval", "true", "false"}
 
 MOST_TOKENS = 300
-"""Words and signs of a condition; each may nest its evaluation by two calls, of Python's 1,000."""
+"""Most tokens of a condition; each may nest its evaluation by two calls, of Python's 1,000."""
 MOST_DIGITS = 18
-"""Digits of a number in a condition: what a 64-bit integer holds."""
+"""Most digits of a number in a condition: what a 64-bit integer holds."""
 
 Evaluate = Callable[["pa.Table"], Any]
 
@@ -69,12 +69,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class _Term:
-    """Part of a condition: what kind of value it has, and how to get it."""
+    """Part of a condition: the kind of its value, and how to evaluate it."""
 
     kind: str
     evaluate: Evaluate
     text: str | None = None
-    """A string constant's text, until its other side says what kind of value it is."""
+    """A string constant's text, until the other operand determines the kind of its value."""
     physical_type: str = ""
     """A column's type: string constants are read as values of it."""
 

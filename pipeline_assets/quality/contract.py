@@ -1,7 +1,7 @@
-"""A data contract: what one table's columns are and what its rows must keep, as frozen objects.
+"""A data contract: one table's columns and the rules for its rows, as frozen objects.
 
-`odcs` reads them from a file, `rules` tests rows by them, `ddl` makes a table of them. Nothing here
-knows about files, data or databases.
+`odcs` reads contracts from files, `rules` tests rows against them, `ddl` creates their tables. Nothing
+here knows about files, data or databases.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ OPERATORS: Mapping[str, tuple[Callable[..., bool], str]] = {
         "outside {} to {}",
     ),
 }
-"""ODCS's operators: the test, and its words."""
+"""ODCS's operators: each one's test and wording."""
 
 _SENTENCES: Mapping[Kind, str] = {
     "type": "{columns} fits {argument}",
@@ -65,14 +65,14 @@ class ContractError(PermanentError):
 
 @dataclass(frozen=True)
 class Bound:
-    """What a rule's measure may be: by default no row breaks it."""
+    """The limits of a rule's measure: by default no row may break the rule."""
 
     operator: str = "mustBe"
     limits: tuple[float, ...] = (0,)
     unit: Literal["rows", "percent"] = "rows"
 
     def holds(self, measured: int, rows: int) -> bool:
-        """Whether `measured` rows among `rows` are within the bound; of no rows they are 0 percent."""
+        """Whether `measured` rows among `rows` are within the bound; of 0 rows they are 0 percent."""
         share = measured if self.unit == "rows" else 100 * measured / rows if rows else 0
         return OPERATORS[self.operator][0](share, *self.limits)
 
@@ -83,10 +83,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class Rule:
-    """One thing that rows must keep. Its name is unique in the contract and names its asset check.
+    """A condition that rows must meet. Its name is unique in the contract and names its asset check.
 
-    Rows that break it are set aside; more of them than the bound allows hold the whole partition, if
-    the rule is `blocking`. `rowCount` alone is about the partition and breaks no row.
+    Rows that break it are quarantined; if they are more than the bound allows, a `blocking` rule holds
+    the whole partition. Only `rowCount` is about the partition: no row breaks it.
     """
 
     name: str
@@ -113,7 +113,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table. `derived_from` names the columns that a derived one is computed of."""
+    """A column of the table. `derived_from` names the columns that a derived one is computed from."""
 
     name: str
     physical_type: str
@@ -128,7 +128,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class TableContract:
-    """What any contract says: a table, its columns and key, and whose it is."""
+    """What every contract states: a table, its columns and key, and its owner."""
 
     name: str
     version: str
@@ -161,4 +161,4 @@ class Contract(TableContract):
 
 @dataclass(frozen=True, kw_only=True)
 class MartContract(TableContract):
-    """A table that is grouped out of another by its key; each column's `logic` is SQL over that."""
+    """A table that groups the rows of another by its key; each column's `logic` is SQL over a group."""

@@ -1,9 +1,9 @@
-"""A contract's table in PostgreSQL: created as the contract says, changed where that loses nothing.
+"""A contract's table in PostgreSQL: created as the contract says, altered only where nothing is lost.
 
 A new optional column is added, a type widened, NOT NULL set or dropped. Whatever would lose data, or
 would have to invent it (a type narrowed, another key), is refused, for a person to decide. A column that
-the contract doesn't know stays as it is: while a new version is deployed, the one before goes on loading
-the same table.
+the contract doesn't know stays as it is: during a rollout the previous version still loads the same
+table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from pipeline_assets.quality.types import is_wider
 
 
 class TableMismatchError(PermanentError):
-    """The table in the database and its contract differ in a way that isn't mended here."""
+    """The table in the database and its contract differ in a way that isn't reconciled here."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def relation(name: str) -> sql.Identifier:
 
 
 def exist(connection: psycopg.Connection, relations: Sequence[str]) -> bool:
-    """Whether all these relations are there. Unlike CREATE IF NOT EXISTS it needs no right to create."""
+    """Whether all these relations exist. Unlike CREATE IF NOT EXISTS, this needs no CREATE privilege."""
     names = [relation(name).as_string(connection) for name in relations]
     query = "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS names (name)"
     return connection.execute(query, [names]).fetchone() == (True,)
@@ -45,10 +45,10 @@ def exist(connection: psycopg.Connection, relations: Sequence[str]) -> bool:
 
 @contextmanager
 def changing_tables() -> Iterator[None]:
-    """Say what to do where the role may load tables but not change them.
+    """Tell the user what to do if the role may load tables but not change them.
 
     Raises:
-        TableMismatchError: the role lacks a right that creating or altering a table needs.
+        TableMismatchError: the role lacks a privilege that creating or altering a table needs.
     """
     try:
         yield
@@ -60,12 +60,12 @@ def changing_tables() -> Iterator[None]:
 
 
 def wait_for_other_changes(connection: psycopg.Connection) -> None:
-    """Be the only one that creates or changes tables until the open transaction ends.
+    """Hold the lock on creating and changing tables until the open transaction ends.
 
     CREATE ... IF NOT EXISTS fails when two sessions create at the same moment. A session that has once
-    looked for a schema in vain remembers that, until it opens a table: without the second statement it
-    would create what the session before it has just created (of 25 new warehouses that six sessions
-    opened at once it failed in 19).
+    looked up a missing schema caches that, until it opens a table: without the second statement it would
+    create what the session before it has just created (in 19 of 25 new warehouses that six sessions
+    opened at once, it failed).
     """
     connection.execute("SELECT pg_advisory_xact_lock(hashtext('pipeline_assets.ddl'))")
     connection.execute("SELECT FROM pg_catalog.pg_namespace LIMIT 0")
@@ -82,12 +82,12 @@ def column_definition(column: Column) -> sql.Composed:
 
 
 def ensure_table(connection: psycopg.Connection, contract: TableContract) -> None:
-    """Bring the contract's table to what the contract says, in the open transaction.
+    """Create or alter the contract's table to match the contract, in the open transaction.
 
     Raises:
-        TableMismatchError: a column has a type that isn't wider, or is required where rows have no
-            value, or where the contract doesn't know it; the key is another; or the relation is no
-            table. The message names both sides and says what to do.
+        TableMismatchError: a column's new type isn't wider; a required column has no value in some rows,
+            or is unknown to the contract; the key differs; or the relation is no table. The message names
+            both sides and says what to do.
     """
     name = relation(contract.target_relation).as_string(connection)
     wait_for_other_changes(connection)

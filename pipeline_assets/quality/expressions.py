@@ -1,9 +1,9 @@
-"""The SQL that a mart's contract may hold: one expression over a group's rows, and nothing beside it.
+"""The SQL that a mart's contract may contain: one expression over a group's rows, and nothing else.
 
-A contract comes by review, as code does, but looks like data: a file that could end the statement that
-it is put into, read another table or call any function of the server would be a program. So an expression
-is made of columns, constants, operators and known functions; the rest is refused where it stands. What it
-means, and whether its columns are there, is for PostgreSQL to say.
+A contract is reviewed as code is, but looks like data: a file that could end the statement it is inserted
+into, read another table or call any function of the server would be a program. So an expression consists
+of columns, constants, operators and known functions; anything else is refused. PostgreSQL decides what it
+means, and whether its columns exist.
 """
 
 import re
@@ -14,7 +14,7 @@ FUNCTIONS = [
     "max", "min", "mod", "nullif", "percentile_cont", "percentile_disc", "round", "stddev",
     "stddev_pop", "sum", "trim", "upper", "var_pop", "variance",
 ]  # fmt: skip
-# Words of the language that a parenthesis may follow.
+# Words that an opening parenthesis may follow.
 _OPENING = {
     *FUNCTIONS, "and", "between", "case", "cast", "decimal", "distinct", "else", "filter", "group", "in",
     "is", "like", "not", "numeric", "or", "then", "varchar", "when", "where", "within",
@@ -31,7 +31,7 @@ def check_expression(text: str) -> None:
     """Refuse what isn't one expression of columns, constants, operators and `FUNCTIONS`.
 
     Raises:
-        ValueError: saying what stands there.
+        ValueError: the message quotes what is refused.
     """
     text, place, depth = text.rstrip(), 0, 0
     kind, before = "sign", ""

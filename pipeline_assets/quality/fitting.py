@@ -1,7 +1,7 @@
-"""Which of a source's values fit the type that the contract says, and these in that type.
+"""Convert a source's values to the contract's types, and tell which of them don't fit.
 
-Nothing is rounded or cut: `numeric` comes as text and becomes an exact decimal, and a value that would
-have to change is a misfit. What a value must keep beyond its type is a rule's to say.
+Nothing is rounded or truncated: `numeric` comes as text and becomes an exact decimal, and a value that
+would have to change is a misfit. Conditions beyond the type are left to the rules.
 """
 
 import json
@@ -23,12 +23,12 @@ from pipeline_assets.quality.types import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# The years 1 to 9999, which Python's and pandas' calendars have, in microseconds and days since 1970.
-# ADBC wraps `infinity` and `-infinity` to moments far before them, in silence.
+# The years 1 to 9999, which Python's and pandas' calendars cover, in microseconds and days since 1970.
+# ADBC silently wraps `infinity` and `-infinity` to moments far before them.
 _DAYS = (date.min - date(1970, 1, 1)).days, (date.max - date(1970, 1, 1)).days
 _MICROSECONDS_A_DAY = 86_400_000_000
 _MICROSECONDS = _DAYS[0] * _MICROSECONDS_A_DAY, (_DAYS[1] + 1) * _MICROSECONDS_A_DAY - 1
-# PostgreSQL counts from 2000: what its infinities, the ends of 64 and 32 bits, become when wrapped.
+# PostgreSQL counts from 2000: the values to which its infinities, the 64- and 32-bit extremes, wrap.
 _INFINITIES = {
     64: {(946_684_800_000_000 + end + 2**63) % 2**64 - 2**63 for end in (2**63 - 1, -(2**63))},
     32: {(10_957 + end + 2**31) % 2**32 - 2**31 for end in (2**31 - 1, -(2**31))},
@@ -48,9 +48,9 @@ def fit(
 ) -> "tuple[pa.ChunkedArray, pa.ChunkedArray | None]":
     """Turn a source column into its contract's type, without changing a value.
 
-    Returns the column as `arrow_type`, and a mask of the values that don't fit (null in the column),
-    or None when all do: NaN or too many digits for a `numeric(p,s)`, an integer out of range, a
-    moment outside the years 1 to 9999 or infinite, text that is too long or isn't of its form.
+    Returns the column as `arrow_type`, and a mask of the misfits (null in the column), or None if there
+    are none. Misfits are: NaN or too many digits for a `numeric(p,s)`, an integer out of range, a moment
+    that is infinite or outside the years 1 to 9999, text that is too long or malformed.
 
     Raises:
         pa.ArrowNotImplementedError: the source's type can't become the contract's at all.
@@ -77,7 +77,7 @@ def _keep(fits: "pa.ChunkedArray", values: "pa.ChunkedArray") -> "pa.ChunkedArra
 
 
 def _outside_calendar(values: "pa.ChunkedArray") -> "tuple[pa.ChunkedArray] | None":
-    """Which dates and moments no calendar here has, if any (a tuple, as an array has no truth)."""
+    """Mask of dates and moments outside the calendar, or None (a tuple: an array has no truth value)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -124,14 +124,14 @@ def _cast(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "pa.ChunkedArray"
     except pa.ArrowInvalid:
         if pa.types.is_decimal(wanted) and pa.types.is_string(values.type):
             whole = wanted.precision - wanted.scale
-            # All of a column may be too long: told at once, but for exponents, which the cast knows.
+            # A whole column may be too long: one pass finds these, except exponents, which the cast handles.
             form = rf"^[-+]?0*[0-9]{{0,{whole}}}(\.[0-9]{{0,{wanted.scale}}}0*)?$|[0-9.][eE]"
             values = _keep(pc.match_substring_regex(values, form), values)
         return pa.chunked_array(_cast_pieces(values, wanted), wanted)
 
 
 def _same_numbers(texts: "pa.ChunkedArray", floats: "pa.ChunkedArray") -> "pa.ChunkedArray":
-    """Where a number's text is that of the float, in as many digits as tell it from others: 0.1 is."""
+    """Where a text has the same number as the float's shortest unambiguous form: '0.1' does."""
     import pyarrow as pa
 
     def same(text: str | None, shown: str | None) -> bool:
@@ -145,7 +145,7 @@ def _same_numbers(texts: "pa.ChunkedArray", floats: "pa.ChunkedArray") -> "pa.Ch
 
 
 def _cast_pieces(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "list[pa.Array]":
-    """Halve what can't be cast until the culprits are alone: cheap as long as they are few."""
+    """Cast in halves until each value that can't be cast is alone: cheap as long as these are few."""
     import pyarrow as pa
 
     try:
@@ -158,7 +158,7 @@ def _cast_pieces(values: "pa.ChunkedArray", wanted: "pa.DataType") -> "list[pa.A
 
 
 def _form(physical_type: str) -> "Callable[[pa.ChunkedArray], pa.ChunkedArray] | None":
-    """What a text must look like for PostgreSQL to take it as the type: others become null."""
+    """A filter that nulls texts PostgreSQL wouldn't accept as the type; None if none is needed."""
     import pyarrow.compute as pc
 
     base, first, second = parts(physical_type)
@@ -205,7 +205,7 @@ def _is_json(text: str) -> bool:
 
 
 def _is_jsonb(text: str) -> bool:
-    """As JSON, but what `jsonb` can't store: NUL and halves of surrogate pairs."""
+    """Whether a text is JSON without what `jsonb` can't store: NUL and halves of surrogate pairs."""
     if not _is_json(text):
         return False
     if "\\u" not in text:
@@ -222,7 +222,7 @@ _TESTS: dict[str, Callable[[str], bool]] = {"json": _is_json, "jsonb": _is_jsonb
 
 
 def as_source(values: "pa.ChunkedArray") -> "pa.ChunkedArray":
-    """A source column as text where it holds moments that Arrow's consumers can't show."""
+    """A source column, as text if it holds moments that Arrow's consumers can't represent."""
     import pyarrow as pa
 
     if _outside_calendar(values) is None:
@@ -240,9 +240,9 @@ def _moment(number: int | None, days: bool, zone: str) -> str | None:
     wrapped = _INFINITIES[32 if days else 64]
     if number in wrapped:
         return "-infinity" if number == max(wrapped) else "infinity"
-    if not days and number < _EARLIEST:  # the years from 294247, wrapped as well
+    if not days and number < _EARLIEST:  # the years from 294247 on wrap too
         number += 2**64
-    # The calendar repeats after 400 years: any year is one of Python's, and some cycles.
+    # The calendar repeats every 400 years: any year is one that Python has, plus some cycles.
     cycle = 146_097 * _MICROSECONDS_A_DAY
     cycles, rest = divmod(number * (_MICROSECONDS_A_DAY if days else 1), cycle)
     moment = datetime(1970, 1, 1) + timedelta(microseconds=rest)  # noqa: DTZ001 - the zone is written below

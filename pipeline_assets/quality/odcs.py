@@ -1,7 +1,7 @@
-"""Reading a contract from an ODCS v3.1 or v3.2 file, refusing whatever would have to be ignored.
+"""Read a contract from an ODCS v3.1 or v3.2 file, refusing whatever would have to be ignored.
 
-A file that asks for more than the pipeline does is wrong about the data, so every key that isn't
-either used or plain information is an error that names its place. Its rules are read in `odcs_rules`.
+A file that asks for more than the pipeline does misstates the data, so every key that is neither used
+nor purely informative is an error that names its place. `odcs_rules` reads the rules.
 """
 
 import re
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     )
 
 _Found = TypeVar("_Found", bound=TableContract)
-# Types whose values have one text on every side: source and warehouse are compared by it.
+# Types whose values have the same text in source and warehouse, which are compared by it.
 _KEY_TYPES = ("text", "character varying", "smallint", "integer", "bigint", "uuid", "date")
 CONTRACTS = Path(__file__).parent.parent / "contracts"
 
-# What a file may say: what is used here, and what informs people and other tools (`servers` is for
-# the referee) and asks nothing of the pipeline.
+# The keys that a file may have: those used here, and those that inform people and other tools (`servers`
+# is for the tests' referee, `datacontract test`) without asking anything of the pipeline.
 _ABOUT = {"id", "tags", "businessName", "authoritativeDefinitions", "customProperties", "synonyms"}
 _CONTRACT_KEYS = {"apiVersion", "kind", "version", "description", "schema_", "team"} | {
     *_ABOUT, "name", "status", "tenant", "domain", "dataProduct", "slaProperties", "servers",
@@ -61,23 +61,23 @@ _PROPERTY_KEYS = {
 }  # fmt: skip
 _SLA_KEYS = {"property", "value", "unit"} | {"id", "element", "description", "driver"}
 
-# Ten times faster than the Python one, and as safe.
+# The C loader is ten times faster than the Python one, and as safe.
 _YAML_LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LONGEST_FILE = 200_000
 """Characters of a file; the longest contract here has 5,000."""
 DEEPEST = 50
-"""Lists and mappings inside each other. At 100,000 the loader's C stack overflows: the process dies."""
+"""Most levels of nested lists and mappings. At 100,000 the loader's C stack overflows: the process dies."""
 
 LONGEST_NAME = 63
-"""Bytes of a name in PostgreSQL, which cuts longer ones off: two could become one."""
+"""Most bytes of a name in PostgreSQL, which truncates longer ones: two could become one."""
 LONGEST_TABLE_NAME = 53
-"""Of a table's: its quarantine has indexes with up to ten characters more."""
+"""Limit for a table's name: its quarantine's indexes have names up to ten characters longer."""
 _OUR_SCHEMAS = ("pipeline", "quarantine", "information_schema")
-"""Schemas that no contract's table lies in: the ledger would be one."""
+"""Schemas that no contract's table may be in: otherwise the ledger could be one."""
 
 
 def load_contract(file: str | Path) -> Contract:
-    """Read a loaded table's contract; a bare name such as `transactions` means that in `contracts/`.
+    """Read a loaded table's contract; a bare name such as `transactions` means the one in `contracts/`.
 
     Raises:
         ContractError: the file is missing, is no ODCS v3 contract of one table, or asks for
@@ -97,7 +97,7 @@ def _load(file: str | Path, parse: Callable[[object], _Found]) -> _Found:
         return parse(_read(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ContractError(f"{path}: cannot be read: {error.strerror}") from error
-    # ValueError: no UTF-8, a date that there isn't, a number of 5,000 digits.
+    # ValueError: not UTF-8, a date that doesn't exist, a number of 5,000 digits.
     except (yaml.YAMLError, ValueError) as error:
         raise ContractError(f"{path.name}: is not YAML: {error}") from error
     except ContractError as error:
@@ -105,10 +105,10 @@ def _load(file: str | Path, parse: Callable[[object], _Found]) -> _Found:
 
 
 def _read(text: str) -> object:
-    """A file's content, once it is plain that it stays as small as its text.
+    """Parse a file's text, once it is certain that the content won't be larger than the text.
 
-    Nine lines of aliases to aliases are a billion values; events are looked at one by one before anything
-    is built of them (all five contracts: 1 ms).
+    Nine lines of aliases to aliases are a billion values, so the parser's events are checked one by one
+    before anything is built from them (all five contracts: 1 ms).
     """
     if len(text) > LONGEST_FILE:
         raise ContractError(f"has {len(text):,} characters; {LONGEST_FILE:,} are the most")
@@ -134,7 +134,7 @@ def parse_contract(document: object) -> Contract:
 def parse_mart(document: object) -> MartContract:
     """Turn an ODCS document into a `MartContract`. Raises `ContractError`.
 
-    The key's columns are those of the source relation, every other has SQL in `transformLogic`.
+    The key's columns are columns of the source relation; every other one has SQL in `transformLogic`.
     """
     model = _model(document)
     table = _table(model)
@@ -176,7 +176,7 @@ def _model(document: object) -> "OpenDataContractStandard":
 
 
 def _paths(node: object, prefix: str = "") -> Iterator[str]:
-    """Every key in a document with its place. Free-form parts end the walk."""
+    """Every key in a document with its place. The walk doesn't enter free-form parts."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             place = f"{prefix}.{key}" if prefix else str(key)
@@ -205,7 +205,7 @@ def _table(model: "OpenDataContractStandard") -> "SchemaObject":
 
 
 def _shape(model: "OpenDataContractStandard") -> dict[str, Any]:
-    """What contracts of either kind say, by field."""
+    """The fields that contracts of both kinds have."""
     table = _table(model)
     properties = table.properties or []
     columns = tuple(_column(prop) for prop in properties)
@@ -289,7 +289,7 @@ def _target(name: str) -> str:
 
 
 def _check_name(place: str, name: str) -> None:
-    """Refuse what PostgreSQL would cut off, or psycopg take for a placeholder."""
+    """Refuse a name that PostgreSQL would truncate, or psycopg would take for a placeholder."""
     if len(name.encode()) > LONGEST_NAME or "%" in name or not name.isprintable():
         refuse(place, name, f"must be printable, without %, and have {LONGEST_NAME} bytes at most")
 
@@ -320,7 +320,7 @@ def _latency_hours(model: "OpenDataContractStandard") -> float | None:
             hours = float(str(sla.value)) * factor
         except ValueError:
             refuse("slaProperties.latency", sla.value, "is no number")
-        if not 0 < hours <= 10_000:  # NaN isn't either
+        if not 0 < hours <= 10_000:  # refuses NaN too
             refuse("slaProperties.latency", sla.value, "is no time that a table can be late by")
     return hours
 

@@ -1,7 +1,7 @@
-"""Reading the rules of an ODCS file: keywords and quality entries, and what of them isn't supported.
+"""Read the rules of an ODCS file: keywords and quality entries, refusing what isn't supported.
 
-A rule's name, what it may be asked of which columns, its bound and its severity. The rest of the file
-stands in `odcs`; how rows are tested by a rule, in `rules`.
+This covers a rule's name, the columns it may apply to, its bound and its severity. `odcs` reads the rest
+of the file; `rules` tests rows against the rules.
 """
 
 import re
@@ -22,7 +22,7 @@ _QUALITY_KEYS = {
 # The keywords that say which values a column may hold, in `logicalTypeOptions` (where none may break
 # them) or as the argument of an `invalidValues` metric (where a bound says how many may), and the
 # families of types that they make sense for. ODCS names `validValues` and `pattern` for the metric;
-# the others are an extension in the place that it leaves open.
+# the others are an extension, where ODCS leaves the arguments open.
 _ORDERED: set[types.Family] = {"number", "moment", "date", "time"}
 _VALUE_KINDS: Mapping[str, tuple[Kind, set[types.Family]]] = {
     "minimum": ("minimum", _ORDERED),
@@ -35,31 +35,31 @@ _VALUE_KINDS: Mapping[str, tuple[Kind, set[types.Family]]] = {
     "validValues": ("validValues", {"text", "boolean", *_ORDERED}),
 }
 _SEVERITIES = {"error": True, "warning": False, "info": False}
-# Of a query without its end: `(.+?)\s*;?\s*` took 22 s for 4,000 spaces.
+# Matches a query without its final semicolon: `(.+?)\s*;?\s*` took 22 s for 4,000 spaces.
 _QUERY = re.compile(
     r"SELECT\s+COUNT\s*\(\s*\*\s*\)\s+FROM\s+(\S+)\s+WHERE\s+(.+)", re.IGNORECASE | re.DOTALL
 )
-# What Python's regular expressions have and RE2's, which judge the rows, have not. To ask RE2 itself would
-# cost each process that reads contracts the import of Arrow.
+# Syntax that Python's regular expressions have and RE2, which tests the rows, lacks. Asking RE2 itself
+# would cost each process that reads contracts the import of Arrow.
 _NO_RE2_ESCAPES = frozenset("123456789ZuUN")
 _NO_RE2 = re.compile(r"\(\?(?:<?[=!]|P=|[#>(])|[*+?}]\+")
 _ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 _TIMES = re.compile(r"\{[\d,]+\}")
 MOST_TIMES = 1000
-"""How often RE2 lets a pattern repeat a part."""
+"""How many repetitions of a part RE2 allows in a pattern."""
 LONGEST_TEXT = 1 << 30
-"""Bytes of a value in PostgreSQL."""
+"""Most bytes of a value in PostgreSQL."""
 LARGEST_BOUND = 1e15
 _PLACEHOLDER = re.compile(r"\$?\{\s*(\w+)\s*\}")
 
 
 def refuse(place: str, value: object, why: str = "is not supported") -> NoReturn:
-    """Raise `ContractError`: what stands at this place of the file, and why not."""
+    """Raise `ContractError` with the place in the file, its value and why that is refused."""
     raise ContractError(f"{place}: {value!r} {why}")
 
 
 def refuse_others(place: str, node: "BaseModel", known: set[str]) -> None:
-    """Refuse whatever is stated and isn't known: neither used nor plain information."""
+    """Refuse every key that is set and not `known`: neither used nor purely informative."""
     for name in sorted(node.model_fields_set - known):
         if getattr(node, name) is not None:
             refuse(f"{place}.{name.rstrip('_')}", getattr(node, name))
@@ -203,7 +203,7 @@ def table_rules(table: "SchemaObject", columns: tuple[Column, ...]) -> Iterator[
 def _sql_rule(
     place: str, quality: "DataQuality", columns: tuple[Column, ...], column: str | None
 ) -> Rule:
-    """A rule whose violations are the rows that a query's WHERE picks; they are told row by row."""
+    """A rule broken by the rows that a query's WHERE selects; it is evaluated row by row."""
     match = _QUERY.fullmatch((quality.query or "").strip().removesuffix(";").rstrip())
     if not match or _PLACEHOLDER.sub("", match[1]):
         refuse(
@@ -259,7 +259,7 @@ def _bound(place: str, quality: "DataQuality", kind: Kind) -> Bound:
         refuse(f"{place}.{operator}", value, "is no number")
     if len(limits) != (2 if operator.endswith("Between") else 1):
         refuse(f"{place}.{operator}", value, "has another number of limits than it takes")
-    if not all(-LARGEST_BOUND <= limit <= LARGEST_BOUND for limit in limits):  # NaN isn't either
+    if not all(-LARGEST_BOUND <= limit <= LARGEST_BOUND for limit in limits):  # refuses NaN too
         refuse(f"{place}.{operator}", value, "is no number of rows or percent")
     if len(limits) == 2 and limits[0] > limits[1]:
         refuse(f"{place}.{operator}", value, "must have the smaller number first")

@@ -1,7 +1,7 @@
 """How each rule of a contract is tested: a mask over typed columns, true where a row breaks the rule.
 
 Rules are Arrow kernels over whole columns: a million rows in milliseconds each. A null breaks
-`required` and `missingValues` and nothing else. What comes of the masks stands in `validation`.
+`required` and `missingValues` and nothing else. `validation` turns the masks into verdicts.
 """
 
 import operator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Keys = frozenset[tuple[Any, ...]]
-"""Values of some columns, a tuple a row."""
+"""Values of some columns, one tuple per row."""
 
 # A kind's test: in Arrow, and in Python for numbers that are too long for Arrow.
 _BREAKS: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -38,13 +38,13 @@ def broken(
     misfits: "Mapping[str, pa.ChunkedArray]",
     duplicates: Mapping[str, Keys],
 ) -> "pa.ChunkedArray | None":
-    """Which rows break the rule (boolean, no nulls), or None where it is plain that none does.
+    """Which rows break the rule (boolean, no nulls), or None if it is certain that none does.
 
-    `typed` has the contract's source columns in their types; `misfits` are the values that didn't fit
-    these, by column; `duplicates` comes from `find_duplicates`.
+    `typed` has the contract's source columns in their types; `misfits` marks the values that didn't fit
+    their type, by column; `duplicates` comes from `find_duplicates`.
 
     Raises:
-        ContractError: the rule can't be worked out on these values, e.g. a product is too long.
+        ContractError: the rule can't be evaluated on these values, e.g. a product has too many digits.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -92,7 +92,7 @@ def _is_missing(
     name = rule.columns[0]
     values = typed[name]
     mask = pc.is_null(values) if values.null_count else None
-    if mask is not None and name in misfits:  # such a value is there, it only doesn't fit
+    if mask is not None and name in misfits:  # a misfit isn't missing
         mask = pc.and_not(mask, misfits[name])
     if rule.argument:
         listed = _is_listed(values, contract.column(name).physical_type, rule.argument)
@@ -159,7 +159,7 @@ def _is_beyond(values: "pa.ChunkedArray", physical_type: str, rule: Rule) -> "pa
 
 
 def key_values(typed: "pa.Table", contract: Contract, rule: Rule) -> Iterable[tuple[Any, ...]]:
-    """The rule's columns, a tuple a row, equal where PostgreSQL says that they are."""
+    """The rule's columns, one tuple per row; tuples are equal where PostgreSQL's values are."""
     return zip(
         *(
             types.equal_values(typed[name], contract.column(name).physical_type)
@@ -174,9 +174,9 @@ def find_duplicates(
 ) -> dict[str, Keys]:
     """Rule name -> the keys that occur more than once in the partition, for each `unique` rule.
 
-    `batches` reads the partition again, only the columns asked for: once for the keys' hashes, and
-    once more to compare keys only if some of these are the same. Memory: 8 bytes a row. A key that
-    has a null part is no duplicate of anything.
+    `batches` reads the requested columns of the partition: once to hash the keys, and a second time, to
+    compare the keys themselves, only if hashes repeat. Memory: 8 bytes a row. A key that has a null part
+    is no duplicate of anything.
     """
     found = {}
     for rule in contract.rules:

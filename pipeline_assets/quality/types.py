@@ -1,8 +1,8 @@
 """PostgreSQL types as a contract names them: their Arrow counterpart, and how their values compare.
 
 Money is an Arrow decimal, never a float (pandas alone turned 9007199254740993 into ...992). A type
-that Arrow has no exact counterpart for stays text until PostgreSQL casts it, on load. Which of a
-source's values fit a type stands in `fitting`.
+without an exact Arrow counterpart stays text until PostgreSQL casts it, on load. `fitting` tells which
+of a source's values fit a type.
 """
 
 import re
@@ -35,7 +35,7 @@ ALIASES = {
 SHAPE = re.compile(r"([a-z][a-z0-9 ]*?)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?$")
 
 Family = Literal["text", "number", "moment", "date", "time", "boolean", "other"]
-"""What can be compared with each other, and with which constants."""
+"""Groups of types whose values compare with each other and with the same kind of constants."""
 
 _FAMILIES: dict[str, Family] = {
     "text": "text",
@@ -69,9 +69,9 @@ _ARROW_NAMES = {
 }
 _PARAMETERS = {"character varying": 1, "character": 1, "numeric": 2}
 LONGEST_DECIMAL = 38
-"""Digits that Arrow's 128-bit decimal has; pandas and binary COPY know no wider one."""
+"""Digits of Arrow's 128-bit decimal; pandas and binary COPY support no wider one."""
 MOST_DIGITS = 1000
-"""The precision that PostgreSQL lets a `numeric(p,s)` declare."""
+"""The highest precision that PostgreSQL allows in a `numeric(p,s)`."""
 
 NUMBER = r"^([-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?|NaN|-?Infinity)$"
 
@@ -99,7 +99,7 @@ def normal_type(physical_type: str) -> str:
 
 @cache
 def parts(physical_type: str) -> tuple[str, int | None, int | None]:
-    """A type's full name without its parameters, and these."""
+    """A type's full name without its parameters, and the parameters."""
     match = SHAPE.match(physical_type.strip().lower())
     if not match:
         return physical_type, None, None
@@ -169,14 +169,14 @@ def may_misfit(physical_type: str) -> bool:
 def constant(value: object, physical_type: str) -> Any:
     """A constant of a contract as a value of a column's type.
 
-    Text of a text column, `Decimal` of a number, `datetime`, `date`, `time` or `bool`; a moment
+    Text for a text column, `Decimal` for a number, else `datetime`, `date`, `time` or `bool`; a moment
     without a zone is UTC where the column has zones.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it isn't a value of that type.
     """
     accepted, parse = _CONSTANTS[family(physical_type)]
-    # To Python a bool is an int, and to YAML an unquoted date or moment is no text.
+    # In Python a bool is an int, and in YAML an unquoted date or moment is no text.
     if not isinstance(value, accepted) or (isinstance(value, bool) and accepted is not bool):
         raise ValueError(f"{value!r} is no {physical_type}")
     parsed = parse(str(value))

@@ -1,8 +1,7 @@
 """Which rows keep a contract, and whether a partition passes: Arrow tables in, verdicts out.
 
-Rows come in batches; what needs the whole partition, a key's uniqueness, is found first from the key's
-columns alone (`rules.find_duplicates`). How a rule is tested stands in `rules`. Nothing here reads or
-writes anything.
+Rows come in batches; what needs the whole partition, a key's uniqueness, is checked first from the key's
+columns alone (`rules.find_duplicates`). `rules` tests each rule. Nothing here reads or writes anything.
 """
 
 from collections import Counter
@@ -42,7 +41,7 @@ class Batch:
 
 @dataclass
 class Verdict:
-    """What a partition's rows did to the contract's rules."""
+    """How many of a partition's rows break which of the contract's rules."""
 
     contract: Contract
     rows: int = 0
@@ -82,14 +81,14 @@ def validate(
     """Split one batch of source rows by the contract's rules and add its counts to `verdict`.
 
     `table` has the contract's source columns; `duplicates` comes from `find_duplicates` over the whole
-    partition; `normalise` mends what is no error (case, blanks) in the typed frame before the rules
-    look at it, but no column that must be unique: these were compared before. Rejected rows stay
-    exactly as the source had them, whatever the severity of the rule that they break; columns
-    with moments that no calendar here has (`infinity`) are text there.
+    partition; `normalise` unifies harmless variants (case, blanks) in the typed frame before the rules
+    are tested, but must not change a column that must be unique: duplicates were found before. Rejected
+    rows stay exactly as the source had them, whatever the severity of the rule that they break; columns
+    with moments outside the calendar (`infinity`) become text in them.
 
     Raises:
         SchemaMismatchError: a column is missing, or its type can't become the contract's.
-        ContractError: a rule can't be worked out on these rows, or `normalise` changes a key.
+        ContractError: a rule can't be evaluated on these rows, or `normalise` changes a key.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,8 +1,8 @@
 """Steps as Celery tasks: the executor, and the app that run processes and workers share.
 
-Belongs here: what makes a step survive its worker, and what may not be tried again. Whether Celery is
-used at all, and where its broker is, say the settings (`PIPELINE_EXECUTOR`). Celery is imported by what
-needs it: definitions load without it.
+Belongs here: what makes a step survive its worker, and what may not be tried again. The settings say
+whether Celery is used at all (`PIPELINE_EXECUTOR`), and where its broker is. Celery is imported only where
+it is needed: definitions load without it.
 """
 
 from collections.abc import Sequence
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 QUEUE = "dagster"
 LONGEST_STEP = 4 * 3600
-"""Seconds, as long as `max_runtime_seconds` in dagster.yaml lets a run be. Redis hands a step to another
-worker after that time, done or not; RabbitMQ (deploy/rabbitmq.conf) closes the channel of its worker."""
+"""Seconds, equal to a run's `max_runtime_seconds` in dagster.yaml. After that time Redis hands a step to
+another worker, done or not; RabbitMQ (deploy/rabbitmq.conf) closes the channel of its worker."""
 WORKERS_A_STEP = 3
-"""A step that takes so many workers with it has lost none of them by chance: memory, most likely."""
+"""A step that loses this many workers is itself the cause: memory, most likely."""
 
-# Each line changes a default of Celery's with which the step of a lost worker would be lost, or late.
+# Most of these change a default of Celery with which a lost worker's step would be lost or delayed.
 SURVIVE = {
-    # A step is taken off the queue once it is done, not once it is begun.
+    # A step leaves the queue when it is done, not when it starts.
     "task_acks_late": True,
     "task_reject_on_worker_lost": True,
-    # No worker holds more than it works on; by default four times as much.
+    # No worker reserves more steps than it executes; by default it reserves four times as many.
     "worker_prefetch_multiplier": 1,
-    # A host that is cut off says no goodbye: RabbitMQ takes its steps back after two heartbeats of 10 s;
-    # after two minutes by default.
+    # A host that is cut off doesn't close its connection: RabbitMQ requeues its steps after two heartbeats
+    # of 10 s; by default after two minutes.
     "broker_heartbeat": 10,
-    # It works on what others have got by then, so it stops, and comes back once the broker answers.
+    # By then other workers have its steps, so it cancels them, and reconnects once the broker answers.
     "worker_cancel_long_running_tasks_on_connection_loss": True,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
     "broker_transport_options": {"visibility_timeout": LONGEST_STEP},
-    # What a step leaves in memory ends with the process.
+    # Memory that steps leak is freed with the process.
     "worker_max_tasks_per_child": 200,
     # Nothing is unpickled.
     "accept_content": ["json"],
@@ -61,7 +61,7 @@ def celery_executor(context: dg.InitExecutorContext) -> dg.Executor:
 
 
 def worker_app(settings: Settings) -> "Celery":
-    """The app of a worker. Its processes are forked from this one: what is loaded here, they have too.
+    """The app of a worker, whose processes are forked from this one: they inherit what is loaded here.
 
     Raises:
         SettingsError: the settings choose another executor.
@@ -74,13 +74,13 @@ def worker_app(settings: Settings) -> "Celery":
 
 
 def worker_answers(settings: Settings) -> bool:
-    """Whether a worker on this host answers through the broker, in 5 s: it waits for all, to the end."""
+    """Whether a worker on this host answers through the broker; takes 5 s, as it waits for all workers."""
     replies = _app(settings).control.ping(timeout=5)
     return any(name.endswith(f"@{gethostname()}") for reply in replies for name in reply)
 
 
 def clean_results(app: "Celery") -> None:
-    """Remove the results that runs have read long ago; only Celery's own scheduler would."""
+    """Remove the results that runs have read long ago; otherwise only Celery's own scheduler does."""
     app.backend.cleanup()
 
 
@@ -101,7 +101,7 @@ def _executor(settings: Settings) -> "CeleryExecutor":
     broker, database = settings.celery_broker_url, settings.dagster_database_url
     if broker is None or database is None:
         raise SettingsError("CELERY_BROKER_URL and DAGSTER_DATABASE_URL must be set for Celery")
-    # RabbitMQ's own way back, rpc://, forgets results when it restarts, and the run waits for ever.
+    # RabbitMQ's own result backend, rpc://, loses results in a restart, and the run waits for ever.
     backend = (settings.celery_backend_url or database).get_secret_value()
     scheme, _, rest = backend.partition("://")
     configuration: dict[str, Any] = {"task_default_queue": QUEUE, **SURVIVE}
@@ -125,7 +125,7 @@ def _step_task() -> Any:
     from pipeline_assets.resources.dagster_instance import close_connections
 
     class StepTask(Task):  # type: ignore[misc]  # Celery ships no types
-        """A step that came back from a lost worker isn't begun blindly; each cleans up behind itself."""
+        """Checks a step that came back from a lost worker before it starts; closes connections after each."""
 
         def before_start(
             self, task_id: str, args: Sequence[object], kwargs: dict[str, Any]

@@ -1,7 +1,7 @@
-"""Capturing what a run prints: into a file, and on to where it went before, within the run's own process.
+"""Capture a run's output in a file and pass it on to its original streams, within the run's own process.
 
-Dagster's own way starts four processes a run, two `tail`s and an interpreter to watch over each: 0.1 s of
-the 0.7 s of CPU that a small run costs. Where the files lie and what is captured isn't decided here.
+Dagster's implementation starts four processes per run, two `tail`s and an interpreter to watch each: 0.1 s
+of the 0.7 s of CPU that a small run costs. The files' location and what is captured are decided elsewhere.
 """
 
 import os
@@ -15,23 +15,23 @@ from typing import TextIO
 from dagster._core.execution.compute_logs import redirect_to_file
 
 LAG = 0.2
-"""Seconds at most until what was printed is passed on."""
+"""Maximum seconds until output is passed on."""
 PATIENCE = 5.0
-"""Seconds that the end waits for whoever doesn't read what is passed on: a pipe may be full."""
+"""Seconds to wait, at the end, for output to be passed on: nobody may be reading a full pipe."""
 
 
 @contextmanager
 def captured(stream: TextIO, path: Path) -> Iterator[None]:
     """Append to a file all that this process and its children write to a stream, and pass it on.
 
-    The file has everything at once, also if the process is killed; what the last `LAG` seconds before that
-    would have passed on is in the file alone. A stream without a descriptor, as a test's, isn't captured.
+    The file gets everything at once, even if the process is killed; output of the last `LAG` seconds before
+    that may be in the file only. A stream without a descriptor, such as a test's, isn't captured.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     try:
         before = os.dup(stream.fileno())
-    except (AttributeError, OSError, TypeError):  # Celery's stand-in says None
+    except (AttributeError, OSError, TypeError):  # Celery's replacement stream returns None
         yield
         return
     begins, is_over = path.stat().st_size, threading.Event()

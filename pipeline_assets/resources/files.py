@@ -1,6 +1,6 @@
-"""Files between assets: one Parquet dataset a partition, in a folder or at any fsspec URL.
+"""Files between assets: one Parquet file per partition, in a folder or at any fsspec URL.
 
-Workers on other hosts read what this one wrote, so it is never a pickle, and a reader sees the old
+Workers on other hosts read what this one wrote, so the format is never pickle, and a reader sees the old
 file or the new one, never half of one.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
-"""Asset names and partition keys: no separator, and nothing that begins with a dot."""
+"""Asset names and partition keys: no path separator, and no dot at the start."""
 
 
 class MissingPartitionError(PermanentError):
@@ -33,7 +33,7 @@ class MissingPartitionError(PermanentError):
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, the next of which is made by a thread while one is worked at."""
+    """Yield the items; a thread prepares the next one while the caller works on one."""
     coming = iter(items)
     with ThreadPoolExecutor(max_workers=1) as beside:
         following = beside.submit(next, coming, None)
@@ -57,16 +57,16 @@ class PartitionFiles:
     root: str
 
     def path(self, asset: str, partition: str) -> str:
-        """Where the partition lies. Raises `PermanentError` for a name that leads elsewhere."""
+        """The partition's path. Raises `PermanentError` for a name that could lead outside `root`."""
         for name in (asset, partition):
             if not _NAME.fullmatch(name):
                 raise PermanentError(f"{name!r} can't name a file of an asset's partition")
         return f"{self.root.rstrip('/')}/{asset}/{partition}.parquet"
 
     def write(self, asset: str, partition: str, batches: "Iterable[pa.Table]") -> Written:
-        """Write a partition in one piece.
+        """Write a partition atomically.
 
-        `batches` must yield at least one table, if an empty one: it says the schema.
+        `batches` must yield at least one table, even if it is empty: the first one gives the schema.
         """
         import pyarrow.parquet as pq
 
@@ -76,8 +76,8 @@ class PartitionFiles:
             hashed, rows = _HashingFile(file), 0
             tables = iter(batches)
             first = next(tables)
-            # Read once or twice, soon, and in whole: speed matters more than size, and a million
-            # rows take 0.2 s instead of 0.55. Over a network half the bytes are worth more.
+            # The file is read once or twice, soon and whole: speed matters more than size, and a million
+            # rows take 0.2 s instead of 0.55. Over a network, halving the bytes matters more.
             with pq.ParquetWriter(
                 hashed,
                 first.schema,
@@ -94,7 +94,7 @@ class PartitionFiles:
     def read(
         self, asset: str, partition: str, columns: list[str] | None = None
     ) -> "Iterator[pa.Table]":
-        """Read a partition batch by batch, as it was written; an empty one gives no batch.
+        """Read a partition batch by batch, as it was written; an empty one yields no batch.
 
         Raises:
             MissingPartitionError: it was never written; the message says what to materialize.
@@ -106,12 +106,12 @@ class PartitionFiles:
                 yield parquet.read_row_group(group, columns=columns)
 
     def sha256(self, asset: str, partition: str) -> str:
-        """The SHA-256 of a partition's bytes, as `write` told it. Raises `MissingPartitionError`."""
+        """The SHA-256 of a partition's bytes, as `write` returned it. Raises `MissingPartitionError`."""
         with self._reading(asset, partition) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def version(self, asset: str, partition: str) -> str:
-        """What changes when a partition is written again; a look at its entry. Empty if it never was."""
+        """A token from the file's metadata that changes with each write; empty if there was none."""
         filesystem, path = self._open(asset, partition)
         try:
             return str(filesystem.ukey(path))
@@ -119,9 +119,9 @@ class PartitionFiles:
             return ""
 
     def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
-        """Remove files older than a moment, of the assets whose names begin so; returns how many.
+        """Remove files older than `before` of assets whose names begin with `prefixes`; return how many.
 
-        Parts that a killed run left in a bucket are among them.
+        This includes parts that a killed run left in a bucket.
         """
         from fsspec.core import url_to_fs
 
@@ -129,7 +129,7 @@ class PartitionFiles:
         removed = 0
         for path in filesystem.find(root) if filesystem.exists(root) else []:
             asset = path.rsplit("/", 2)[-2]
-            with suppress(FileNotFoundError):  # a part, which took its file's place meanwhile
+            with suppress(FileNotFoundError):  # a part that was renamed meanwhile
                 if asset.startswith(prefixes) and filesystem.modified(path) < before:
                     filesystem.rm(path)
                     removed += 1
@@ -147,19 +147,19 @@ class PartitionFiles:
     def _open(self, asset: str, partition: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        # A listing that a worker remembers lacks what another one wrote since: "never materialized".
+        # A worker's cached listing lacks what others wrote since: the read would fail as never written.
         filesystem, path = url_to_fs(self.path(asset, partition), use_listings_cache=False)
         return filesystem, path
 
 
 @contextmanager
 def _replacing(filesystem: Any, path: str) -> Iterator[str]:
-    """Where to write what takes the place of `path` if the block succeeds."""
+    """Yield a path to write to, which replaces `path` if the block succeeds."""
     if "file" in filesystem.protocol:
         with replacing(Path(path)) as part:
             yield str(part)
         return
-    # Nothing tells there whether its writer lives: what a killed one leaves goes with the retention.
+    # There a part doesn't show whether its writer lives: retention removes what a killed one left.
     away = f"{path}.{uuid4().hex}.part"
     try:
         yield away

@@ -1,7 +1,7 @@
-"""GET over HTTP from servers that nobody here runs: slow, huge, broken or hostile ones too.
+"""HTTP GET from third-party servers, whose answers may be slow, huge, broken or hostile.
 
 Belongs here: the shared session, its limits and retries, and which addresses may be reached.
-Doesn't: what an answer means; the caller reads the status and the body. Python code that talks to
+Doesn't belong here: what an answer means; the caller reads the status and the body. Python code that talks to
 another company's server goes through `HttpClient`, so that a limit is set once.
 """
 
@@ -33,11 +33,11 @@ REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 
 
 class FetchError(TransientError):
-    """No usable answer, in words that are the same every time; another try later may get one."""
+    """No usable answer, with a message that is the same every time; a later try may succeed."""
 
 
 class PermanentFetchError(FetchError, PermanentError):
-    """A failure that another try can't mend: somebody has to change something first."""
+    """A failure that another try can't fix: somebody has to change something first."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Limits:
     body_bytes: int = 5_000_000  # after decompression; a large feed has 2 MB
     redirects: int = 5
     attempts: int = 4
-    backoff: float = 1  # doubled after each attempt, with as much again of jitter
-    retry_after: float = 60  # a server that asks for a longer pause is left alone
+    backoff: float = 1  # doubled after each attempt, plus up to as much again of jitter
+    retry_after: float = 60  # a server that asks for a longer pause is not tried again
     per_host: int = 2  # requests under way at one host at a time
 
 
@@ -102,14 +102,14 @@ class HttpClient:
         """Ask until there is an answer that isn't `transient`, or the attempts are used up.
 
         Returns the last answer whatever its status; raises FetchError when there was none.
-        `headers` go to the address given only: a redirect to another host doesn't see them.
-        `public_only` says that not even the address given may lead into the private network.
+        `headers` are sent to the origin of `url` only, not to another one that it redirects to.
+        With `public_only`, not even `url` itself may lead into the private network.
         """
         target = requests.Request("GET", url, params=params).prepare().url or url
         host = urlsplit(target).hostname or ""
         for attempt in range(1, self.limits.attempts + 1):
             last = attempt == self.limits.attempts
-            # Exponential, and jittered so that many feeds of one host don't come back in step.
+            # Exponential, and jittered so that many feeds of one host don't retry in step.
             pause = self.limits.backoff * 2 ** (attempt - 1) * (1 + random.random())  # noqa: S311 - no secret
             try:
                 with self._hosts[host]:
@@ -159,7 +159,7 @@ class HttpClient:
                 stream=True,
             ) as answer:
                 body = bytearray()
-                # read1 hands over what has come; read would wait for the whole chunk.
+                # read1 returns what has arrived; read would wait for the whole chunk.
                 while chunk := answer.raw.read1(65_536, decode_content=True):
                     body += chunk
                     if len(body) > limits.body_bytes:
@@ -191,11 +191,11 @@ def _in_words(error: Exception, limits: Limits) -> FetchError:
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds that the server asks to wait; 0 when it doesn't ask, or not readably."""
+    """Seconds that the server asks to wait; 0 if it doesn't ask, or the value is invalid."""
     value = response.headers.get("retry-after")
     try:
         return float(Retry().parse_retry_after(value)) if value else 0.0
-    except Exception:  # whatever a stranger's text does to its readers
+    except Exception:  # third-party text may break the parser in any way
         return 0.0
 
 
@@ -207,11 +207,11 @@ def _origin(url: str) -> tuple[str, str]:
 _EMBEDDING = [
     ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")
 ]
-"""NAT64 (RFC 6052, RFC 8215) and what came before mapped addresses: an IPv4 address is the end."""
+"""NAT64 (RFC 6052, RFC 8215) and IPv4-compatible addresses: the last 32 bits are an IPv4 address."""
 
 
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether an address is out in the Internet, whichever way IPv6 wraps it."""
+    """Whether an address is on the public Internet, in whichever IPv6 form an IPv4 address is wrapped."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
         if any(address in network for network in _EMBEDDING):
@@ -224,12 +224,12 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
 
 
 class _Attempt:
-    """Cuts its connections off at the deadline, and keeps others' names out of the private network.
+    """Cuts its connections at the deadline, and keeps third parties' URLs out of the private network.
 
-    The timeouts of requests are for each single read: a server that sends a byte every nine
-    seconds never meets them, and in the headers or in a chunk's length no loop of ours runs. So a
-    timer shuts the socket itself. Each request opens its own connection for this reason, which its pool
-    closes after the answer; it costs nothing, as an edition asks each host once or twice.
+    The timeouts of requests apply to each single read: a server that sends a byte every nine
+    seconds never exceeds them, and while headers or a chunk's length are read no loop of ours runs. So a
+    timer shuts down the socket itself. For this reason each request opens its own connection, which its
+    pool closes after the answer; that costs nothing, as an edition asks each host once or twice.
     """
 
     current = threading.local()
@@ -257,7 +257,7 @@ class _Attempt:
         self._release()
 
     def own(self, connected: socket.socket, *, by_proxy: bool) -> None:
-        """Take charge of a new connection; refuse it when another's name or redirect led inside.
+        """Register a new connection; refuse one to a private address if only public ones are allowed.
 
         The address checked is the one connected to, so a name that resolves differently the
         second time gains nothing. Behind a proxy only the proxy knows the address.
@@ -301,7 +301,7 @@ class _HttpsConnection(HTTPSConnection):
 
 
 class _ClosingPool:
-    """Closes a connection after its answer: a server may keep one that it is asked to close."""
+    """Closes a connection after its answer: a server may keep one open that it was asked to close."""
 
     def _put_conn(self, conn: Any) -> None:
         if conn:
@@ -317,10 +317,10 @@ class _HttpsPool(_ClosingPool, HTTPSConnectionPool):
 
 
 class _Session(requests.Session):
-    """requests' session without a look at redirects, which are followed here.
+    """requests' session that ignores redirects, which `HttpClient` follows itself.
 
-    Even when told not to follow them it reads the whole body of one, past every limit, and takes its
-    address apart.
+    Even with `allow_redirects=False`, requests reads the whole body of a redirect, past every limit, and
+    parses its address.
     """
 
     def get_redirect_target(self, resp: requests.Response) -> None:

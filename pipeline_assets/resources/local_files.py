@@ -1,8 +1,8 @@
-"""The data folder, files in it that are read while they are being replaced, and temporary ones.
+"""The data folder, files that are read while they are being replaced, and temporary files.
 
-A process that is killed can't tidy up. What it was writing it held a lock on, which the kernel drops with
-it, however it dies: so the next process that comes by tells the leavings of the dead from the work of the
-living, on the same host or another.
+A process that is killed can't tidy up. But it holds a lock on each file that it is writing, which the
+kernel releases however the process dies: so a later process, on the same host or another, can tell
+abandoned files from those that are still being written.
 """
 
 import fcntl
@@ -15,17 +15,17 @@ from pathlib import Path
 from uuid import uuid4
 
 PART = ".part"
-"""What the name of a file ends in until it is complete; it begins with a dot."""
+"""Suffix of a file's name until the file is complete; until then the name also begins with a dot."""
 TEMPORARY = "pipeline_assets."
-"""What the name of a temporary folder begins with."""
+"""Prefix of a temporary folder's name."""
 
 
 def make_private(folder: Path) -> None:
-    """Make the data folder, unless it is there, before anything in it does so as the umask says.
+    """Create the data folder, if missing, with mode 0700, before anything else does with the umask's mode.
 
-    Rows, logs and models are this user's business; whoever opens the folder to a group means it.
+    Rows, logs and models are private to this user; the mode of an existing folder is deliberate.
     """
-    with suppress(OSError):  # that it is there, or can't be; who writes there says so
+    with suppress(OSError):  # it exists, or can't be created: the first write will say so
         folder.mkdir(mode=0o700, parents=True)
 
 
@@ -40,9 +40,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` to be written, which takes its place if the block succeeds.
+    """Create an empty file beside `path` to write to, which replaces `path` if the block succeeds.
 
-    Those that killed processes left in the folder are removed.
+    Such files that killed processes left in the folder are removed.
     """
     with os.scandir(path.parent) as entries:
         for entry in entries:
@@ -66,17 +66,17 @@ def _new_part(path: Path) -> tuple[Path, int]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
             return part, lock
-        os.close(lock)  # before it was locked it was taken for abandoned
+        os.close(lock)  # another process removed it as abandoned before it was locked
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that goes with the block; those that killed processes left go now."""
+    """A folder that is removed after the block; those that killed processes left are removed now."""
     for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         _remove_if_abandoned(path)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-        with suppress(FileNotFoundError):  # before it was locked it was taken for abandoned
+        with suppress(FileNotFoundError):  # removed by another process before it was locked
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.exists():
@@ -91,7 +91,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def tidy_temporary_files() -> Iterator[None]:
-    """Have libraries write their temporary files, in the whole process, where they go like ours."""
+    """Make all temporary files of this process, libraries' included, go to a `temporary_folder`."""
     before = tempfile.tempdir
     with temporary_folder() as folder:
         tempfile.tempdir = str(folder)

@@ -1,8 +1,8 @@
 """MLflow: where its tracking server and registry are, and the MLflow run that belongs to a Dagster run.
 
 Without MLFLOW_TRACKING_URI both are a database of the embedded PostgreSQL, with the artifacts in the data
-folder. What is logged, registered and deployed belongs to the models. MLflow is imported by what needs
-it: it costs three seconds.
+folder. The models decide what is logged, registered and deployed. MLflow is imported only where it is
+needed: the import takes three seconds.
 """
 
 import logging
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ROOT_RUN = "dagster_root_run_id"
-"""The tag that ties an MLflow run to a Dagster run and to the re-executions of it."""
+"""The tag that ties an MLflow run to a Dagster run and its re-executions."""
 
 QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Ten processes and 2.5 GB for jobs that nobody here has.
+    # Enabled, it takes ten processes and 2.5 GB for jobs that nobody here has.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
-"""Environment of everything that imports MLflow: no progress bars, no advice on git, no calls home."""
+"""Environment of everything that imports MLflow: no progress bars, no advice on git, no telemetry."""
 
 
 def _place(uri: SecretStr) -> str:
-    """All that an address says but who logs in."""
+    """An address without user and password."""
     parts = urlsplit(uri.get_secret_value())
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
@@ -68,13 +68,13 @@ class Mlflow:
         return f"postgresql+psycopg2://{rest}" if scheme.startswith("postgres") else uri
 
     def artifact_root(self) -> str | None:
-        """Where models and plots lie; None leaves it to the tracking server."""
+        """Where models and plots are stored; None leaves it to the tracking server."""
         if self.tracking_uri().startswith("http"):
             return None
         return (self.settings.pipeline_data_dir / "mlflow").as_uri()
 
     def run_url(self, run_id: str) -> str | None:
-        """The page of a run, where MLflow is a server; None if its UI is not always there."""
+        """The page of a run if MLflow is a server; else None, as its UI may not be running."""
         uri = self.tracking_uri()
         if not uri.startswith("http"):
             return None
@@ -82,10 +82,10 @@ class Mlflow:
         return f"{_place(SecretStr(uri)).rstrip('/')}{page}"
 
     def client(self) -> "MlflowClient":
-        """A client for tracking and registry, once database and experiment are there.
+        """A client for tracking and registry; database and experiment are created if missing.
 
-        MLflow's own functions then use the same place. A login that is refused, and was changed, is read
-        again.
+        MLflow's own functions then use the same address. If a login is refused, it is read again, in case
+        it was changed.
         """
         try:
             return self._client()
@@ -95,7 +95,7 @@ class Mlflow:
         return self._client()
 
     def _has_another_login(self, error: Exception) -> bool:
-        """Whether the settings have one by now, for the same place, which is used from then on."""
+        """Whether the settings now have a new login for the same address; if so, use it from now on."""
         name = "mlflow_tracking_uri"
         tried, now = current(self.settings, name), read_again(name, error)
         if tried is None or now is None or now == tried or _place(now) != _place(tried):
@@ -115,8 +115,8 @@ class Mlflow:
             mlflow.set_registry_uri(uri)
         client = mlflow.MlflowClient(uri, uri)
         with _alone(uri):
-            # The first question creates the schema. Later, dagster-mlflow would file a run under
-            # "Default" if it came between.
+            # The first query creates the schema. The experiment must exist before dagster-mlflow starts
+            # a run, which it would otherwise file under "Default".
             if client.get_experiment_by_name(self.experiment) is None:
                 root = self.artifact_root()
                 client.create_experiment(
@@ -125,7 +125,7 @@ class Mlflow:
         return client
 
     def upgrade(self) -> None:
-        """Make the tables of its database, or bring them up to date; a server has its own."""
+        """Create MLflow's tables or upgrade them; a tracking server manages its own."""
         uri = self.tracking_uri()
         if not uri.startswith("postgresql"):
             return
@@ -133,7 +133,7 @@ class Mlflow:
 
         with _alone(uri):
             engine = utils.create_sqlalchemy_engine_with_retry(uri)
-            # What `mlflow db upgrade` does; that one wants the password on the command line.
+            # What `mlflow db upgrade` does; but that needs the password on the command line.
             if utils._is_empty_database(engine):
                 utils._initialize_tables(engine)
             else:
@@ -142,11 +142,11 @@ class Mlflow:
     def command(self, arguments: Sequence[str]) -> int:
         """Run an `mlflow` command, such as `ui`, on this MLflow, until it ends; returns its exit code.
 
-        The address goes by the environment: a command line is for everybody to read.
+        The address is passed in the environment: other users can read a command line.
         """
         self.client()
         environment = {**QUIET, **os.environ, "MLFLOW_TRACKING_URI": self.tracking_uri()}
-        # It looks for uvicorn there, which an environment that isn't activated has elsewhere.
+        # MLflow looks for uvicorn on the PATH, which lacks a virtual environment that isn't activated.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         if root := self.artifact_root():
             environment |= {
@@ -170,12 +170,13 @@ class Mlflow:
     ) -> Iterator[tuple["MlflowClient", str]]:
         """The MLflow run of a Dagster run, active in the block: a client, and the run's id.
 
-        A re-execution or retry continues the run that it belongs to, if that has the same `tags`. The run
-        ends with the block: FINISHED, FAILED, or KILLED where the block was interrupted; a process that was
-        killed leaves it RUNNING, until the next run finds that and ends it. A lock on the warehouse
-        connection, which goes with the process, tells the dead from the living. dagster-mlflow's resource
-        lives as long as the block, not as the Dagster run: that way a run whose data isn't there starts
-        none, its end doesn't wait for the steps after it, which dagster-mlflow's hook would make it do.
+        A re-execution or retry continues the MLflow run of its root run, if that has the same `tags`. The
+        MLflow run ends with the block: FINISHED, FAILED, or KILLED where the block was interrupted; a
+        process that was killed leaves it RUNNING, until the next run finds it and ends it. A lock on the
+        warehouse connection, released when the process ends, tells abandoned runs from live ones.
+        dagster-mlflow's resource lives as long as the block, not as the Dagster run: that way no MLflow run
+        is started when the data is missing, and its end doesn't wait for later steps, as it would with
+        dagster-mlflow's hook.
         """
         client = self.client()
         root = context.run.get_root_run_id() or context.run.run_id
@@ -211,7 +212,7 @@ def _start(stack: ExitStack, context: "dg.AssetExecutionContext", config: dict[s
     import dagster as dg
 
     with warnings.catch_warnings():
-        # dagster-mlflow is beta, and says so in every run; what it calls will go, with its own update.
+        # dagster-mlflow warns in every run that it is beta; its update will replace its deprecated calls.
         warnings.simplefilter("ignore", dg.BetaWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         from dagster_mlflow import mlflow_tracking
@@ -239,16 +240,16 @@ def end_abandoned(
     *,
     but: str,
 ) -> list[str]:
-    """End, as KILLED, this deployment's runs that go on in MLflow only: nobody works on them.
+    """End, as KILLED, this deployment's MLflow runs that are RUNNING without a process.
 
-    `but` is the root run that is about to continue its own. Returns the ids of those ended.
+    `but` is the root run that is about to continue its own. Returns the ids of the runs ended.
     """
     ended = []
     for run in client.search_runs(
         [_experiment_id(client, experiment)], "attributes.status = 'RUNNING'"
     ):
         root = run.data.tags.get(ROOT_RUN)
-        # What this Dagster doesn't know is somebody else's on a shared server.
+        # A run that this Dagster doesn't know belongs to another deployment on a shared server.
         if root in (None, but) or instance.get_run_by_id(root) is None:
             continue
         if warehouse.execute(f"SELECT pg_try_advisory_lock({_ALIVE})", [root]).fetchone() == (
@@ -261,11 +262,11 @@ def end_abandoned(
 
 
 def _run_of(client: "MlflowClient", experiment: str, root_run_id: str, tags: dict[str, str]) -> str:
-    """The run of a root Dagster run, if its tags are these; else a new one.
+    """The MLflow run of a root Dagster run, if it has these tags; else a new one.
 
-    MLflow lets no parameter change, so that a training of other data can't continue a run. A new one has
-    its tags from its first moment: a process may be killed before dagster-mlflow sets them, and then
-    nobody would know whose it is.
+    MLflow's parameters can't be changed, so that training on other data can't continue a run. A new run is
+    created with its tags: a process may be killed before dagster-mlflow sets them, and then the run's owner
+    would be unknown.
     """
     experiment_id = _experiment_id(client, experiment)
     for run in client.search_runs([experiment_id], f"tags.{ROOT_RUN} = '{root_run_id}'"):
@@ -283,7 +284,7 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 
 @contextmanager
 def _unchanged_environment() -> Iterator[None]:
-    """Undo what MLflow adds: settings that are read later would take its address for stated ones."""
+    """Undo MLflow's additions: settings that are read later would take its address for a configured one."""
     before = dict(os.environ)
     yield
     for name in set(os.environ) - set(before):
@@ -292,7 +293,7 @@ def _unchanged_environment() -> Iterator[None]:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """One process at a time, where the store is a database: two that create its schema fail."""
+    """Admit one process at a time if the store is a database: two that create its schema fail."""
     if not uri.startswith("postgresql"):
         yield
         return

@@ -2,8 +2,8 @@
 
 A role (source, warehouse, ...) has a URL from the settings, or else a database of that name in the
 embedded server, which starts on first use. A password that is changed while the process lives is read
-again when a connection is refused. What is in the databases belongs elsewhere, but for the sample shop,
-which the embedded source is filled with.
+again when a connection is refused. The databases' contents belong elsewhere, except for the sample shop,
+which fills the embedded source.
 """
 
 from collections.abc import Callable
@@ -29,23 +29,23 @@ _SILENCE = {
     "keepalives_count": 3,
 }  # seconds; times
 _UNHEARD = (
-    30_000  # ms that what was sent may stay unconfirmed, while nobody asks: 15 minutes by default
+    30_000  # ms that sent data may stay unacknowledged, without keepalives; 15 minutes by default
 )
 ENDS_LOST_SESSIONS = {f"tcp_{name}": str(value) for name, value in _SILENCE.items()}
 ENDS_LOST_SESSIONS["tcp_user_timeout"] = str(_UNHEARD)
-"""Session settings: of a host that is cut off, the server drops sessions and locks after half a minute."""
+"""Session settings: the server drops the sessions and locks of a cut-off host after half a minute."""
 FINDS_LOST_SERVERS: dict[str, Any] = {
     **_SILENCE,
     "tcp_user_timeout": _UNHEARD,
-    # Seconds for each host of a URL. A lost SYN is sent again after 1 s and after 3 s. A scrape of Prometheus
-    # is given up after 10 s; a tick, which may connect to two databases of two hosts, after 60 s.
+    # Seconds for each host of a URL. A lost SYN is sent again after 1 s and after 3 s. Prometheus gives up a
+    # scrape after 10 s, Dagster a tick, which may connect to two databases of two hosts each, after 60 s.
     "connect_timeout": 5,
 }
-"""The other way round: parameters by which a client gives a server up that it doesn't hear from."""
+"""The reverse: parameters by which a client gives up on a server that it no longer hears from."""
 
 
 def finding_lost_servers(url: str) -> str:
-    """The URL as a connection string with FINDS_LOST_SERVERS; what it says of these itself stays."""
+    """The URL as a connection string with FINDS_LOST_SERVERS; parameters that it sets itself are kept."""
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     return make_conninfo(**{**FINDS_LOST_SERVERS, **conninfo_to_dict(url)})
@@ -82,10 +82,10 @@ class Database:
         return _embedded_database(server, self.role)
 
     def open(self, connect: Callable[[str], Opened]) -> Opened:
-        """What `connect` makes of the URL; if it fails and the login was changed, of the new one.
+        """Call `connect` with the URL; if that fails and the login was changed, with the new URL.
 
-        Asked only then, Vault needn't answer for a run to go on. The database stays the same: a process
-        that was started on one doesn't go on on another.
+        Vault is asked only then, so that a run can go on while Vault is down. A new URL must lead to the
+        same database: a process never moves from one database to another.
         """
         tried = self.url()
         try:
@@ -97,7 +97,7 @@ class Database:
         return connect(newest)
 
     def _read_again(self, error: Exception) -> str | None:
-        """The URL that the settings have by now, if it leads to the same database."""
+        """The URL as the settings now have it, if it leads to the same database."""
         name = f"{self.role}_database_url"
         before, now = getattr(self.settings, name), read_again(name, error)
         if now is None or _place(now.get_secret_value()) != _place(before.get_secret_value()):
@@ -109,7 +109,7 @@ class Database:
         """A psycopg connection in UTC; close it, or use it as a context manager."""
         import psycopg
 
-        # Texts of times are compared between databases: their form must not depend on either.
+        # Times are compared as text between databases: their format must not depend on either one.
         session = {"TimeZone": "UTC", "DateStyle": "ISO", "client_min_messages": "warning"}
         return self.open(
             lambda url: psycopg.connect(
@@ -121,9 +121,9 @@ class Database:
         )
 
     def follow(self, engine: "Engine", on_login: Callable[[str], None] | None = None) -> None:
-        """Have an SQLAlchemy engine's later connections (psycopg2) log in as the settings say by then.
+        """Make an SQLAlchemy engine's new connections (psycopg2) use the settings' current login.
 
-        `on_login` is told each URL that is tried.
+        `on_login` is called with each URL that is tried.
         """
         from psycopg.conninfo import conninfo_to_dict
         from sqlalchemy import event
@@ -151,7 +151,7 @@ def _as_options(session: dict[str, str]) -> str:
 
 
 def _place(url: str) -> dict[str, Any]:
-    """All that a URL says but who logs in."""
+    """The parts of a URL other than user and password."""
     from psycopg.conninfo import conninfo_to_dict
 
     return {
@@ -163,7 +163,7 @@ def _place(url: str) -> dict[str, Any]:
 
 @cache
 def _embedded_database(server: "Server", role: Role) -> str:
-    """The URL of a database that is there; looked at once a process, each look is a login."""
+    """Ensure that a database exists; return its URL. Cached, because each check is a login."""
     from pipeline_assets.resources import embedded_postgres, sample_shop
 
     url = embedded_postgres.ensure_database(server, role)

@@ -1,15 +1,16 @@
-"""The detached process that owns one embedded PostgreSQL server: starts, watches and stops it.
+"""The detached process that owns one embedded PostgreSQL server: it starts, watches and stops it.
 
-`embedded_postgres` runs this file, not the package, with a bare interpreter: that costs some 40 ms
+`embedded_postgres` runs this file, not the package, with a bare interpreter, which costs some 40 ms
 at the start and 8 MB for as long as the server runs. So only the standard library may be imported
-here. Finding binaries, ending what a dead supervisor left, and all that clients see belong there.
+here. Finding binaries, ending what a dead supervisor left, and the client API belong in
+`embedded_postgres`.
 
-File locks, which the kernel drops with their holders however these die, say who is alive:
+File locks, which the kernel releases however their holder dies, show who is alive:
 
-    clients.lock     shared, by every client; the server stops once nobody holds it
-    supervisor.lock  by this process, which inherits it locked from the client that starts it
-    server.lock      by initdb, postgres and their children, which inherit it: while one of them
-                     lives no other server may touch the data; once it is free a pid file is stale
+    clients.lock     held shared by every client; the server stops once nobody holds it
+    supervisor.lock  held by this process, which inherits it locked from the client that starts it
+    server.lock      held by initdb, postgres and their children, which inherit it: while one of them
+                     lives, no other server may touch the data; once it is free, a pid file is stale
 """
 
 import contextlib
@@ -39,8 +40,8 @@ PASSWORD = "password"  # noqa: S105  (the file's name)
 SOCKET_LINK = "socket"
 STOP_REQUEST = "stop"
 
-GRACE = 3.0  # seconds: a shell loop of short commands finds the server of the last one
-POLL = 0.2  # seconds between two looks at the clients: 0.1 % of a core
+GRACE = 3.0  # seconds, so that each short command of a shell loop reuses the last one's server
+POLL = 0.2  # seconds between checks for clients, which take 0.1 % of a core
 SHUTDOWN_TIMEOUT = 30.0  # seconds for a clean shutdown; past it the next start replays the WAL
 LOG_LIMIT = 10_000_000  # bytes; one older log of that size is kept
 SOCKET_PATH_LIMIT = 103  # bytes on macOS; Linux allows 107
@@ -50,9 +51,9 @@ PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 SETTINGS = {
     "listen_addresses": HOST,
-    "max_connections": "200",  # Dagster opens a connection a query outside its web server
+    "max_connections": "200",  # outside its web server, Dagster opens a connection per query
     "shared_buffers": "256MB",
-    # A million rows into six write 1.5 GB of log; with a checkpoint in their middle 1.8 GB.
+    # Loading a million rows into six million writes 1.5 GB of WAL; 1.8 GB with a checkpoint midway.
     "max_wal_size": "4GB",
     "unix_socket_permissions": "0700",
     "wal_level": "minimal",  # nobody replicates a laptop's database
@@ -61,13 +62,13 @@ SETTINGS = {
 
 
 class StartError(Exception):
-    """The server can't start; the message is for the person who wanted it."""
+    """The server can't start; the message is shown to the user."""
 
 
 def take_lock(path: Path, kind: int, timeout: float = 0) -> int | None:
     """Lock the file and return the descriptor that holds the lock until it is closed.
 
-    `kind` is `fcntl.LOCK_SH` or `LOCK_EX`. None when others held it for `timeout` seconds.
+    `kind` is `fcntl.LOCK_SH` or `LOCK_EX`. Returns None if others hold it for `timeout` seconds.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + timeout
@@ -105,7 +106,7 @@ def log_tail(folder: Path, lines: int = 15) -> str:
 
 
 def remove_socket_folder(path: Path) -> None:
-    """Remove a socket folder, the only thing of ours that lies outside the data folder."""
+    """Remove a socket folder, the only thing we create outside the data folder."""
     with contextlib.suppress(OSError):  # never made, or gone with a reboot
         for name in path.glob(".s.PGSQL.*"):
             name.unlink()
@@ -113,9 +114,9 @@ def remove_socket_folder(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed server left; only for the holder of the server lock.
+    """Remove what a killed server left; the caller must hold the server lock.
 
-    The pid file may name a live process by now, but not ours: postgres would refuse to start.
+    The pid file may by now name an unrelated live process: postgres would refuse to start.
     """
     (folder / DATA / "postmaster.pid").unlink(missing_ok=True)
     link = folder / SOCKET_LINK
@@ -125,12 +126,12 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _make_socket_folder(folder: Path) -> Path:
-    """A fresh private folder with a short path: sockets in `folder` may pass the length limit."""
+    """Make a private folder with a short path: socket paths in `folder` may exceed the length limit."""
     for base in (tempfile.gettempdir(), "/tmp"):  # noqa: S108  (the name is random, the mode 0700)
         path = Path(base, f"pg-{secrets.token_hex(8)}")
         if len(os.fsencode(path / ".s.PGSQL.65535")) <= SOCKET_PATH_LIMIT:
             break
-    (folder / SOCKET_LINK).symlink_to(path)  # first, so that a kill here leaves nothing unknown
+    (folder / SOCKET_LINK).symlink_to(path)  # first, so that a kill here leaves no untracked folder
     path.mkdir(mode=0o700)
     return path
 
@@ -150,16 +151,16 @@ def _choose_port(folder: Path) -> int:
 
 
 def _die_with_supervisor() -> None:
-    """In a new child: have Linux stop it cleanly should this process be killed.
+    """Have Linux stop this new child cleanly if the supervisor is killed.
 
-    Elsewhere a server that lost its supervisor runs until the next client finds and ends it.
+    Elsewhere, a server that lost its supervisor runs until the next client finds and ends it.
     """
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
 
 
 def _create_cluster(folder: Path, binaries: Path, lock: int) -> None:
-    """Run initdb beside the final place and rename, so that no half-made cluster ever starts."""
+    """Run initdb in a scratch folder and rename it, so that no incomplete cluster is ever started."""
     scratch = folder / "data.new"
     shutil.rmtree(scratch, ignore_errors=True)
     password = folder / PASSWORD
@@ -171,7 +172,7 @@ def _create_cluster(folder: Path, binaries: Path, lock: int) -> None:
     try:
         locale.setlocale(locale.LC_ALL, "C.UTF-8")
         cluster_locale = "C.UTF-8"
-    except locale.Error:  # older macOS: upper() and lower() leave other than ASCII as is
+    except locale.Error:  # older macOS: upper() and lower() then change ASCII letters only
         cluster_locale = "C"
     options = ["--auth=scram-sha-256", "--encoding=UTF8", f"--locale={cluster_locale}"]
     options += ["--data-checksums", "--no-instructions"]
@@ -217,7 +218,7 @@ def _check_version(folder: Path, binaries: Path) -> None:
 
 
 def start(folder: Path, binaries: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start the server, on a new cluster at first; return it, ready, and its socket folder."""
+    """Start the server, creating its cluster if needed; return it, once ready, and its socket folder."""
     lock = take_lock(folder / SERVER_LOCK, fcntl.LOCK_EX, timeout=SHUTDOWN_TIMEOUT)
     if lock is None:
         raise StartError(f"processes of an earlier server still hold {folder / SERVER_LOCK}")
@@ -253,9 +254,9 @@ def start(folder: Path, binaries: Path) -> tuple[subprocess.Popen[bytes], Path]:
 
 
 def watch(folder: Path, server: subprocess.Popen[bytes], clients: int) -> bool:
-    """Wait until the server has died (False), or until nobody wants it any more (True).
+    """Wait until the server dies (False), or until it is unused or asked to stop (True).
 
-    In the latter case the clients' lock stays taken: one that comes now waits, then starts anew.
+    If it is unused, the clients' lock stays taken: a new client waits for it, then starts a new server.
     """
     log = folder / LOG
     last_used = time.monotonic()
@@ -263,12 +264,10 @@ def watch(folder: Path, server: subprocess.Popen[bytes], clients: int) -> bool:
         time.sleep(POLL)
         if (folder / STOP_REQUEST).exists() or not (folder / CLIENTS_LOCK).exists():
             return True  # asked to stop, or the folder was deleted under us
-        with contextlib.suppress(
-            OSError
-        ):  # a moved log or a full disk is no reason to end a server
+        with contextlib.suppress(OSError):  # a moved log or a full disk must not end the server
             if log.stat().st_size > LOG_LIMIT:
                 shutil.copyfile(log, log.with_suffix(".log.1"))
-                os.truncate(log, 0)  # the server appends, so it goes on at the start
+                os.truncate(log, 0)  # the server appends, so it continues at offset 0
         try:
             fcntl.flock(clients, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -281,7 +280,7 @@ def watch(folder: Path, server: subprocess.Popen[bytes], clients: int) -> bool:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server, cleanly if it can: clients are disconnected, everything is written."""
+    """Stop the server, cleanly if possible: it disconnects its clients and writes everything to disk."""
     server.send_signal(signal.SIGINT)
     try:
         server.wait(SHUTDOWN_TIMEOUT)
@@ -291,7 +290,7 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def run(folder: Path, binaries: Path) -> None:
-    """Own the server of `folder` until nobody uses it; one that dies is started again."""
+    """Run the server of `folder` until nobody uses it, and restart it if it dies."""
     signal.signal(signal.SIGTERM, lambda *_: (folder / STOP_REQUEST).touch())
     clients = os.open(folder / CLIENTS_LOCK, os.O_RDWR)
     unused = False
@@ -310,10 +309,10 @@ def run(folder: Path, binaries: Path) -> None:
 
 
 def main() -> None:
-    """Leave the client's process tree, then run; print a failure that comes before readiness."""
+    """Leave the client's process tree, then run; print an error that occurs before readiness."""
     folder, binaries = Path(sys.argv[1]), Path(sys.argv[2])
     if os.fork():
-        os._exit(0)  # reaped by the client; the other half belongs to init
+        os._exit(0)  # reaped by the client; init adopts the child
     os.umask(0o077)
     try:
         run(folder, binaries)

@@ -1,9 +1,9 @@
 """The sample shop: CDNOW's real purchases, moved to begin on 2026-01-07, as a live source database.
 
 The purchases of 23,570 people at an online music shop from 1997-01-01 to 1998-06-30 (Fader & Hardie),
-read out of the installed `lifetimes` package. The days are moved by whole weeks, so that weekdays
-stay; an order shows once its moment has come, so that new ones arrive every day. Nothing is mended:
-zero amounts and orders that look like duplicates are the shop's own.
+read from the installed `lifetimes` package. The dates are moved by whole weeks, which keeps the
+weekdays; an order becomes visible at its moved time, so that new ones arrive every day. Nothing is
+corrected: zero amounts and orders that look like duplicates are in the original data.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from pipeline_assets.failures import PermanentError
 
 SHIFT = timedelta(weeks=1514)  # 1997-01-01 becomes 2026-01-07, both Wednesdays
 OPENS, CLOSES = 8 * 3600, 22 * 3600
-"""Seconds of the day (UTC) between which the file's orders, which have no time, are spread."""
+"""Seconds of the day (UTC) between which the orders are spread; in the file they have no time."""
 
 SCHEMA = """
 CREATE SCHEMA shop;
@@ -43,7 +43,7 @@ Order = tuple[str, int, datetime, Decimal, str, int, str, datetime]
 
 
 def ensure(url: str) -> None:
-    """Fill the database at `url` with the shop, once; several processes may ask at the same time.
+    """Fill the database at `url` with the shop, once; several processes may call this at the same time.
 
     Raises:
         PermanentError: the package with the purchases isn't installed.
@@ -62,8 +62,8 @@ def ensure(url: str) -> None:
 def orders() -> Iterator[Order]:
     """All 69,659 orders, past and to come, in the order of the file: by customer, then day.
 
-    An order's number is made of customer, day and the place among that customer's orders of the day;
-    its second of the day comes from that number's CRC-32, so that it is the same everywhere.
+    An order's number consists of customer, day and its position among that customer's orders of the day;
+    its second of the day comes from that number's CRC-32, so that it is the same on every machine.
     """
     placed: Counter[tuple[str, str]] = Counter()
     with _purchases().open(encoding="ascii") as file:
@@ -88,7 +88,7 @@ def orders() -> Iterator[Order]:
 
 
 def _purchases() -> Path:
-    # Found without importing lifetimes, whose import costs a second and warns.
+    # Located without importing lifetimes, which takes a second and emits warnings.
     spec = find_spec("lifetimes")
     if spec is None or not spec.submodule_search_locations:
         raise PermanentError(

@@ -1,16 +1,17 @@
 """The run launcher of `dagster.yaml`: runs start warm, in processes forked from a preloaded one.
 
-This module decides whether a run may start warm, and knows which runs live; `warm_process` is what it
-starts, and explains the files in the data folder that both use. Where a run can't start warm, its log
-says why, and it starts cold, as Dagster's own launcher does it: its code server starts an interpreter.
+This module decides whether a run may start warm, and knows which runs are alive; it starts `warm_process`,
+which explains the files in the data folder that both use. A run that can't start warm says why in its
+log and starts cold, as with Dagster's own launcher: its code server starts an interpreter.
 
 A run never executes older code than a new interpreter would. The warm process is replaced before the
 next run when
 
-- a file that loading the definitions read has changed: a module's, a contract's, the settings' (but `.env`:
-  what the launching process has read of it is in the environment that it hands on, and wins);
-- the code server has another identity: it was reloaded in the UI, or restarted. Asked for at each launch;
-  not of code servers that the daemon itself replaces each minute, for no reason: there the files decide.
+- a file that was read to load the definitions has changed: a module, a contract, the settings (except `.env`:
+  what the launching process read from it is in the environment that it passes on, and takes precedence);
+- the code server has another identity: it was reloaded in the UI, or restarted. This is checked at each
+  launch, except with code servers that the daemon itself replaces every minute without need: there only
+  the files decide.
 """
 
 import contextlib
@@ -41,9 +42,9 @@ from pipeline_assets.resources.warm_process import process_of
 from pipeline_assets.settings import load_settings
 
 FOLDER = "run_processes"
-FORK_TIMEOUT = 30.0  # seconds; a fork takes hundredths, and one that takes longer is hung
+FORK_TIMEOUT = 30.0  # seconds; a fork takes hundredths of one, and one that takes this long hangs
 SHUTS_DOWN = "after telling it to shut down"
-"""What a code server answers that waits for its runs before it ends."""
+"""Part of the answer of a code server that waits for its runs before it ends."""
 
 
 class ColdStart(Exception):  # noqa: N818  # what happens then, which is no error
@@ -55,11 +56,11 @@ class WarmProcessEnded(ColdStart):
 
 
 class RunsAlready(Exception):  # noqa: N818  # likewise
-    """The run has a process: two daemons took it from the queue."""
+    """The run already has a process: two daemons took it from the queue."""
 
 
 class WarmProcess:
-    """One warm process, from its launcher's side. It ends when this is closed, or its launcher dies.
+    """The launcher's handle on a warm process, which ends when this is closed or the launcher dies.
 
     Raises:
         ColdStart: it can't load the definitions in time.
@@ -72,25 +73,25 @@ class WarmProcess:
         self.reader = self.connection.makefile("r")
         try:
             with its:
-                # It has the environment and working folder of this process, as code servers have.
+                # Like a code server, it inherits this process's environment and working folder.
                 self.process = subprocess.Popen(
                     [executable, "-m", "pipeline_assets.resources.warm_process", str(its.fileno())],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[its.fileno()],
                 )
-            threading.Thread(target=self.process.wait, daemon=True).start()  # no zombie of it stays
+            threading.Thread(target=self.process.wait, daemon=True).start()  # reaps it
             self.ask(setup, timeout)
         except BaseException:
             self.close()
             raise
 
     def ask(self, message: Mapping[str, str | list[str]], timeout: float) -> str | None:
-        """Have it do something; why what it has loaded is stale, in which case it does nothing.
+        """Send a request; return why the loaded code is stale (then nothing was done), else None.
 
         Raises:
-            WarmProcessEnded: it has ended, or was killed as it didn't answer in time.
-            RunsAlready: the run has a process, of whichever launcher.
-            ColdStart: it couldn't do it.
+            WarmProcessEnded: it has ended, or was killed because it didn't answer in time.
+            RunsAlready: the run already has a process, from any launcher.
+            ColdStart: it failed to do what was asked.
         """
         line = ""
         try:
@@ -113,13 +114,13 @@ class WarmProcess:
         return cast("str | None", answer.get("stale"))
 
     def close(self) -> None:
-        """Let it go: it ends once its runs are over."""
+        """Disconnect from the process, which ends once its runs are over."""
         self.reader.close()
         self.connection.close()
 
 
 class WarmRunLauncher(DefaultRunLauncher):
-    """Launches runs in forked processes where it can, else as its parent class does."""
+    """Launches runs in forked processes where possible, else as its parent class does."""
 
     def __init__(
         self, preload: Sequence[str], folder: Path, inst_data: ConfigurableClassData | None = None
@@ -132,7 +133,7 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:
-        """`preload`: modules that runs import, beside what the definitions do."""
+        """`preload`: modules that runs import beyond those that the definitions import."""
         return {"preload": Field(Array(str), is_required=False, default_value=[])}
 
     @classmethod
@@ -143,10 +144,10 @@ class WarmRunLauncher(DefaultRunLauncher):
         return cls(config_value["preload"], load_settings().pipeline_data_dir / FOLDER, inst_data)
 
     def launch_run(self, context: LaunchRunContext) -> None:
-        """Start the run warm if it can be; else cold, and say in its log why.
+        """Start the run warm if possible; else cold, with the reason in its log.
 
-        Raises as Dagster's launcher does if the code server is away or its code doesn't load; a code
-        server that is about to end counts as away.
+        Raises as Dagster's launcher does if the code server is unreachable or its code doesn't load; a
+        code server that is about to end counts as unreachable.
         """
         run = context.dagster_run
         try:
@@ -154,17 +155,17 @@ class WarmRunLauncher(DefaultRunLauncher):
                 raise RunsAlready
             with self._lock:
                 self._launch_warm(run, self._setup(context))
-        except (ColdStart, OSError) as reason:  # no handle, memory, space or interpreter for it
+        except (ColdStart, OSError) as reason:  # OSError: no handle, memory, space or interpreter
             self._say(f"Starting cold: {reason}.", run)
-            # A warm process that ended before its fork leaves it, and it would say that the run has died.
+            # A warm process that ended before forking leaves this file, which would mean that the run died.
             self._file(run.run_id).unlink(missing_ok=True)
             try:
                 super().launch_run(context)
             except DagsterLaunchFailedError as error:
                 if SHUTS_DOWN not in str(error):
                     raise
-                # The daemon puts the run back, for the code server that is to come: otherwise each run
-                # fails that is started while an older one still waits for its own.
+                # The daemon then requeues the run for the next code server; otherwise every run fails
+                # that is launched while the old code server still waits for its runs.
                 raise DagsterUserCodeUnreachableError(str(error)) from error
         except RunsAlready:
             self._say("Not started again: the run has a process already.", run)
@@ -172,7 +173,7 @@ class WarmRunLauncher(DefaultRunLauncher):
             self._run_ids.add(run.run_id)
 
     def _setup(self, context: LaunchRunContext) -> dict[str, str | list[str]]:
-        """What the run's warm process has to load; another setup means another process."""
+        """What the run's warm process has to load; a different setup needs a new process."""
         run = context.dagster_run
         if sys.platform != "linux":
             raise ColdStart("only on Linux can a process be forked that has imported so much")
@@ -216,7 +217,7 @@ class WarmRunLauncher(DefaultRunLauncher):
     def _start(
         self, warm: WarmProcess | None, setup: dict[str, str | list[str]], run: DagsterRun
     ) -> str | None:
-        """Start the run in a warm process, or say why another one is needed for it."""
+        """Start the run in a warm process, or return why a new one is needed."""
         if warm is None:
             return "there was none"
         if warm.setup != setup:
@@ -226,14 +227,14 @@ class WarmRunLauncher(DefaultRunLauncher):
         try:
             return warm.ask({"run_id": run.run_id, "file": str(file)}, FORK_TIMEOUT)
         except WarmProcessEnded:
-            # It may have forked the run's process by then, and no run is started twice.
+            # It may have forked the run's process before it ended, and no run may start twice.
             now = self._instance.get_run_by_id(run.run_id)
             if self._process(run.run_id) is not None or (now and now.status != run.status):
                 return None
             raise
 
     def _remove_leftovers(self) -> None:
-        """Remove the files of runs that ended otherwise than by their processes' end."""
+        """Remove the files of finished or deleted runs whose processes didn't remove them."""
         for file in self._folder.glob("*"):
             run_id = unquote(file.name)
             if self._process(run_id) is None:
@@ -245,7 +246,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         return self._folder / quote(run_id, safe="")
 
     def _process(self, run_id: str) -> int | None:
-        """The run's living process; 0 while that has no pid."""
+        """The pid of the run's living process; 0 while its file has none."""
         try:
             return process_of(self._file(run_id))
         except FileNotFoundError:
@@ -255,7 +256,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         self._instance.report_engine_event(message, run, cls=self.__class__)
 
     def terminate(self, run_id: str) -> bool:
-        """Interrupt the run, whichever process launched it; whether there is anything to interrupt."""
+        """Interrupt the run, from any launcher; return whether there was anything to interrupt."""
         run = self._instance.get_run_by_id(run_id)
         pid = self._process(run_id)
         if not run or run.is_finished or not pid:
@@ -267,11 +268,11 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """Of runs that started warm; the others are never called dead here."""
+        """True, for runs that started warm; other runs are never reported dead here."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Whether the run's process lives. Its death is reported at once unless the warm one died too."""
+        """Whether the run's process lives. The warm process reports its death at once, unless it died too."""
         try:
             pid = process_of(self._file(run.run_id))
         except FileNotFoundError:
@@ -283,7 +284,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
 
     def dispose(self) -> None:
-        """Let the warm processes go."""
+        """Disconnect from the warm processes."""
         with self._lock:
             while self._warm:
                 self._warm.popitem()[1].close()

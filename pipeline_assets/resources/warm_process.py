@@ -1,19 +1,19 @@
-"""A process that has imported what runs need, and forks one process a run: the run starts warm.
+"""A process that has imported what runs need, and forks one process per run: the run starts warm.
 
-Nearly all that a small run costs is a new interpreter importing Dagster and the definitions: 2.5 s of
-CPU. `warm_launcher`, in the process that launches runs (the daemon), starts this module as a program and
-is the only one that talks to it, by one end of a socket pair, with a line of JSON a message: there is no
-address that another process or user could connect to. What decides whether a run may start warm belongs
-there.
+Nearly the whole cost of a small run is a new interpreter importing Dagster and the definitions: 2.5 s of
+CPU. `warm_launcher`, in the process that launches runs (the daemon), starts this module as a program. Only
+it talks to this process, through a socket pair, with one line of JSON per message: there is no address that
+another process or user could connect to. The decision whether a run may start warm belongs in
+`warm_launcher`.
 
-A file a run in the data folder, locked by the run's process, says which runs live; the kernel drops a
-lock however its holder dies. This process holds it too, until the death of a run's process is reported:
+One file per run in the data folder, locked by the run's process, shows which runs live; the kernel releases
+a lock however its holder dies. This process holds it too, until the death of a run's process is reported:
 
     lock held              the run's process lives, its pid is in the file; or its death is being reported
-    file, but no lock      it died, and nobody could report it: run monitoring does
-    no file                it came to its end, or isn't a run of ours
+    file, but no lock      the process died, and nobody could report it: run monitoring does
+    no file                the run came to its end, or didn't start warm
 
-It ends with its launcher, or by SIGTERM, once the runs that it has forked are over.
+This process ends when its launcher disconnects or dies, or on SIGTERM, once its forked runs are over.
 """
 
 import atexit
@@ -50,7 +50,7 @@ INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 
 
 def process_of(run_file: Path) -> int | None:
-    """The pid of the living process of a run, 0 before its start and after its end; None if it has died.
+    """The pid of a run's process; 0 before its start or while its death is reported; None if it is dead.
 
     Raises:
         FileNotFoundError: the run came to its end, or isn't one of a warm process.
@@ -66,7 +66,7 @@ def process_of(run_file: Path) -> int | None:
 
 
 def preload(setup: dict[str, Any]) -> list[str]:
-    """Import the modules, load the definitions, and return the files that were read for it.
+    """Import the modules, load the definitions, and return the files that were read to do so.
 
     Raises:
         RuntimeError: a forked process wouldn't do the same as a new one.
@@ -77,11 +77,11 @@ def preload(setup: dict[str, Any]) -> list[str]:
     def note(event: str, arguments: tuple[Any, ...]) -> None:
         if loading and event == "open" and isinstance(arguments[0], str):
             path, _, flags = arguments
-            if not flags & (os.O_WRONLY | os.O_RDWR):  # bytecode is written meanwhile
+            if not flags & (os.O_WRONLY | os.O_RDWR):  # not bytecode that is being written
                 read.add(path)
 
     sys.addaudithook(note)
-    # Arrow has a second allocator, which it doesn't use, and which starts a thread.
+    # Arrow's second allocator, jemalloc, starts a thread though it isn't used.
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     # A new process gets these from its code server, before it loads the definitions.
     if loader := deserialize_value(setup["instance"], InstanceRef).secrets_loader:
@@ -99,11 +99,11 @@ def preload(setup: dict[str, Any]) -> list[str]:
     if len(threads) > 1:
         raise RuntimeError(f"importing leaves threads, whose locks a fork copies: {threads}")
     gc.collect()
-    gc.freeze()  # a collection in a run would write to, and so copy, every page of this
+    gc.freeze()  # else a collection in a run would write to, and so copy, every page of this process
     loading = False
     read |= {str(vars(module).get("__file__")) for module in list(sys.modules.values())}
-    # The kernel's own are always new; bytecode is made from the sources, which are among them; what .env
-    # says the launcher has read, and handed on in the environment, which wins.
+    # The kernel's own files always look new; bytecode is made from the sources, which are included; the
+    # launcher has read .env and passed it on in the environment, which takes precedence.
     ignored = ("/proc/", "/sys/", "/dev/")
     return [
         path
@@ -117,7 +117,7 @@ def preload(setup: dict[str, Any]) -> list[str]:
 def changed_since(moment: float, files: Iterable[str]) -> str | None:
     """A file that was changed, replaced or removed after a moment, if there is one.
 
-    By the time that the kernel keeps of the last change: installers set the modification time.
+    Compares ctime, which only the kernel sets: installers set the modification time.
     """
     for path in files:
         try:
@@ -130,7 +130,7 @@ def changed_since(moment: float, files: Iterable[str]) -> str | None:
 
 @dataclass
 class Run:
-    """A run that was forked; `process` is the run's own, then one that reports its death."""
+    """A forked run; `process` is the run's own, after its death the one that reports it."""
 
     run_id: str
     file: Path
@@ -140,7 +140,7 @@ class Run:
 
 
 class Server:
-    """Answers one launcher, and has the processes of its runs as children."""
+    """Serves one launcher, and is the parent of its runs' processes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -168,7 +168,7 @@ class Server:
                         self.connection.sendall(answer.encode())
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Do what a message asks for; nothing to tell means that it is done."""
+        """Do what a message asks for; an empty answer means that it is done."""
         try:
             if "origin" in message:
                 self.instance = message["instance"]
@@ -193,19 +193,19 @@ class Server:
             os.ftruncate(lock, 0)
             process = self.fork(execute_run, (run_id, self.instance, file, lock), {lock})
         except BaseException:
-            file.unlink()  # without a lock it would say that the run has died
+            file.unlink()  # without a lock it would mean that the run died
             os.close(lock)
             raise
         self.runs.append(Run(run_id, file, lock, process))
         return True
 
     def bury(self, run: Run) -> None:
-        """Take leave of a process that has ended; have it reported if it left the run's file."""
+        """Clean up after an ended process; have its death reported if it left the run's file."""
         run.process.join()
         code = run.process.exitcode
         run.process.close()
         if run.file.exists() and not run.is_reported:
-            os.ftruncate(run.lock, 0)  # its pid may become another's
+            os.ftruncate(run.lock, 0)  # the kernel may reuse the pid
             arguments = (run.run_id, self.instance, run.file, code)
             run.process, run.is_reported = self.fork(report_death, arguments, set()), True
             self.runs.append(run)
@@ -215,10 +215,10 @@ class Server:
     def fork(
         self, target: Callable[..., None], arguments: tuple[Any, ...], keep: set[int]
     ) -> ForkProcess:
-        """Run a function in a forked process, with nothing of this one's open but `keep`."""
+        """Run a function in a forked process, which closes this one's connection and locks except `keep`."""
 
         def child() -> None:
-            # An open copy would outlive us: a launcher that sees no end, a dead run that has its lock.
+            # Open copies outlive us: the launcher would see no EOF, a dead run would seem to hold its lock.
             self.reader.close()
             self.connection.close()
             for lock in {run.lock for run in self.runs} - keep:
@@ -229,11 +229,11 @@ class Server:
             try:
                 target(*arguments)
             finally:
-                # multiprocessing leaves a forked process without them: temporary folders would stay.
+                # multiprocessing ends forked processes without exit handlers: temporary folders would stay.
                 atexit._run_exitfuncs()
 
         process = multiprocessing.get_context("fork").Process(target=child)
-        # An interrupt that comes before the child can take it waits until it can.
+        # Holds interrupts back until the child can handle them.
         signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
             process.start()
@@ -243,10 +243,10 @@ class Server:
 
 
 def execute_run(run_id: str, instance_ref: str, file: Path, lock: int) -> None:
-    """What `dagster api execute_run` does: its events, signals and threads.
+    """Do what `dagster api execute_run` does, with the same events, signals and threads.
 
-    That ends without an error even if it couldn't tell how the run has ended, with Dagster's database away
-    for longer than it tries. The run's file stays then, and the end of this process is reported as a death.
+    That ends without an error even if it couldn't record how the run ended, because Dagster's database was
+    away for longer than it retries. Then the file stays, and this process's end is reported as a death.
     """
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     with capture_interrupts():
@@ -275,7 +275,7 @@ def report_death(run_id: str, instance_ref: str, file: Path, exit_code: int) -> 
 def main() -> None:
     """Serve the launcher at the other end of the socket whose descriptor is the argument."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    # Ctrl-C is for the runs; to be told to end is the same as to lose the launcher.
+    # Ctrl-C is for the runs; SIGTERM has the same effect as losing the launcher.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: connection.shutdown(socket.SHUT_RDWR))
     Server(connection).serve()

@@ -1,7 +1,7 @@
 """The settings as a deployment has them: each one's value, and which source it comes from.
 
-For `pipeline-assets config`. It shows what there is even where settings are missing or wrong; what a
-setting means and what wins over what is said in `model`.
+For `pipeline-assets config`. It shows the settings even where some are missing or wrong; `model` says what a
+setting means and which source wins.
 """
 
 import os
@@ -63,7 +63,7 @@ def _effective_settings() -> tuple[list[EffectiveSetting], list[str]]:
         problems = str(error).splitlines()
     found: dict[str, tuple[Any, str]] = {}
     for source, read in setting_sources(Settings).items():
-        # What hinders reading it is among the problems already.
+        # Why a source can't be read is among the problems already.
         with suppress(ValueError, OSError):
             for name, value in read().items():
                 dotenv = source == "environment variable" and name.upper() in from_dotenv

@@ -54,12 +54,12 @@ OURS = (
     "ALERT_",
     "HEARTBEAT_",
 )
-"""How the names of our variables begin."""
+"""Prefixes of the project's environment variables."""
 LARGEST_NUMBER = 100_000
-"""Days, minutes or rows that a setting can say; so many days before today are still a date."""
+"""The most days, minutes or rows that a setting can state; that many days before today is still a date."""
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
 REQUIRED = (*DATABASE_URLS, "mlflow_tracking_uri")
-"""What production must be told."""
+"""What must be set in production."""
 
 
 class SettingsError(ValueError):
@@ -67,7 +67,7 @@ class SettingsError(ValueError):
 
 
 def project_root() -> Path:
-    """The folder that holds `dagster.yaml`: DAGSTER_HOME, or this checkout, or where we stand."""
+    """The folder that holds `dagster.yaml`: DAGSTER_HOME, or this checkout, or the working directory."""
     if home := os.environ.get("DAGSTER_HOME"):
         return Path(home).expanduser().resolve()
     checkout = Path(__file__).parents[2]
@@ -86,14 +86,15 @@ class Settings(
         frozen=True,
         extra="ignore",
         hide_input_in_errors=True,
-        # No figure is below or above NaN: a threshold of the gate would hold nothing back.
+        # No figure is below or above NaN: as a threshold of the gate it would hold nothing back.
         allow_inf_nan=False,
     )
 
     pipeline_env: Literal["dev", "staging", "production"] = "dev"
     pipeline_data_dir: Path = Field(default_factory=lambda: project_root() / ".data")
     pipeline_secrets_dir: Path = Path("/run/secrets")
-    """A folder with a file a setting, as Compose and Kubernetes mount secrets; it needn't be there."""
+    """A folder with one file per setting, as Compose and Kubernetes mount secrets; the default one needn't
+    exist."""
     pipeline_timezone: str = "UTC"
     """Where a day begins: partitions are days of this time zone (an IANA name)."""
     pipeline_automation: Literal["running", "stopped"] = "stopped"
@@ -129,7 +130,7 @@ class Settings(
     @field_validator("pipeline_data_dir")
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
-        # Dagster's processes resolve it one by one, each from a working folder of its own.
+        # Each of Dagster's processes resolves it, from a working directory of its own.
         folder = folder.expanduser()
         return folder if folder.is_absolute() else (project_root() / folder).resolve()
 
@@ -192,7 +193,7 @@ class Settings(
     def _workers_share(self) -> Self:
         if self.pipeline_executor == "in_process":
             return self
-        # What another host can't see would be another, empty one there, and nobody told.
+        # A store that another host can't see would silently be another, empty one there.
         shared = (*DATABASE_URLS, "mlflow_tracking_uri", "celery_broker_url", "pipeline_files_url")
         missing = [name.upper() for name in shared if getattr(self, name) is None]
         if missing:
@@ -249,7 +250,7 @@ class Settings(
 
 
 def setting_sources(settings_cls: type[BaseSettings]) -> dict[str, PydanticBaseSettingsSource]:
-    """Where settings come from, by what people call it, the strongest first."""
+    """The sources of settings by the names that people know them by, the strongest first."""
     environment = EnvSettingsSource(settings_cls)
     files = SecretsSettingsSource(settings_cls, _secrets_folder())
     yaml_file = YamlConfigSettingsSource(settings_cls, _yaml_file())
@@ -309,7 +310,7 @@ def _secrets_folder() -> Path | None:
 
 
 def _near_miss(name: str) -> str | None:
-    """The setting that is meant by a name that isn't one, if they are nearly the same."""
+    """The setting that an unknown name probably means, if one is nearly the same."""
     settings = {field.upper() for field in Settings.model_fields}
     if name.upper() in settings:
         return None
@@ -317,7 +318,7 @@ def _near_miss(name: str) -> str | None:
 
 
 def _refuse_near_misses(names: Iterable[str], what: str) -> None:
-    # No more than these: what only newer code knows must be there before it is deployed.
+    # Other unknown names are accepted: those that only newer code knows must be there before its deployment.
     for name in sorted(names):
         if meant := _near_miss(name):
             raise SettingsError(f"{name}, {what}, is not a setting; {meant} is")
@@ -332,7 +333,7 @@ def _unknown_names() -> list[str]:
     for name in sorted(os.environ):
         if name.lower() in known:
             continue
-        # Others' variables begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
+        # Variables of other programs begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
         if name.startswith(OURS) or (name.endswith("_URL") and _near_miss(name)):
             meant = get_close_matches(name, settings, n=1)
             errors.append(f"{name} is not a setting" + (f"; {meant[0]} is" if meant else ""))
@@ -340,7 +341,7 @@ def _unknown_names() -> list[str]:
 
 
 def add_dotenv() -> set[str]:
-    """Add to the environment what it lacks of `.env` beside `dagster.yaml`; returns these names.
+    """Add the variables of `.env` beside `dagster.yaml` that the environment lacks; returns their names.
 
     `dagster dev` does so too, so that child processes see the same.
     """
@@ -356,8 +357,8 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises:
         SettingsError: one line for each setting that is unknown, malformed or missing, naming its
-            variable. Values are left out, as they may be secrets. Or Vault, where there is one, can't be
-            read.
+            variable. Values are left out, as they may be secrets. Also if Vault is set up and can't
+            be read.
     """
     add_dotenv()
     if errors := _unknown_names():
@@ -379,7 +380,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def reload_settings() -> Settings:
-    """Read the settings again, Vault's secret too, which is asked for once a process otherwise."""
+    """Read the settings again, including Vault's secret, which is otherwise read once per process."""
     forget()
     return load_settings()
 

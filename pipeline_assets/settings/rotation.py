@@ -1,7 +1,7 @@
-"""Secrets that change while a process lives: read again once the one that it has is refused.
+"""Secrets that change while a process runs: they are read again once the one that it has is refused.
 
-Asked only then, Vault needn't answer for a run to go on. Who refuses, and what a changed value must have in
-common with the one before, is for those who use it.
+As Vault is asked only then, a run goes on while Vault is down. What counts as a refusal, and what a changed
+value must have in common with the one before, is up to the callers.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pipeline_assets.settings.model import SettingsError, reload_settings
 
 _replaced: dict[tuple[str, Any], Any] = {}
-"""Settings that this process was started with, and what has taken their place since."""
+"""A setting's name and the value that this process was started with -> the value that replaced it."""
 
 
 def current(settings: BaseModel, name: str) -> Any:
@@ -21,9 +21,9 @@ def current(settings: BaseModel, name: str) -> Any:
 
 
 def read_again(name: str, error: Exception) -> Any:
-    """What the sources say of a setting by now; None if that is nothing.
+    """Read a setting from its sources again; None if it isn't set.
 
-    Settings that can't be read are nothing too, and a note on `error`, which is why somebody asks.
+    None too if the settings can't be read: then `error`, the reason for reading again, gets a note.
     """
     try:
         return getattr(reload_settings(), name) or None
@@ -33,5 +33,5 @@ def read_again(name: str, error: Exception) -> Any:
 
 
 def replace(settings: BaseModel, name: str, value: Any) -> None:
-    """Have `current` give a value from now on, to all of this process that has these settings."""
+    """Have `current` return a value from now on, to all callers in this process that have these settings."""
     _replaced[name, getattr(settings, name)] = value

@@ -1,8 +1,8 @@
 """Secrets out of HashiCorp Vault or OpenBao: one secret of a KV engine, version 2, read as an AppRole.
 
-Its keys are names of settings. Nothing is asked before settings are read, and hvac is imported only where
-VAULT_ADDR is set. What Vault can't say is an error: there is no default for a secret. Which settings there
-are, and what wins over what, stands in `model`.
+Its keys are names of settings. Vault isn't asked before settings are read, and hvac is imported only where
+VAULT_ADDR is set. A secret that can't be read is an error: it has no default. `model` has the settings, and
+says which source wins.
 """
 
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TRIES = 4
 """How often a request is sent to a Vault that doesn't answer, or is sealed or busy: 2 s in all, so that a
-change of its leader is no failed run."""
+change of its leader fails no run."""
 TIMEOUT = 10
 """Seconds that one answer may take."""
 
@@ -40,13 +40,13 @@ class VaultSettings(BaseModel):
     vault_mount: str = "secret"
     """Where the KV engine is mounted."""
     vault_path: str = "pipeline-assets/dev"
-    """The secret in it; the file of each environment names its own."""
+    """The secret's path in the engine; each environment's YAML file names its own."""
     vault_auth_mount: str = "approle"
     """Where AppRole logins are mounted."""
 
 
 def read_secret(access: VaultSettings) -> dict[str, Any]:
-    """The newest version of the secret, asked for once a process, until `forget`.
+    """The newest version of the secret, read once per process, and again after `forget`.
 
     Raises:
         VaultError: Vault doesn't answer, refuses the login or the path, or has nothing there; hvac isn't
@@ -121,8 +121,8 @@ class _Login:
                 self._stay_logged_in()
                 answer = self._read()
             except (exceptions.Forbidden, exceptions.InvalidRequest):
-                # The token ran out or can't be renewed, or the path is denied: with a new one only the
-                # last is left.
+                # The token expired or can't be renewed, or the path is denied: with a new token, only a
+                # denied path still fails.
                 self.log_in()
                 answer = self._read()
         except exceptions.Forbidden as error:
@@ -147,7 +147,7 @@ class _Login:
         )
 
     def _stay_logged_in(self) -> None:
-        """Renew the token once half of its time is over. At the end of its longest time it is denied."""
+        """Renew the token once half of its lease is over. After its maximum TTL Vault denies it."""
         if monotonic() >= self.renew_at:
             self._lasts(self._ask(self.client.auth.token.renew_self))
 

@@ -1,8 +1,8 @@
 """A table's assets: its source, `raw_<table>`, `validated_<table>`, the warehouse table, its marts.
 
-They say where data comes from and goes to, and tell Dagster about it; the work is in `extract`,
+Assets declare inputs and outputs and report metadata to Dagster; the work is done in `extract`,
 `gate` and `load`. Each takes one partition or a range: a range streams one partition after another in
-one process, and one that breaks its contract is held back alone.
+one process, and only the partitions that break their contract are held back.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ GROUP = "warehouse"
 
 
 def target_name(contract: TableContract) -> str:
-    """The warehouse table's asset has the table's own name."""
+    """The name of the warehouse table's asset: the table's own, without its schema."""
     return contract.target_relation.rpartition(".")[2]
 
 
@@ -189,7 +189,7 @@ def validated_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> d
 
 
 def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.AssetsDefinition:
-    """The warehouse table and its marts, which one transaction a partition brings up to date."""
+    """The warehouse table and its marts, updated in one transaction per partition."""
     contract, marts = table.contract, table.marts
     target = target_name(contract)
 
@@ -231,7 +231,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
             warehouse.connect(autocommit=True) as connection,
             ThreadPoolExecutor(max_workers=1) as beside,
         ):
-            # The source is asked while the warehouse writes; a question of the load's waits for it.
+            # The source is queried while the warehouse writes; the load's own queries to it wait.
             at_source = beside.submit(source_digests, source_connection, contract, windows)
             prepare(connection, table)
             for key in progress(windows, target):
@@ -289,7 +289,7 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
 
 
 def _source_columns(contract: Contract, upstream: dg.AssetKey) -> dict[str, Any]:
-    """The source's columns, which come as they are from the asset before."""
+    """Metadata on the source's columns, which come unchanged from the upstream asset."""
     return {
         "dagster/column_schema": column_schema(contract.source_columns),
         "dagster/column_lineage": column_lineage(contract.source_columns, upstream),
@@ -331,9 +331,9 @@ def _report_held(
     loads: dict[str, dict[str, dict[str, Any]]],
     held: dict[str, str],
 ) -> None:
-    """End the step as failed, naming what is held, with what was loaded on record.
+    """Fail the step and name the held partitions, once the loaded ones are on record.
 
-    A failed step materializes nothing in Dagster's eyes, so the loaded partitions are logged first.
+    Dagster records no materialization for a failed step, so the loaded partitions are logged first.
     """
     for key, by_asset in loads.items():
         for name, metadata in by_asset.items():

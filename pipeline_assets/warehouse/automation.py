@@ -1,8 +1,8 @@
-"""When a table's partitions are materialized: when a day is over, when it changes, and in repair.
+"""When a table's partitions are materialized: after a day ends, when it changes, and for repair.
 
-The schedule requests the day that has just ended; the sensor whatever else should be there and isn't.
-Both ask the two databases first: neither starts a day that is in step or under way, nor any while the
-source is away, and after a pause of any length the sensor finds every day that was missed.
+The schedule requests the day that has just ended; the sensor requests every other day that is missing or
+out of step. Both query the two databases first: neither starts a day that is in step or under way, nor any
+day while the source is unreachable, and after a pause of any length the sensor finds every missed day.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -20,9 +20,9 @@ from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source
 
 DAY = timedelta(days=1)
 SETTLED = timedelta(minutes=15)
-"""A day is loaded so long after its end, for transactions that are still open when it ends."""
+"""Delay between a day's end and its load, for transactions that are still open when it ends."""
 SENSOR_WAITS = timedelta(minutes=5)
-"""What the sensor leaves the schedule, so that they don't start a new day at the same moment."""
+"""The sensor's further delay, so that it and the schedule don't start a new day at the same moment."""
 NOT_FINISHED = [
     status
     for status in dg.DagsterRunStatus
@@ -74,9 +74,9 @@ def table_automation(
         at: datetime,
         days: Callable[[date, Collection[str]], Collection[str]],
     ) -> list[dg.RunRequest] | dg.SkipReason:
-        """Runs for those of the days that aren't as they should be, oldest first.
+        """Request runs for the days whose load is missing, outdated or out of step, oldest first.
 
-        `days` are chosen knowing the last that had ended at a moment, and those whose load is missing.
+        `days` chooses the days to compare, given the last one that had ended at `at` and the missing ones.
         """
         from pipeline_assets.warehouse.ledger import (
             batches,
@@ -86,12 +86,12 @@ def table_automation(
         )
         from pipeline_assets.warehouse.reconcile import compare
 
-        # Counted from the date: Dagster takes 30 ms to list the days of ten years, at each table's tick.
+        # Computed from the date: Dagster takes 30 ms to list the days of ten years, at each table's tick.
         last = at.astimezone(ZoneInfo(partitions.timezone)).date() - DAY
         if last < first:
             return dg.SkipReason("No day has ended yet.")
 
-        # What to load is derived from the two databases: no cursor can be lost or lead astray.
+        # What to load is derived from the two databases: there is no cursor that could be lost or wrong.
         source, warehouse = databases
         with (
             source.connect(autocommit=True) as at_source,
@@ -103,7 +103,7 @@ def table_automation(
             windows = partition_windows(partitions, sorted(days(last, missed)))
             known = batches(at_warehouse, contract, list(windows))
             found = compare(at_source, at_warehouse, contract, windows)
-        # While a new contract is deployed the one before goes on loading, and leaves its columns empty.
+        # During a rollout the previous version still loads, and leaves the new version's columns empty.
         older = {day for day, batch in known.items() if batch.contract_version != contract.version}
         wanted = [
             day
@@ -179,7 +179,7 @@ def table_automation(
 
 
 def _newest(first: date, last: date, count: int) -> list[str]:
-    """So many days up to the last one, but none before the first."""
+    """The `count` days up to the last one, but none before the first."""
     days = [last - number * DAY for number in range(count)]
     return [day.isoformat() for day in days if day >= first]
 
@@ -187,7 +187,7 @@ def _newest(first: date, last: date, count: int) -> list[str]:
 def _under_way(
     instance: dg.DagsterInstance, job_name: str, assets: Sequence[dg.AssetsDefinition]
 ) -> set[str]:
-    """The days that unfinished runs of this table are about."""
+    """The days that this table's unfinished runs cover."""
     keys = {key for definition in assets for key in definition.keys}
     days = set()
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED)):
@@ -214,12 +214,12 @@ def _unused_key(
     *,
     held_by: str | None,
 ) -> str | None:
-    """A run key for the day, or None if it isn't its turn. Dagster starts one run a key, ever.
+    """A run key for the day, or None if no run is due. Dagster starts only one run per key, ever.
 
-    `key` is the day, what the source has of it, and the versions of code and contracts. If the last run
-    was about the same and failed for good, or held the day (`held_by`), there is none until one of them
-    has changed. Any other day that is out of step although its key was used (the run failed or was lost,
-    or the source is back at what it once was) is tried each hour.
+    `key` is the day, the source's digest of it, and the versions of code and contracts. If the last run
+    had the same key and failed permanently, or held the day (`held_by`), no run is due until one of these
+    changes. Any other day that is out of step although its key was used (the run failed or was lost, or
+    the source is back to an earlier state) is retried once an hour.
     """
     if not _used(instance, key):
         return key
@@ -237,7 +237,7 @@ def _used(instance: dg.DagsterInstance, key: str) -> bool:
 
 
 def _found_out_of_step(instance: dg.DagsterInstance, contract: Contract) -> list[str]:
-    """The days that the last reconciliation found."""
+    """The days that the last reconciliation found out of step."""
     key = dg.AssetCheckKey(source_key(contract), "reconciled")
     record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
     if record is None or record.event is None or record.event.dagster_event is None:

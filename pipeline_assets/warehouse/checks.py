@@ -1,8 +1,8 @@
-"""The asset checks of a table: one for each rule of its contract, and whether all rows got through.
+"""The asset checks of a table: one for each rule of its contract, and whether all rows arrived.
 
-Every spec carries the asset's partitions, or a good day would open the gate for a bad one. In a
-ranged run Dagster stores a check once for the whole range, where it says how many partitions keep the
-rule; each partition's own result is logged beside it.
+Every spec has the asset's partitions: without them a good day's result would unblock a bad day. For a
+ranged run Dagster stores a check once for the whole range, which states how many partitions keep the
+rule; each partition's own result is logged in addition.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,7 +28,7 @@ NAMED = 20
 def rule_specs(
     contract: Contract, asset: str, partitions: dg.PartitionsDefinition[str]
 ) -> list[dg.AssetCheckSpec]:
-    """A check for each rule; the blocking ones halt what is downstream."""
+    """A check for each rule; the blocking ones stop the downstream assets."""
     return [
         dg.AssetCheckSpec(
             rule.name,
@@ -44,10 +44,10 @@ def rule_specs(
 def rule_results(
     contract: Contract, judgements: "Mapping[str, Judgement]"
 ) -> list[dg.AssetCheckResult]:
-    """What each rule's check says of the run's partitions.
+    """The result of each rule's check over the run's partitions.
 
-    A blocking check that fails at ERROR halts the rest of the run. If some partitions of a range
-    passed it is reported as WARN, so that they are loaded; the load holds the others and fails.
+    A blocking check that fails at ERROR stops the rest of the run. If some partitions of a range passed,
+    the failure is reported as WARN, so that they are loaded; the load holds back the others and fails.
     """
     some_passed = any(judgement.verdict.passed for judgement in judgements.values())
     results = []
@@ -77,8 +77,8 @@ def log_partitions(
 ) -> None:
     """Store an asset's results for each single partition of a ranged run.
 
-    Dagster itself stores them for the range as a whole only, and then shows every partition's checks
-    as skipped. By `context.log_event`, which has no batches, an event takes 4 ms.
+    Dagster itself stores them only for the range as a whole, and then shows every partition's checks
+    as skipped. `context.log_event`, which can't batch, takes 4 ms per event.
     """
     from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata, DagsterEventType
 
@@ -183,7 +183,7 @@ def in_step_spec(asset: str, partitions: dg.PartitionsDefinition[str]) -> dg.Ass
 
 
 def in_step_result(asset: str, comparisons: "Mapping[str, Comparison]") -> dg.AssetCheckResult:
-    """Name the partitions in which the two differ; the source may have moved on since the read."""
+    """Name the partitions that differ from the source, which may have changed since it was read."""
     differing = {
         key: f"source {comparison.source}, warehouse {comparison.warehouse}"
         for key, comparison in comparisons.items()
@@ -205,7 +205,7 @@ def in_step_result(asset: str, comparisons: "Mapping[str, Comparison]") -> dg.As
 def rebuild_spec(
     asset: str, loaded: str, partitions: dg.PartitionsDefinition[str]
 ) -> dg.AssetCheckSpec:
-    """Whether a mart is what computing it anew would give."""
+    """Whether a mart equals a rebuild of it."""
     return dg.AssetCheckSpec(
         "equals_rebuild",
         asset=asset,
@@ -225,7 +225,7 @@ def rebuild_result(asset: str, differing: int) -> dg.AssetCheckResult:
 
 
 OUT_OF_STEP = "out_of_step"
-"""The reconciliation's metadata with the days that differ, with blanks between."""
+"""The reconciliation's metadata entry that lists the days that differ, separated by blanks."""
 
 
 def source_key(contract: Contract) -> dg.AssetKey:
@@ -236,9 +236,9 @@ def source_key(contract: Contract) -> dg.AssetKey:
 def reconciliation(
     contract: Contract, partitions: dg.DailyPartitionsDefinition
 ) -> dg.AssetChecksDefinition:
-    """The check of a source that all its closed days are in the warehouse.
+    """The check that all closed days of a source are in the warehouse.
 
-    It stands with the source, which has no partitions, as it is about all days at once; and so no run
+    It belongs to the source asset, which has no partitions, because it covers all days at once; so no run
     that materializes one day pays for it.
     """
 

@@ -1,7 +1,7 @@
-"""Reading a partition out of its source: a stream of Arrow tables, exact, in bounded memory.
+"""Read a partition from its source as a stream of Arrow tables: exact, in bounded memory.
 
 ADBC reads by binary COPY, three times as fast as `pandas.read_sql` and with no float in between.
-Nothing is judged here; the rows go on as the source has them.
+Nothing is validated here; the rows are passed on as the source has them.
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection
 
 BATCH_BYTES = 4 << 20
-"""What one batch may weigh, about 25,000 rows: 16 MB are no faster and take 450 MB in all, these 340."""
+"""Target size of a batch, about 25,000 rows: 16 MB is no faster and takes 450 MB in all instead of 340."""
 
 NO_NUMBERS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 class SourceSchemaError(PermanentError):
-    """The source relation is missing, lacks a column or has another than its contract, or another key."""
+    """The source relation is missing, or its columns or the types of its key differ from the contract."""
 
 
 ALIKE = ({"smallint", "integer", "bigint"}, {"text", "character varying"})
@@ -37,10 +37,10 @@ ALIKE = ({"smallint", "integer", "bigint"}, {"text", "character varying"})
 
 
 def check_source(connection: psycopg.Connection, contract: Contract) -> None:
-    """Compare the source's columns with the contract's, and its key's types.
+    """Compare the source's columns, and the types of its key, with the contract's.
 
-    A value of another type than its column's is the gate's to judge. Not a key's: its row is looked for on
-    either side by what the other has, and would be found on none.
+    Whether the values of other columns fit their types is left to the gate. A key's types must match here:
+    each database looks up rows by the other's keys, and would not find them.
 
     Raises:
         SourceSchemaError: naming contract and columns; loading on would drop or invent data.
@@ -91,9 +91,9 @@ def extract(
 ) -> "Iterator[pa.Table]":
     """Yield the source's rows whose change time lies in the window [start, end), in batches.
 
-    Columns are the contract's source columns. `numeric` and the types that Arrow has no exact
-    counterpart for come as text, as the source writes them.
-    Yields at least one table, if an empty one.
+    Columns are the contract's source columns. `numeric` and types without an exact Arrow counterpart
+    come as text, as the source writes them.
+    Yields at least one table, possibly empty.
     """
     from adbc_driver_postgresql import StatementOptions
 
@@ -129,7 +129,7 @@ def _plain(table: "pa.Table") -> "pa.Table":
 
 
 def _as_written(numbers: "pa.ChunkedArray") -> "pa.ChunkedArray":
-    """ADBC's texts of what no number is, as PostgreSQL writes these."""
+    """Replace ADBC's spelling of NaN and the infinities with PostgreSQL's."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -154,7 +154,7 @@ def _query(contract: Contract, start: datetime, end: datetime) -> str:
 
 
 def _selected(column: Column) -> sql.Composable:
-    """A column as it is read: numbers as text, which ADBC would make of them at three times the cost."""
+    """The column to select, numbers cast to text: ADBC's own conversion costs three times as much."""
     name, kind = sql.Identifier(column.name), column.physical_type
     as_text = travels_as_text(kind) or parts(kind)[0] == "numeric"
     return sql.SQL("{0}::text AS {0}").format(name) if as_text else name

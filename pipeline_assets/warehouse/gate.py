@@ -38,10 +38,10 @@ def judge(
     warehouse: psycopg.Connection,
     run_id: str,
 ) -> Judgement:
-    """Validate the raw file of a partition, batch by batch, and record what came of it.
+    """Validate the raw file of a partition, batch by batch, and record the outcome.
 
     Writes the valid rows to `validated_<name>`, the others to the quarantine and the verdict to the
-    ledger; the last two in one transaction. Running it again leaves the same.
+    ledger; the last two in one transaction. Running it again gives the same result.
 
     Raises:
         TransientError: another run replaced the raw file meanwhile; nothing was written.
@@ -76,7 +76,7 @@ def judge(
                 yield batch.valid
             newest = pc.max(rows[contract.change_column]).as_py()
             watermark = max(filter(None, (watermark, newest)), default=None)
-        # It is read twice: keys that are twice in one file needn't be in the other.
+        # The file is read twice: duplicate keys of the one version needn't be duplicates in the other.
         if files.version(raw, key) != judged:
             raise TransientError(
                 f"{files.path(raw, key)} was replaced by another run while it was judged"

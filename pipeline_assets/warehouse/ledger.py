@@ -1,8 +1,9 @@
 """The batch ledger and the quarantine: what became of every partition and of every rejected row.
 
-`pipeline.batches` has a row a table and partition. Its verdict commits together with the partition's
-quarantined rows, its load together with the loaded rows: after a crash the warehouse is as before or
-as after. The loader asks here, not Dagster, whether a batch may be loaded, whoever started it.
+`pipeline.batches` has one row per table and partition. A verdict commits together with the partition's
+quarantined rows, a load's record together with the loaded rows: a crash leaves the warehouse as before
+or as after, never in between. The ledger, not Dagster, decides whether a batch may be loaded, however the
+load was started.
 """
 
 import json
@@ -80,7 +81,7 @@ class GateError(PermanentError):
 
 @dataclass(frozen=True)
 class Batch:
-    """What the ledger says of one partition of one table."""
+    """The ledger's record of one partition of one table."""
 
     table_name: str
     partition_key: str
@@ -115,7 +116,7 @@ def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
     with changing_tables(), connection.transaction():
         wait_for_other_changes(connection)
         connection.execute(SCHEMA)
-        # A colon is in no table's name: `orders_version` may be a table beside `orders`.
+        # The colon avoids clashes: no table name has one, and `orders_version` may be a table as well.
         indexes = [sql.Identifier(f"{contract.name}:{name}") for name in ("partition", "version")]
         connection.execute(
             sql.SQL(QUARANTINE).format(relation, indexes[0], relation, indexes[1], relation)
@@ -124,10 +125,11 @@ def ensure_schema(connection: psycopg.Connection, contract: Contract) -> None:
 
 @contextmanager
 def partition_lock(connection: psycopg.Connection, contract: Contract, key: str) -> Iterator[None]:
-    """A transaction that is alone with this partition of this table until it ends.
+    """Open a transaction that holds the lock on this partition of this table until it ends.
 
-    One whose process was killed ends within 10 s, though a statement of it is at work or waits: by default
-    it would be alone until that is done. Only on Linux can a server look whether its client is there.
+    If its process is killed, the transaction ends within 10 s even if a statement is running or waiting; by
+    default it would keep the lock until the statement is done. Not every server platform can check whether
+    its client is still connected; Linux can.
     """
     with connection.transaction():
         connection.execute(
@@ -141,10 +143,10 @@ def partition_lock(connection: psycopg.Connection, contract: Contract, key: str)
 
 
 def wait_for_other_loads(connection: psycopg.Connection, relation: str) -> None:
-    """Be alone in loading a warehouse table until the transaction ends.
+    """Hold the load lock of a warehouse table until the transaction ends.
 
-    Each load waits for the one before to commit and then sees what it did, as every statement has a
-    snapshot of its own. An advisory lock: one on the table would cancel its autovacuum.
+    Each load waits for the previous one to commit and then sees its changes, as every statement has a
+    snapshot of its own. The lock is advisory: one on the table would cancel its autovacuum.
     """
     connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [relation])
 
@@ -153,7 +155,7 @@ def wait_for_other_loads(connection: psycopg.Connection, relation: str) -> None:
 def quarantine(
     connection: psycopg.Connection, contract: Contract, key: str, run_id: str
 ) -> "Iterator[QuarantineWriter]":
-    """Replace the partition's quarantined rows by those that are written within."""
+    """Replace the partition's quarantined rows with those written inside the context."""
     relation = sql.Identifier("quarantine", contract.name)
     connection.execute(sql.SQL("DELETE FROM {} WHERE partition_key = %s").format(relation), [key])
     statement = sql.SQL(
@@ -166,7 +168,7 @@ def quarantine(
 
 @dataclass(frozen=True)
 class QuarantineWriter:
-    """Where rejected rows go while a partition is validated."""
+    """Writer of the rows that are rejected while a partition is validated."""
 
     copy: psycopg.Copy
     contract: Contract
@@ -196,7 +198,7 @@ class QuarantineWriter:
 
 
 def _in_json(value: object) -> object:
-    """A value that JSON has no form for, as PostgreSQL writes it."""
+    """A value as JSON can hold it: NaN, infinities and bytes as PostgreSQL writes them."""
     if isinstance(value, float) and not isfinite(value):
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
     return f"\\x{value.hex()}" if isinstance(value, bytes) else value
@@ -206,8 +208,8 @@ def source_identity(rows: "pa.Table", contract: Contract) -> list[str]:
     """The key of each row as one text, as `identity_sql` writes it in a database."""
     import pyarrow as pa
 
-    # Arrow's own join makes no text at all, not even an empty one, of parts that are all null (25.0):
-    # the next row's would have become this one's.
+    # Arrow's own join (25.0) yields nothing for a row whose parts are all null, not even an empty string:
+    # the row would get the identity of the next one.
     parts = [rows[name].cast(pa.string()).to_pylist() for name in contract.key]
     return ["|".join(part for part in row if part is not None) for row in zip(*parts, strict=True)]
 
@@ -221,9 +223,10 @@ def identity_sql(contract: Contract) -> sql.Composed:
 def quarantined(
     connection: psycopg.Connection, contract: Contract, rows: Mapping[str, datetime]
 ) -> set[str]:
-    """Which of these rows (identity -> version) were set aside, by whatever partition the gate let through.
+    """Which of these rows (identity -> version) are in the quarantine of any partition that passed the gate.
 
-    Those of a held one aren't yet: nothing of it happened, and what they were before is still loaded.
+    Rows of a held partition don't count: it has changed nothing yet, and their earlier versions are still
+    loaded.
     """
     query = sql.SQL(
         "SELECT source_identity FROM {} JOIN pipeline.batches USING (partition_key)"
@@ -244,10 +247,10 @@ def record_verdict(
     content_hash: str,
     run_id: str,
 ) -> None:
-    """Write the gate's verdict on a partition; what was loaded of it before stays on record.
+    """Write the gate's verdict on a partition; the record of an earlier load stays.
 
-    But for what another version of the contract loaded: by this one the partition isn't loaded yet, which
-    its sensor has to see should the load fail.
+    A load by another version of the contract is the exception: under this version the partition isn't
+    loaded yet, and the sensor has to see that if the load fails.
     """
     contract = verdict.contract
     values = {
@@ -287,7 +290,7 @@ def record_verdict(
 def batches(
     connection: psycopg.Connection, contract: Contract, keys: list[str] | None = None
 ) -> dict[str, Batch]:
-    """Partition key -> what the ledger says of it; of all partitions unless `keys` are named."""
+    """Partition key -> its batch in the ledger; all partitions unless `keys` are given."""
     columns = sql.SQL(", ").join(map(sql.Identifier, Batch.__dataclass_fields__))
     query = sql.SQL(
         "SELECT {} FROM pipeline.batches WHERE table_name = %s"
@@ -307,11 +310,12 @@ def is_empty(connection: psycopg.Connection, contract: Contract) -> bool:
 def never_loaded(
     connection: psycopg.Connection, contract: Contract, first: date, last: date
 ) -> set[str]:
-    """The days from `first` to `last` that no run brought to an end, empty ones too.
+    """The days from `first` to `last` that no run has completed, including empty ones.
 
-    What was before the first in the ledger wasn't missed: the first load of a history is a person's, in
-    one run. A held day isn't loaded either, but it was judged. Asked of the database, as reading ten
-    years of the ledger takes 50 ms of CPU, and each table's sensor asks each minute, the alerts' twice.
+    Days before the first one in the ledger weren't missed: a person starts the first load of a history, in
+    one run. A held day isn't loaded either, but it was judged. The database computes this, as reading ten
+    years of the ledger takes 50 ms of CPU; each table's sensor runs this every minute, the alerts' sensor
+    twice a minute.
     """
     rows = connection.execute(
         "WITH known AS (SELECT partition_key, verdict = 'failed' OR loaded_hash IS NOT NULL AS ended"
@@ -328,10 +332,10 @@ def never_loaded(
 def half_loaded(
     connection: psycopg.Connection, contract: Contract, first: date, last: date
 ) -> set[str]:
-    """The days from `first` to `last` that the gate let through and whose load didn't follow.
+    """The days from `first` to `last` that passed the gate but weren't loaded afterwards.
 
-    The run was ended between the two, or somebody judged the partition alone. Source and warehouse may be
-    in step all the same: the digests are of keys and versions, and an empty day has none.
+    The run ended between the two steps, or only the validation was run. Source and warehouse may be in
+    step nevertheless: the digests cover only keys and versions, and an empty day has none.
     """
     rows = connection.execute(
         "SELECT partition_key FROM pipeline.batches WHERE table_name = %s AND verdict = 'passed'"

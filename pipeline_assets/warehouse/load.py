@@ -1,9 +1,9 @@
-"""Loading a partition that passed the gate: appended or staged and upserted by key, in one transaction.
+"""Load a partition that passed the gate: append, or stage and upsert by key, in one transaction.
 
 An older version never overwrites a newer one, an unchanged row isn't touched, a row that is gone from
-the source is deleted; so replays, overlaps and any order end in the same table. Sorting the staged
-rows by key is the biggest lever on its speed (a million rows into six million: 15 s, 29 s unsorted;
-MERGE 22 s), appending what can't be there yet the next.
+the source is deleted; so replays, overlaps and any order end in the same table. Speed depends most on
+sorting the staged rows by key (a million rows into six million: 15 s, 29 s unsorted; MERGE 22 s), then
+on appending the rows that can't be in the table yet.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ SORT_MEMORY = "256MB"
 """`work_mem` of the load's transaction, for the sort: PostgreSQL's 4 MB would spill to disk."""
 ROWS_PER_WRITE = 32_768
 LOWEST_KEY = -(2**63)
-"""PostgreSQL's smallest integer: above it are all keys but itself."""
+"""PostgreSQL's smallest integer: every other key is above it."""
 KEYS_PER_QUESTION = 10_000
 
 
@@ -39,18 +39,18 @@ class Loaded:
     """What a load did."""
 
     rows_valid: int
-    """Rows that the partition has."""
+    """The partition's valid rows."""
     rows_written: int
-    """Rows inserted or updated; those that were as they should be aren't."""
+    """Rows inserted or updated; unchanged rows don't count."""
     rows_deleted: int
     groups: dict[str, int]
-    """Mart -> groups computed anew."""
+    """Mart name -> number of groups recomputed."""
 
 
 def prepare(warehouse: psycopg.Connection, table: Table) -> None:
-    """Bring ledger, quarantine, the table and its marts to what the contracts say.
+    """Create or alter the ledger, the quarantine, the table and its marts to match the contracts.
 
-    Not part of the load's transaction: it would hold up every other load until that ends.
+    Not part of the load's transaction: its locks would block every other load until that ends.
 
     Raises:
         TableMismatchError: a warehouse table and its contract differ.
@@ -58,10 +58,11 @@ def prepare(warehouse: psycopg.Connection, table: Table) -> None:
     contract = table.contract
     ledger.ensure_schema(warehouse, contract)
     with changing_tables():
-        # By itself: a load that is under way holds its own lock, and waits for the one that this takes.
+        # A transaction of its own, against deadlocks: a running load holds the lock that `ensure_marts`
+        # may wait for, and waits for the table lock that this takes.
         with warehouse.transaction():
             ensure_table(warehouse, contract)
-            # Partitions are compared and deleted from by it.
+            # Comparing a partition and deleting from it use this index.
             ensure_index(warehouse, contract.target_relation, [contract.change_column])
         with warehouse.transaction():
             ensure_marts(warehouse, contract, table.marts)
@@ -75,14 +76,14 @@ def load(
     warehouse: psycopg.Connection,
     run_id: str,
 ) -> Loaded:
-    """Bring the warehouse table to what the partition's validated file says; `prepare` it first.
+    """Apply the partition's validated file to the warehouse table; call `prepare` first.
 
-    `source` is asked about rows that the warehouse has in this window and the file has not. None
-    says that there is no database to ask: such rows are gone.
+    `source` is queried for rows that the warehouse has in this window and the file lacks. None means
+    that there is no database to query: such rows are gone.
 
     Raises:
-        ledger.GateError: the partition isn't validated, broke the contract, or its file is another
-            than the one that was validated.
+        ledger.GateError: the partition isn't validated, broke the contract, or its file isn't
+            the one that was validated.
     """
     contract = table.contract
     validated = f"validated_{contract.name}"
@@ -94,8 +95,7 @@ def load(
                 f"validated, or isn't there any more; materialize {validated} again"
             )
         warehouse.execute(f"SET LOCAL work_mem = '{SORT_MEMORY}'")
-        # Not LIKE the table: that takes over the NOT NULL of columns that somebody added, without their
-        # defaults.
+        # Not LIKE the table: that would copy the NOT NULL of columns added by hand, without their defaults.
         warehouse.execute(
             sql.SQL(
                 "CREATE TEMP TABLE staged ON COMMIT DROP AS SELECT {} FROM {} WITH NO DATA"
@@ -135,11 +135,11 @@ def _content_hash(files: PartitionFiles, asset: str, key: str) -> str | None:
 
 
 def _highest_key(contract: Contract, warehouse: psycopg.Connection) -> int | None:
-    """The highest of the table's keys, by their first column; None if the table can't tell.
+    """The highest value of the key's first column in the table; None if rows can't be split by it.
 
-    A row above it, as those with rising order numbers are, can't be there already: appending it
-    spares the staging and the look (500,000 rows: 2.1 s instead of 3.4). Other loads wait by now. It
-    takes a key whose order Arrow and PostgreSQL agree on, and columns that Arrow can carry.
+    A row above it (order numbers, for example, rise) can't be in the table yet: appending it saves
+    staging and lookup (500,000 rows: 2.1 s instead of 3.4). Other loads are locked out by now. Splitting
+    needs a key that Arrow and PostgreSQL order alike, and columns that Arrow can carry.
     """
     first, *_ = contract.key
     integer = parts(contract.column(first).physical_type)[0] in ("smallint", "integer", "bigint")
@@ -166,7 +166,7 @@ def _append_or_stage(
     tables: "Iterable[pa.Table]",
     warehouse: psycopg.Connection,
 ) -> int:
-    """Copy rows above the highest key into the table, the others into `staged`; how many the first are."""
+    """Append rows above the highest key to the table, stage the others; returns how many were appended."""
     names = [column.name for column in contract.columns]
     texts = [column for column in contract.columns if travels_as_text(column.physical_type)]
     staged, target = sql.Identifier("staged"), relation(contract.target_relation)
@@ -183,8 +183,8 @@ def _append_or_stage(
         appended += above
     for column in texts:
         _alter_staged(warehouse, column.name, column.physical_type)
-    # Nobody else does for a temporary table, and without it small days are joined by full scans. Of
-    # the keys, which are all different, 3,000 say as much as 30,000 (4 ms instead of 40).
+    # Autovacuum skips temporary tables, and without statistics small days are joined by full scans. As
+    # all keys differ, a sample of 3,000 says as much as one of 30,000 (4 ms instead of 40).
     warehouse.execute("SET LOCAL default_statistics_target = 10")
     warehouse.execute(sql.SQL("ANALYZE staged ({})").format(_list(contract.key)))
     return appended
@@ -193,7 +193,7 @@ def _append_or_stage(
 def _split(
     rows: "pa.Table", contract: Contract, highest: int | None
 ) -> "tuple[pa.Table, pa.Table]":
-    """The rows that the table may have, and those above its highest key."""
+    """The rows that the table may have already, and those above its highest key."""
     import pyarrow.compute as pc
 
     if highest is None:
@@ -228,7 +228,7 @@ def _copy(
 
 
 def _alter_staged(warehouse: psycopg.Connection, column: str, physical_type: str) -> None:
-    """What Arrow can't carry is staged as text and cast by PostgreSQL, before anything compares it."""
+    """Change a staged column's type: what Arrow can't carry is copied as text, then cast by PostgreSQL."""
     warehouse.execute(
         sql.SQL("ALTER TABLE staged ALTER {0} TYPE {1} USING {0}::{1}").format(
             sql.Identifier(column), sql.SQL(physical_type)
@@ -244,9 +244,9 @@ def _upsert(
 ) -> int:
     """Insert and update the staged rows; returns how many were written.
 
-    Rows that the window has already are left out beforehand. The update's own condition would pass
-    them over too, but only once it has locked them, which writes each of their pages (replaying
-    500,000 rows: 640 MB of log). It is for the older versions.
+    Rows that the window already has unchanged are filtered out beforehand. A condition of the update
+    could skip them too, but only after locking them, which writes each of their pages (replaying
+    500,000 rows: 640 MB of WAL). The update's condition is there for older versions.
     """
     names = [column.name for column in contract.columns]
     others = [name for name in names if name not in contract.key]
@@ -276,10 +276,10 @@ def _upsert(
 
 @contextmanager
 def _whole_joins(warehouse: psycopg.Connection) -> Iterator[None]:
-    """Join the window with the staged rows by hashing or merging, never row by row.
+    """Join the window with the staged rows by a hash or merge join, never by a nested loop.
 
-    The planner takes a day that came since the table was analysed last for a single row; a million
-    of them would be looked for in a million staged ones each.
+    The planner estimates a day that came since the last ANALYZE at a single row; a nested loop would
+    search a million staged rows for each of its million.
     """
     warehouse.execute("SET LOCAL enable_nestloop = off")
     yield
@@ -307,10 +307,10 @@ def _delete_gone(
     source: psycopg.Connection | None,
     warehouse: psycopg.Connection,
 ) -> int:
-    """Delete the window's rows that the file lacks or has older; not those that the source has, as new.
+    """Delete the window's rows that the file lacks or has older, unless the source has them as new.
 
-    Then the row moved to another window, whose load overwrites it, or the file is older than the
-    source. A version that is in the quarantine won't be loaded, so it spares nothing.
+    In that case the row moved to another window, whose load overwrites it, or the file is older than
+    the source. A quarantined version won't be loaded, so it protects no row from deletion.
     """
     contract = table.contract
     window = _window(batch)
@@ -324,13 +324,13 @@ def _delete_gone(
     missing = sql.SQL(
         "SELECT t.{version}, {key} FROM {target} AS t LEFT JOIN staged USING ({key})"
         " WHERE t.{version} >= %(start)s AND t.{version} < %(end)s AND NOT {appended}"
-        # Or the file has them older: the source was restored from a backup, or the file is.
+        # Or the file has an older version: the source was restored from a backup, or the file is outdated.
         " AND (staged.{version} IS NULL OR t.{version} > staged.{version})"
     ).format(**names)
     held = sql.SQL(
-        # As it would be loaded: the source may have it without a zone, which Python compares with none.
+        # Cast to the type loaded: the source's may lack a time zone, and Python can't compare the two.
         "SELECT {identity}, {version}::{moment}, {key} FROM {source}"
-        # A row whose version belongs to no day spares nothing.
+        # A row whose version belongs to no day protects none from deletion.
         " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {dated}"
     ).format(
         identity=ledger.identity_sql(contract),
@@ -372,9 +372,9 @@ def _delete_gone(
 
 
 def has_a_day(contract: Contract) -> sql.Composed:
-    """The condition that a row's change time is one of the years 1 to 9999.
+    """The condition that a row's change time is in the years 1 to 9999.
 
-    Python has no others; a typing mistake in a year was enough to keep a table from being compared.
+    Python supports no others; one typo in a year was enough to keep a table from being compared.
     """
     return sql.SQL("({version} >= '0001-01-01' AND {version} < '10000-01-01')").format(
         version=sql.Identifier(contract.change_column)
@@ -382,13 +382,13 @@ def has_a_day(contract: Contract) -> sql.Composed:
 
 
 def chunks(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """What a cursor has, so many rows at a time as one question may name."""
+    """A cursor's rows, in lists of at most as many as one query may name."""
     while keys := cursor.fetchmany(KEYS_PER_QUESTION):
         yield keys
 
 
 def key_arrays(contract: Contract) -> sql.Composed:
-    """The key's columns as arrays of a statement's parameters, which `key_lists` makes of rows."""
+    """The key's columns as array parameters of a statement, whose values `key_lists` provides."""
     arrays = [
         sql.SQL("{}::{}[]").format(
             sql.Placeholder(f"key{index}"),
@@ -405,13 +405,13 @@ def key_lists(contract: Contract, keys: list[tuple[Any, ...]]) -> dict[str, list
 
 
 def _delete_superseded(table: Table) -> sql.Composed:
-    """Delete versions that a newer, quarantined one has replaced in the source.
+    """The statement that deletes versions which a newer, quarantined one has replaced in the source.
 
-    The source's row is the quarantined one now: to keep the older would show what no longer holds.
+    The source's row is now the quarantined one: keeping the older version would show outdated data.
     """
     contract = table.contract
     quarantined_key = sql.SQL(" AND ").join(
-        # A key that doesn't fit its type holds its partition, which then isn't loaded.
+        # The cast can't fail: a key that doesn't fit its type holds its partition, which then isn't loaded.
         sql.SQL("t.{} = (q.source_row ->> {})::{}").format(
             sql.Identifier(name),
             sql.Literal(name),

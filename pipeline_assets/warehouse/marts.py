@@ -1,7 +1,7 @@
-"""Marts: tables grouped out of a loaded table, brought up to date where a load touched it.
+"""Marts: tables aggregated from a loaded table, refreshed where a load touched it.
 
-A load notes the groups that its rows belong to, before and after; then just these are computed anew,
-in the load's own transaction. So a mart always equals a full rebuild, at the price of what changed.
+A load notes the groups that its rows belong to, before and after; then only these are recomputed,
+in the load's own transaction. So a mart always equals a full rebuild, at the cost of what changed.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def ensure_marts(
     for mart in marts:
         is_ours = _is_ours(connection, mart)
         if not is_ours:
-            # Before any lock on the mart, as a load takes them in this order too.
+            # Before any lock on the mart: a load takes the two locks in this order too.
             wait_for_other_loads(connection, mart.source_relation)
         ensure_table(connection, mart)
         ensure_index(connection, contract.target_relation, mart.key)
@@ -44,11 +44,11 @@ def note_touched(
     marts: Sequence[MartContract],
     appended: sql.Composable,
 ) -> None:
-    """Start the transaction's table `touched` with the groups of the load's rows, as they are and were.
+    """Create the temporary table `touched` with the groups of the load's rows, new and old.
 
-    `appended` is the condition of those that are in the table already; the others are staged. The
-    transaction must be alone with the loaded table by now: what another load is about to change
-    could not be seen, neither its rows' old groups nor its new ones.
+    `appended` is the condition for the rows that are in the table already; the others are staged. The
+    transaction must hold the table's load lock by now: it could not see what another load is about to
+    change, neither the old groups of those rows nor the new ones.
     """
     names = group_columns(marts)
     connection.execute(
@@ -64,15 +64,15 @@ def note_touched(
             appended=appended,
         )
     )
-    # Taken for a thousand groups, as an unknown table is, it would be joined by a full scan.
+    # Without statistics the planner would assume a thousand groups, and join them by a full scan.
     connection.execute("ANALYZE touched")
 
 
 def refresh(connection: psycopg.Connection, marts: Sequence[MartContract]) -> dict[str, int]:
-    """Compute the touched groups anew; returns mart name -> number of groups that it now has of them.
+    """Recompute the touched groups; returns mart name -> how many of them the mart now has.
 
-    All groups, if another version of the contract has built the mart since: while two versions load at
-    once, each leaves a mart that one of them has computed as a whole.
+    Recomputes all groups if another version of the contract has built the mart since: even while two
+    versions load side by side, each mart was computed as a whole by one of them.
     """
     written = {}
     for mart in marts:
@@ -98,7 +98,7 @@ def differing_groups(
     window: tuple[datetime, datetime],
 ) -> int:
     """How many rows of a mart differ from a rebuild, either way, in the groups that a window touches."""
-    # No parameters: beside them a `%` of a mart's expression would be one.
+    # Literals: with parameters, psycopg would take a `%` in a mart's expression for a placeholder.
     parts = _parts(mart) | {
         "version": sql.Identifier(contract.change_column),
         "start": sql.Literal(window[0]),
@@ -124,7 +124,7 @@ def _is_ours(connection: psycopg.Connection, mart: MartContract) -> bool:
 
 
 def _build(connection: psycopg.Connection, mart: MartContract) -> int:
-    """Compute all groups, in a transaction that is alone with the loaded table; how many there are."""
+    """Compute all groups, in a transaction that holds the table's load lock; returns their number."""
     parts = _parts(mart)
     connection.execute(sql.SQL("DELETE FROM {mart}").format(**parts))
     built = connection.execute(
@@ -151,7 +151,7 @@ def _parts(mart: MartContract) -> dict[str, sql.Composable]:
         "source": relation(mart.source_relation),
         "key": key,
         "columns": sql.SQL(", ").join(sql.Identifier(column.name) for column in mart.columns),
-        # A contract is the project's own code, like the statements here.
+        # A contract's SQL is the project's own code, like the statements here.
         "values": sql.SQL(", ").join(
             sql.SQL("({})::{}").format(
                 sql.SQL(column.logic) if column.logic else sql.Identifier(column.name),

@@ -1,10 +1,10 @@
-"""Whether source and warehouse hold the same rows, told by both databases, window by window.
+"""Whether source and warehouse hold the same rows, computed in both databases, window by window.
 
 A partition is in step when source and warehouse (with its quarantine) hold the same set of keys and
-versions in its window: the same count, and the same digest whatever the order. A count or a watermark
+versions in its window: the same count and the same order-independent digest. A count or a watermark
 alone misleads: a later update moves a row to a later window, a long transaction commits one into an
 old window, a hard delete leaves no trace. A row that the source has moved to a later window stays in the
-warehouse until that is loaded, and is no difference of its old one.
+warehouse until that window is loaded, and doesn't count as a difference in its old window.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ from pipeline_assets.quality.ddl import exist, relation
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.load import chunks, has_a_day, key_arrays, key_lists
 
-# The key's hash, seeded with the version's: a third of what hashing one text of both costs. They give
-# the same on every PostgreSQL since 11 of the same byte order (hash indexes and hash partitions depend
-# on it); bit_xor doesn't care about the order of the rows.
+# The key's hash, seeded with the version's: a third of the cost of hashing both as one text. These
+# functions give the same result on every PostgreSQL since 11 with the same byte order (hash indexes and
+# hash partitions depend on it); bit_xor is independent of the order of the rows.
 DIGEST = sql.SQL(
     "count(*), coalesce(bit_xor(hashtextextended(identity,"
     " timestamp_hash_extended(version::timestamptz AT TIME ZONE 'UTC', 0))), 0)"
@@ -49,7 +49,7 @@ class Digest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What either side holds of one partition."""
+    """What each side holds of one partition."""
 
     source: Digest
     warehouse: Digest
@@ -63,9 +63,10 @@ class Comparison:
 def compare(
     source: psycopg.Connection, warehouse: psycopg.Connection, contract: Contract, windows: Windows
 ) -> dict[str, Comparison]:
-    """Partition key -> what source and warehouse hold of it; one round trip a side for all windows.
+    """Partition key -> what source and warehouse hold of it; one round trip per database for all windows.
 
-    Windows with more rows than the source's then cost a look at their keys, for rows that have moved on.
+    Where the warehouse has more rows than the source, a window's keys are then looked up in the source, to
+    find rows that have moved to a later window.
     """
     there = source_digests(source, contract, windows)
     here = warehouse_digests(warehouse, contract, windows)
@@ -80,10 +81,11 @@ def settled(
     there: Mapping[str, Digest],
     here: Mapping[str, Digest],
 ) -> dict[str, Comparison]:
-    """What both sides hold, but for rows that the source has in a later window by now.
+    """What both sides hold, without the rows that the source has in a later window by now.
 
-    An order of yesterday that changes today would otherwise have yesterday loaded again, in vain, until
-    today has ended. Only a window with more rows than the source's can have such, and nothing else.
+    Otherwise an order of yesterday that changes today would cause yesterday to be reloaded, in vain, until
+    today has ended. A window that differs only by such rows has more rows in the warehouse than in the
+    source; no other window is checked.
     """
 
     def stayed(key: str) -> Digest:
@@ -100,7 +102,7 @@ def _moved_on(
     contract: Contract,
     window: tuple[datetime, datetime],
 ) -> Digest:
-    """The warehouse's rows of a window that the source has in a later one, not held by the quarantine."""
+    """Digest of a window's warehouse rows that the source has, unquarantined, in a later window."""
     target = contract.target_relation
     found = Digest()
     if not exist(warehouse, [target]):
@@ -131,7 +133,7 @@ def _moved_on(
     for keys in chunks(warehouse.execute(mine, bounds)):
         rows = source.execute(later, {**bounds, **key_lists(contract, keys)}).fetchall()
         held = ledger.quarantined(warehouse, contract, {row[0]: row[1] for row in rows})
-        # A key that is in the source twice is there once.
+        # The source may have a key twice; the warehouse has it once.
         moved = list({tuple(row[2:]) for row in rows if row[0] not in held})
         if some := warehouse.execute(digest, {**bounds, **key_lists(contract, moved)}).fetchone():
             found = Digest(found.rows + some[0], found.hash ^ some[1])
@@ -171,8 +173,11 @@ def source_counts(
 
 
 def rows_without_a_day(source: psycopg.Connection, contract: Contract) -> int:
-    """How many rows no partition holds, nor will before long: their change time is missing, infinite, in
-    no year from 1 to 9999, or more than a day ahead (a typing mistake in a year)."""
+    """Count the source's rows that belong to no partition, and won't soon.
+
+    Their change time is missing, infinite, outside the years 1 to 9999, or more than a day ahead (a typo in
+    the year).
+    """
     query = sql.SQL(
         "SELECT count(*) FROM {} WHERE ({} AND {} < now() + interval '1 day') IS NOT TRUE"
     ).format(
@@ -209,9 +214,9 @@ def _by_window(
 ) -> dict[str, tuple[Any, ...]]:
     """Partition key -> aggregates of the rows whose `version` lies in its window.
 
-    A statement for each window, sent all at once. Joined with a list of windows the planner takes each for
-    a ninth of the table: a tick over seven days of a table that isn't in the order of time read all of it
-    (three million rows: 4.7 s of CPU instead of 0.03), and no day could be gone through in parallel.
+    One statement per window, all sent at once. In a join with a list of windows the planner estimates each
+    at a ninth of the table: a tick over seven days of a table that isn't in the order of time read all of
+    it (three million rows: 4.7 s of CPU instead of 0.03), and no day could be scanned in parallel.
     """
     query = sql.SQL("SELECT {} FROM ({}) AS held WHERE version >= %s AND version < %s")
     found = {}

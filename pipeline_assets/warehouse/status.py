@@ -1,4 +1,4 @@
-"""Where a table stands: what is loaded, held and quarantined, told by the ledger and the databases."""
+"""A table's status: what is loaded, held and quarantined, from the ledger and the databases."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pipeline_assets.warehouse.tables import Table
 
 @dataclass(frozen=True)
 class TableStatus:
-    """One table: days by what became of them, rows, and the sums of its money columns."""
+    """One table: its days by outcome, its rows, and the sums of its money columns."""
 
     relation: str
     closed: int
@@ -37,7 +37,7 @@ class TableStatus:
 
 
 def closed_days(settings: Settings, now: datetime | None = None) -> Windows:
-    """Partition key -> window of every day from the first that has ended, oldest first."""
+    """Partition key -> window of every day since the first that has ended, oldest first."""
     zone = ZoneInfo(settings.pipeline_timezone)
     today = (now or datetime.now(UTC)).astimezone(zone).date()
     first = settings.warehouse_start_date
@@ -107,7 +107,7 @@ def quarantined_days(settings: Settings, table: Table, *, rule: str) -> list[str
 
 
 def table_status(settings: Settings, table: Table) -> TableStatus:
-    """Where the table stands now."""
+    """The table's current status."""
     contract = table.contract
     closed = closed_days(settings)
     target = relation(contract.target_relation)

@@ -1,4 +1,4 @@
-"""The tables that the warehouse loads: a contract each, and the functions that are a table's own.
+"""The tables that the warehouse loads: a contract each, and the table's own functions.
 
 A new table is a contract in `contracts/` and one line in `load_tables`.
 """
@@ -13,18 +13,18 @@ from pipeline_assets.warehouse import transactions
 
 @dataclass(frozen=True)
 class Table:
-    """A table's pipeline: what the rows must be, and how they are mended and widened."""
+    """A table's pipeline: its contract, and how its rows are normalised and extended."""
 
     contract: Contract
     normalise: Frames = unchanged
-    """Mends what is no error, before the rules look; source columns in, the same columns out."""
+    """Unifies harmless variants before the rules are tested; source columns in, the same columns out."""
     derive: Frames = unchanged
     """Adds the columns that the contract derives; source columns in, all columns out."""
     marts: tuple[MartContract, ...] = ()
-    """Tables grouped out of this one, brought up to date by its loads."""
+    """Tables aggregated from this one, refreshed by its loads."""
 
     def __post_init__(self) -> None:
-        """Raises ContractError for a mart of another table, or of groups that rows may be missing from."""
+        """Raises ContractError for a mart of another table, or one grouped by an optional column."""
         always = {column.name for column in self.contract.columns if column.required}
         for mart in self.marts:
             if mart.source_relation != self.contract.target_relation:

@@ -1,4 +1,4 @@
-"""What is particular about the transactions: pure functions from frame to frame (Arrow dtypes)."""
+"""The transactions table's own steps: pure functions from frame to frame (Arrow dtypes)."""
 
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def normalise(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Write currencies in capitals and statuses in lower case, without blanks around them."""
+    """Convert currencies to upper case and statuses to lower case, and strip blanks around them."""
     return frame.assign(
         currency=frame["currency"].str.strip().str.upper(),
         status=frame["status"].str.strip().str.lower(),
@@ -18,8 +18,8 @@ def normalise(frame: "pd.DataFrame") -> "pd.DataFrame":
 def derive(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Add `net_amount` (decimal), `business_day` and `business_week` (dates, UTC).
 
-    An order counts once it is completed: of a pending, cancelled or refunded one the shop keeps 0. A
-    week is named by its Monday (ISO 8601).
+    Only a completed order counts: the shop keeps 0 of a pending, cancelled or refunded one. A week is
+    identified by its Monday (ISO 8601).
     """
     import pandas as pd
     import pyarrow as pa

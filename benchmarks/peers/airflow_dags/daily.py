@@ -1,4 +1,4 @@
-"""The daily pipeline in Airflow, by its TaskFlow decorators: a process a task."""
+"""The daily pipeline in Airflow, with its TaskFlow decorators: one process per task."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ extract, validate, upsert = map(
     task, (daily_steps.extract, daily_steps.validate, daily_steps.upsert)
 )
 
-# Days are asked for and backfilled; the end in the past keeps it from starting today's by itself.
+# Runs come by request and backfill; with an end date in the past the DAG schedules none itself.
 with DAG(
     "daily",
     schedule="@daily",
