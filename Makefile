@@ -1,9 +1,9 @@
-# Every command installs what it needs first; `make` alone lists them.
+# Each target first installs what it needs; `make` alone lists the targets.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 UV     := uv==0.13.9
-# Bytecode halves the start of every Dagster process; some shells switch it off.
+# Bytecode halves the start-up time of every Dagster process; some shells disable it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -20,19 +20,19 @@ $(VENV)/installed: requirements.lock pyproject.toml setup.py
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-# What tests, checks and benchmarks need beside it: the same versions, and half as much again to download.
+# Adds what tests, checks and benchmarks need: the same versions, and half as much again to download.
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-dev.lock
 	@touch $@
 
-# An independent judge of contracts, for one test. It wants newer packages than the project, so it lives
-# in an environment of its own.
+# An independent contract checker, for one test. It needs newer packages than the project, so it has an
+# environment of its own.
 $(VENV)/referee/installed: $(VENV)/installed-dev Makefile
 	@$(PYTHON) -m venv $(VENV)/referee
 	@$(BIN)/uv pip install --quiet --python $(VENV)/referee/bin/python 'datacontract-cli[postgres]==1.2.8'
 	@touch $@
 
-run: $(VENV)/installed ## install, then run the main job on embedded PostgreSQL and print what it did
+run: $(VENV)/installed ## install, then load orders, train a model and write today's digest, on embedded PostgreSQL
 	@$(BIN)/pipeline-assets run
 
 dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:3000
@@ -41,30 +41,30 @@ dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:30
 mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
 	@$(BIN)/pipeline-assets mlflow ui
 
-# Half of the time they wait for processes and clocks: three workers keep two cores busy.
+# Tests spend half of their time waiting for processes and clocks: three workers keep two cores busy.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --quiet -m "not reliability and not cluster and not image"
 
-test-reliability: $(VENV)/installed-dev ## install, then attack for hours: kills, bad data, faults between
+test-reliability: $(VENV)/installed-dev ## install, then run the reliability tests, for hours: kills, bad data, network faults
 	$(BIN)/pytest --quiet -m reliability $(ARGS)
 
-test-cluster: $(VENV)/installed-dev ## two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (root)
+test-cluster: $(VENV)/installed-dev ## install, then test two worker hosts, RabbitMQ, PostgreSQL and S3 in network namespaces (as root)
 	$(BIN)/pytest --quiet -rA pipeline_assets_tests/cluster
 
 image: ## build the container image with Docker, or DOCKER=podman
 	$(DOCKER) build --file deploy/Dockerfile --tag pipeline-assets .
 
-image-test: $(VENV)/installed-dev ## build the image with Podman and run it: read-only, healthy, a partition (root)
+image-test: $(VENV)/installed-dev ## build the image with Podman and test it: read-only, healthy, loads a partition (as root)
 	$(BIN)/pytest --quiet -rA pipeline_assets_tests/image
 
-compose-secrets: ## make the secrets of the Compose deployment: SOURCE=postgresql://user:password@host/database
+compose-secrets: ## create the secrets of the Compose deployment: SOURCE=postgresql://user:password@host/database
 	@deploy/compose/new-secrets $(SOURCE)
 
-test-security: $(VENV)/installed-dev ## install, then attack it: every test of docs/security.md
+test-security: $(VENV)/installed-dev ## install, then run the attacks: every test of docs/security.md
 	$(BIN)/pytest --numprocesses auto --quiet -m security
 
-check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definitions, the CI files and the Dockerfile
+check: $(VENV)/installed-dev ## check format, lint, types, layers, the Dagster definitions, the CI files and the Dockerfile
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -77,16 +77,16 @@ check: $(VENV)/installed-dev ## format, lint, types, layers, the Dagster definit
 
 # The commit that a change is compared with.
 BASE ?= origin/main
-contracts: $(VENV)/installed ## say which contracts break what they were at BASE without a new major version
+contracts: $(VENV)/installed ## list contracts with breaking changes since BASE but no new major version
 	@$(BIN)/pipeline-assets ci contracts --since $(BASE)
 
-graph: $(VENV)/installed ## print how the asset graph differs from that at BASE, as Markdown
+graph: $(VENV)/installed ## print how the asset graph differs from the one at BASE, as Markdown
 	@$(BIN)/pipeline-assets ci graph --since $(BASE)
 
 sbom: $(VENV)/installed-dev ## write sbom.json, the bill of materials of requirements.lock (CycloneDX)
 	@$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --mc-type application --output-reproducible --spec-version 1.6 --output-format JSON --output-file $(or $(SBOM),sbom.json)
 
-ci: ## all that the workflows run on a change
+ci: ## run all that the workflows run on a change
 	.ci/run
 	$(MAKE) contracts graph sbom
 
@@ -94,17 +94,17 @@ ci: ## all that the workflows run on a change
 RELEASE := pipeline-assets
 NAMESPACE = $(RELEASE)-$(ENV)
 DOCKER ?= docker
-publish: ## build and push IMAGE=registry/name:tag; its name by digest goes to build/image
+publish: ## build and push IMAGE=registry/name:tag; write its name with digest to build/image
 	@mkdir -p build
 	$(DOCKER) build --file deploy/Dockerfile --tag $(IMAGE) .
 	$(DOCKER) push $(IMAGE)
 	$(DOCKER) inspect --format '{{index .RepoDigests 0}}' $(IMAGE) > build/image
 
-deploy: ## bring IMAGE=registry/name@sha256:... to ENV=staging or production; undone if it doesn't come up
+deploy: ## deploy IMAGE=registry/name@sha256:... to ENV=staging or production; roll back if it doesn't start
 	helm upgrade $(RELEASE) deploy/helm --install --atomic --timeout 15m --namespace $(NAMESPACE) \
 		--values deploy/helm/values-$(ENV).yaml --set-string image.reference=$(IMAGE)
 
-smoke: ## materialize a partition of each pipeline in ENV's cluster, by the API of its webserver
+smoke: ## materialize a partition of each pipeline in ENV, through its webserver's API
 	kubectl --namespace $(NAMESPACE) exec deployment/$(RELEASE)-webserver -- pipeline-assets ci smoke
 
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url pyproject.toml
@@ -112,9 +112,9 @@ lock: $(VENV)/installed ## resolve requirements.lock and requirements-dev.lock a
 	$(LOCK) --extra sample --extra vault --extra celery --extra kubernetes --extra s3 --output-file requirements.lock
 	$(LOCK) --all-extras --constraint requirements.lock --output-file requirements-dev.lock
 
-# Others take up to hours: scale, growth, launches, orchestrators. ARGS are the first one's.
+# Others, which can take hours: scale, growth, launches, orchestrators. ARGS go to the first one.
 BENCH ?= load news models overhead
-bench: $(VENV)/installed-dev ## install, then measure the load, the digest, the model, Dagster's start; or BENCH=growth
+bench: $(VENV)/installed-dev ## install, then measure the load, the digest, the model, the cost beside bare Dagster; or BENCH=growth
 	@$(BIN)/python -m benchmarks.$(firstword $(BENCH)) $(ARGS)
 	@set -e; for each in $(wordlist 2,9,$(BENCH)); do $(BIN)/python -m benchmarks.$$each; done
 

@@ -1,1 +1,1 @@
-"""The tests mirror the package: unit, assets, integration and browser."""
+"""The tests of unit, assets, integration and browser mirror the package; the others attack or deploy it."""

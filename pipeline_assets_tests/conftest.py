@@ -29,8 +29,8 @@ CREATE TABLE shop.transactions (
 CREATE INDEX ON shop.transactions (updated_at);
 CREATE INDEX ON shop.transactions (order_id);
 """
-# A shell's background job ignores it, Dagster makes SIGTERM the same, and children inherit both: a test
-# that ends one by SIGTERM would wait for ever.
+# A shell's background job ignores SIGINT, Dagster gives SIGTERM the same handler, and children inherit
+# both: a test that ends a child by SIGTERM would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

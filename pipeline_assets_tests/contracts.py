@@ -1,4 +1,4 @@
-"""Contracts for tests: a small valid one, with whatever a test is about put into it."""
+"""Contracts for tests: a small valid one, to which a test adds what it is about."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def document(
 ) -> dict[str, Any]:
     """An ODCS document of a table `things` with a key `id`, a change time and these properties.
 
-    A property named `id` or `changed_at` takes the place of the one that is there by default.
+    A property named `id` or `changed_at` replaces the default one.
     """
     given = {prop["name"] for prop in properties}
     default = [
@@ -45,5 +45,5 @@ def document(
 
 
 def contract(properties: list[dict[str, Any]], **table: Any) -> Contract:
-    """That document's contract."""
+    """The contract of such a document."""
     return parse_contract(document(properties, **table))

@@ -29,13 +29,13 @@ KEYS = list(WINDOWS)
 
 
 def strict() -> Table:
-    """The transactions as they are: what breaks a rule holds its day."""
+    """The table `transactions` as it is: rows that break a rule hold their day."""
     (table,) = [table for table in load_tables() if table.contract.name == "transactions"]
     return table
 
 
 def lenient(contract: Contract | None = None) -> Table:
-    """The transactions, with any number of bad rows allowed: what is bad is set aside, no day held."""
+    """The table with any number of bad rows allowed: they are quarantined, and no day is held."""
     table = strict()
     contract = contract or table.contract
     rules = tuple(
@@ -46,7 +46,7 @@ def lenient(contract: Contract | None = None) -> Table:
 
 
 def numbered() -> Table:
-    """The same with whole numbers for keys: a load appends those above all that the table has."""
+    """The lenient table with integer keys: a load appends the rows whose key is above the table's highest."""
     document = yaml.safe_load((CONTRACTS / "transactions.odcs.yaml").read_text())
     order_id, *_ = document["schema"][0]["properties"]
     order_id |= {"logicalType": "integer", "physicalType": "bigint", "logicalTypeOptions": {}}
@@ -81,7 +81,7 @@ class Pipeline:
         self.load(key)
 
     def catch_up(self) -> list[str]:
-        """Run the days that are out of step, as the sensor does; those still out of step after."""
+        """Run the days that are out of step, as the sensor does; returns those still out of step."""
         for _ in range(2):
             found = compare(self.at_source, self.at_warehouse, self.table.contract, WINDOWS)
             late = [key for key, comparison in found.items() if not comparison.in_step]

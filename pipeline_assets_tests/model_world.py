@@ -51,7 +51,7 @@ def templates(server: embedded_postgres.Server) -> dict[str, str]:
 
 
 def fill(url: str) -> None:
-    """The shop's orders as the loads of all days until the last leave them, ledger included."""
+    """Fill a warehouse as the loads of all days up to `LAST_DAY` leave it, ledger included."""
     from pipeline_assets.warehouse.load import prepare
 
     (table,) = load_tables()
@@ -80,7 +80,7 @@ def fill(url: str) -> None:
 
 @dataclass
 class World:
-    """Settings with databases of a test's own, and what a test asks of them."""
+    """Settings with databases of a test's own, and what a test does with them."""
 
     settings: Settings
     instance: dg.DagsterInstance
@@ -135,7 +135,7 @@ class World:
         )
 
     def production(self) -> tuple[int | None, int | None, int]:
-        """What the registry says: champion, previous champion, and how many moves the audit has."""
+        """The registry's champion and previous champion, and how many moves the audit has."""
         from pipeline_assets.models import records, registry
 
         client = self.client()
@@ -152,7 +152,7 @@ class World:
     def register(
         self, pipeline: "Pipeline", training: "pa.Table", week: str = NEXT
     ) -> "Registered":
-        """Make a fitted pipeline a version, as `trained_model` does."""
+        """Register a fitted pipeline as a version, as `trained_model` does."""
         import mlflow
 
         from pipeline_assets.models import registry, snapshots
@@ -182,7 +182,7 @@ def with_settings(world: World, **changes: Any) -> Settings:
 
 
 def tick(world: World, name: str, now: datetime) -> tuple[str, str] | str:
-    """What a schedule or sensor requests at a moment: job and partition; or why it doesn't."""
+    """The job and partition that a schedule or sensor requests at a moment, or why it requests none."""
     from pipeline_assets.definitions import build_definitions, build_resources
 
     repository = build_definitions(world.settings, now=lambda: now).get_repository_def()
@@ -241,7 +241,7 @@ def _world(
             "warehouse_database_url": urls["warehouse"],
             "mlflow_tracking_uri": urls["mlflow"],
             "models_training_snapshots": 3,
-            # So few don't reach BG/NBD on these weeks; the others do.
+            # Models of so few snapshots don't reach BG/NBD on these weeks; the others do.
             "models_min_precision_over_baseline": -0.03,
         }
     )
@@ -292,7 +292,7 @@ def world(
 
 @pytest.fixture
 def snapshots(world: World, built_snapshots: Path) -> None:
-    """In the test's world, what models learn from."""
+    """Put the snapshots that models learn from into the test's world."""
     _take(world, built_snapshots)
 
 
@@ -303,7 +303,7 @@ def trained_world(
     tmp_path_factory: pytest.TempPathFactory,
     built_snapshots: Path,
 ) -> Iterator[World]:
-    """Snapshots of all the weeks, and a champion of `WEEK`; for tests that leave it as champion."""
+    """Snapshots of all the weeks, and a champion of `WEEK`; for tests that don't replace the champion."""
     for found in _world(server, templates, tmp_path_factory.mktemp("world")):
         _take(found, built_snapshots)
         result = found.run("train_model", WEEK)

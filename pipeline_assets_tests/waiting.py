@@ -1,4 +1,4 @@
-"""Waiting for what other processes do, of which nobody tells."""
+"""Polling for what other processes do, where there is no notification."""
 
 import time
 from collections.abc import Callable
@@ -8,16 +8,16 @@ import psycopg
 import sqlalchemy.exc
 
 LONGEST = 300.0
-"""Seconds until a wait gives up; what is waited for takes some 1 to 60 on an idle machine."""
+"""Seconds until a wait gives up; on an idle machine what is waited for takes some 1 to 60."""
 
 
 def until(
     happened: Callable[[], Any], wanted: str = "what was waited for", longest: float = LONGEST
 ) -> Any:
-    """What the function gives, once it gives something; a server that is away gives nothing.
+    """Call the function until its result is true, and return that; an unreachable server counts as false.
 
     Raises:
-        AssertionError: it gave nothing for so many seconds.
+        AssertionError: the result wasn't true within so many seconds.
     """
     deadline = time.monotonic() + longest
     away: Exception | None = None

@@ -1,4 +1,4 @@
--- The databases of the deployment, made once, when PostgreSQL's volume is new.
+-- The databases of the deployment, created once, when PostgreSQL's volume is new.
 CREATE DATABASE warehouse;
 CREATE DATABASE dagster;
 CREATE DATABASE mlflow;

@@ -48,7 +48,7 @@ def evaluated(world: World) -> dict[str, Any]:
 
 
 def test_a_week_is_trained_judged_and_deployed_once(trained_world: World) -> None:
-    """The module's world has done it; here again, which changes nothing."""
+    """The module's fixture has done it once; doing it again changes nothing."""
     world = trained_world
     before = world.production()
     result = world.run("train_model", WEEK)
@@ -71,7 +71,7 @@ def test_a_week_is_trained_judged_and_deployed_once(trained_world: World) -> Non
     }
     assert all(found[name].blocking and found[name].passed for name in gate)
     assert found["auc_sufficient"].metadata["auc"].value > 0.75
-    # Compared with itself: no difference, to the last digit.
+    # The champion is compared with itself: no difference, to the last digit.
     assert found["not_worse_than_champion"].metadata["log_loss_difference"].value == 0
     assert found["champion_answers"].passed
     assert evaluated(world)["verdict"] == "passed"
@@ -147,7 +147,7 @@ def test_a_refused_model_stops_before_deployment_and_the_champion_scores_on(
     assert NEXT not in materialized(dg.AssetKey("deployed_model"))
     assert world.production() == before
 
-    # A run of its own knows no blocking check; the asset asks for the verdict itself.
+    # A run of the asset alone has no blocking check; the asset reads the verdict itself.
     alone = world.run("train_model", NEXT, settings=strict, selection=["deployed_model"])
     assert "refused by auc_sufficient" in failures(alone)
     assert NEXT not in materialized(dg.AssetKey("deployed_model"))
@@ -161,7 +161,7 @@ def test_a_refused_model_stops_before_deployment_and_the_champion_scores_on(
 def test_what_a_replay_found_is_judged_and_deployed_whichever_version_came_later(
     trained_world: World,
 ) -> None:
-    """A change was taken back: the gate judged and deployed what the change had made of the week."""
+    """A change was reverted: the gate used to judge and deploy the version that the change had produced."""
     world = trained_world
     before = world.production()
     changed = with_settings(world, models_training_snapshots=2, models_min_auc=0.95)
@@ -179,7 +179,7 @@ def test_what_a_replay_found_is_judged_and_deployed_whichever_version_came_later
 
 
 def test_a_range_of_snapshots_may_be_one_run(trained_world: World) -> None:
-    """Dagster's UI offers it."""
+    """Dagster's UI offers one run for a range."""
     weeks_of_it = ["2026-06-29", "2026-07-06", "2026-07-13"]
     ends = zip(("start", "end"), (weeks_of_it[0], weeks_of_it[-1]), strict=True)
     result = (
@@ -299,7 +299,7 @@ def test_predictions_of_a_model_that_knew_the_outcome_arent_counted(trained_worl
 
 @pytest.mark.usefixtures("snapshots")
 def test_predictions_of_a_version_that_was_deleted_since_arent_counted(world: World) -> None:
-    """That came to light after the load, and failed it."""
+    """This was found only after the load, and used to fail it."""
     assert world.run("train_model", WEEK).success
     assert world.run("score_customers", "2026-10-12").success
     world.rows("UPDATE analytics.purchase_predictions SET model_version = 7 RETURNING 1")
@@ -313,7 +313,7 @@ def test_predictions_of_a_version_that_was_deleted_since_arent_counted(world: Wo
 
 @pytest.mark.usefixtures("snapshots")
 def test_what_cant_be_compared_is_a_warning_and_no_failure(world: World) -> None:
-    """Nobody bought after October 19: the rows were loaded when that was found out."""
+    """Nobody bought after October 19, which is found only after the rows are loaded."""
     assert world.run("train_model", WEEK).success
     assert world.run("score_customers", "2026-10-12").success
     with world.warehouse() as connection:
@@ -326,7 +326,7 @@ def test_what_cant_be_compared_is_a_warning_and_no_failure(world: World) -> None
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert found.description.startswith("0 of the ")
 
-    # A champion that was promoted learnt elsewhere; nobody here built what it learnt from.
+    # A promoted champion was trained elsewhere; its snapshots weren't built in this environment.
     Path(world.settings.files_url, "training_snapshots", "2026-10-05.parquet").unlink()
     result = world.run("score_customers", NEXT)
     assert result.success, failures(result)
@@ -340,7 +340,7 @@ def test_what_cant_be_compared_is_a_warning_and_no_failure(world: World) -> None
 
 @pytest.fixture
 def day_held(trained_world: World) -> Any:
-    """A day of the year that broke its contract, for the time of a test."""
+    """A day of the year that breaks its contract, for the duration of a test."""
     change = "UPDATE pipeline.batches SET {} WHERE partition_key = '2026-07-04'"
     with trained_world.warehouse() as connection:
         connection.execute(change.format("verdict = 'failed', broken_rules = '{currency_known}'"))
@@ -356,7 +356,7 @@ def test_a_held_day_is_named_and_only_a_share_may_be_allowed(trained_world: Worl
     assert "2026-07-04 held by currency_known" in failures(refused)
     assert "MODELS_MISSING_DAYS" in failures(refused)
     assert week not in world.instance.get_materialized_partitions(dg.AssetKey("training_snapshots"))
-    # The sensor tries it again by itself once the day has come, and sees that it hasn't yet.
+    # The sensor tries the week again by itself once the day is loaded, and sees that it isn't yet.
     run = world.instance.get_run_by_id(refused.run_id)
     assert run
     assert PERMANENT not in run.tags
@@ -414,7 +414,7 @@ build_definitions(settings).resolve_job_def("train_model").execute_in_process(
 
 
 def start_training(world: World, week: str, folder: str) -> subprocess.Popen[str]:
-    """A process that trains; its settings go by standard input, as they have passwords."""
+    """Start a process that trains; its settings go by standard input, as they contain passwords."""
     fields = world.settings.model_dump(mode="json", exclude={"news_feeds"}, exclude_unset=True)
     for name in ("source_database_url", "warehouse_database_url", "mlflow_tracking_uri"):
         fields[name] = getattr(world.settings, name).get_secret_value()
@@ -451,7 +451,7 @@ def test_a_training_that_is_killed_is_continued_by_its_retry_or_ended_by_another
 
     root = mlflow_run(world, killed).data.tags["dagster_root_run_id"]
     world.instance = dg.DagsterInstance.local_temp(str(folder))
-    other = world.run("train_model", NEXT)  # another run finds that nobody goes on with it
+    other = world.run("train_model", NEXT)  # another run finds that no process continues it
     assert other.success, failures(other)
     assert runs(world)[killed] == "KILLED"
 

@@ -33,7 +33,7 @@ MONDAY = datetime(2026, 11, 16, 3, tzinfo=UTC)
 
 @pytest.fixture
 def scheduled_world(world: World, tmp_path: Path) -> Iterator[World]:
-    """A world whose Dagster is on disk: the context of a schedule gives no other."""
+    """A world with a Dagster instance on disk: a schedule's context can't pass on an ephemeral one."""
     folder = tmp_path / "dagster"
     folder.mkdir()
     with dg.DagsterInstance.local_temp(str(folder)) as instance:
@@ -63,7 +63,7 @@ def test_the_snapshots_are_there_when_the_schedule_trains_the_week_that_ended(
 def test_a_missed_week_is_made_up_for_before_the_newest(
     scheduled_world: World,
 ) -> None:
-    """The schedule's tick comes first, and would put them behind a newer champion."""
+    """The schedule ticks first: training the newest week then would deploy it before the missed ones."""
     world = scheduled_world
     first, missed = "2026-10-26", WEEK
     for week in ("2026-08-03", "2026-08-31", "2026-09-28"):
@@ -91,11 +91,11 @@ def test_a_missed_week_is_made_up_for_before_the_newest(
         "SELECT week::text, verdict FROM pipeline.gate_verdicts ORDER BY verdict_id"
     )
     assert [week for week, _ in judged] == [first, missed, NEXT]
-    # Whatever passed was deployed, each after the one before it.
+    # Every version that passed was deployed, each after the one before it.
     versions = world.rows("SELECT champion_after FROM pipeline.champion_deployments ORDER BY 1")
     assert len(versions) == [verdict for _, verdict in judged].count("passed") > 1
 
-    # The predictions are those of the champion: after a rollback they are made again.
+    # The predictions have to be the champion's: after a rollback they are made again.
     with world.warehouse() as connection:
         promotion.rollback(world.client(), connection, world.name, actor="test", reason="a test")
     assert tick(world, "model_weeks", MONDAY) == (score, NEXT)
@@ -118,7 +118,7 @@ def test_drift_and_wrong_predictions_ask_for_a_model_before_its_time(world: Worl
 
     world.rows("UPDATE pipeline.gate_verdicts SET decided_at = '2026-11-09 12:00 UTC' RETURNING 1")
     assert tick(world, "early_retraining", now) == ("train_model", WEEK)
-    # A week that wasn't trained at all is for the schedule, or in its turn.
+    # A week that wasn't trained at all is left to the schedule, or to `model_weeks`.
     waiting = tick(world, "early_retraining", MONDAY)
     assert waiting == f"score_drift failed; {NEXT} is still to be trained for the first time."
 

@@ -34,7 +34,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step is tried as often as ever, but at once: the pauses of one that fails are fifty seconds."""
+    """Retry a step as often as usual, but at once: the pauses of one that fails add up to fifty seconds."""
     monkeypatch.setattr(
         "pipeline_assets.news.assets.RETRY", dg.RetryPolicy(max_retries=RETRY.max_retries)
     )
@@ -164,7 +164,7 @@ def test_yesterdays_stories_are_updates_or_left_out(settings: Settings) -> None:
 
 
 def test_an_edition_whose_files_are_gone_says_what_makes_them_again(settings: Settings) -> None:
-    """As after ninety days, when retention takes what the archive can make again."""
+    """As after ninety days, when retention removes the files that can be made again from the archive."""
     publish(settings)
     publish(settings, NEXT)
     first = files(settings)
@@ -358,7 +358,7 @@ class TestMissedMornings:
         self, settings: Settings, instance: dg.DagsterInstance, httpserver: HTTPServer
     ) -> None:
         """Its answers are archived: each hour's run would judge the same articles."""
-        now = datetime.now(UTC)  # runs are of now, and the sensor looks back a week
+        now = datetime.now(UTC)  # runs have today's time stamps, and the sensor looks back a week
         window = now.replace(hour=8, minute=0, second=0, microsecond=0) - timedelta(days=3)
         days = [f"{window + timedelta(days=number):%Y-%m-%d}" for number in (-2, -1, 0, 1)]
         httpserver.expect_request("/one").respond_with_data(
@@ -376,7 +376,7 @@ class TestMissedMornings:
     def test_one_that_the_warehouse_has_lost_is_made_again(
         self, settings: Settings, instance: dg.DagsterInstance, warehouse: psycopg.Connection
     ) -> None:
-        """As after a failover to a replica without the last transactions: Dagster has it as made."""
+        """As after a failover to a replica without the last transactions: Dagster has it as materialized."""
         for day in ("2026-11-17", "2026-11-18", "2026-11-19"):
             publish(settings, day, instance)
         now = datetime(2026, 11, 20, 12, tzinfo=UTC)

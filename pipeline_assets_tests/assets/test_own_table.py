@@ -1,4 +1,4 @@
-"""Bring your own table: a contract and a line give a complete pipeline, shown on TPC-H's orders."""
+"""Bring your own table: a contract and a line of code give a complete pipeline, shown on TPC-H's orders."""
 
 import subprocess
 import sys

@@ -20,7 +20,7 @@ from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 WAREHOUSE = ["fct_transactions", "dim_customers", "daily_sales"]
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
 TODAY = 20
-"""The sensor's, in days after the first."""
+"""The sensor's today, in days after the first."""
 
 
 def load(
@@ -188,7 +188,7 @@ def test_in_a_range_a_bad_day_is_held_alone_and_the_run_names_it(
 def test_in_a_range_a_day_whose_file_is_gone_is_held_alone(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """As after the retention: it ended the run, and the days after it weren't loaded."""
+    """As after retention: such a day used to end the run, and the days after it weren't loaded."""
     for day in range(3):
         shop.put(f"{day}", day=day)
         assert load(settings, DAY[day], selection=["raw_transactions"]).success
@@ -342,7 +342,7 @@ def test_marts_follow_every_change_of_the_table(
 def schedule_tick(settings: Settings, instance: dg.DagsterInstance) -> dict[str, str]:
     """Partition -> run key of what the schedule requests after the first day has ended."""
     repository = build_definitions(settings).get_repository_def()
-    # It opens the instance anew, and closes it only at the end of the block.
+    # The context reopens the instance, and closes it only at the end of the block.
     with dg.build_schedule_context(
         instance=instance,
         repository_def=repository,
@@ -360,7 +360,7 @@ def test_the_daily_schedule_asks_for_the_day_that_ended(settings: Settings, shop
         ((day, key),) = schedule_tick(settings, instance).items()
         assert day == DAY[0]
         assert load(settings, day, instance=instance, tags={"dagster/run_key": key}).success
-        # Somebody was faster: there is nothing to load.
+        # The day is loaded already: there is nothing to request.
         assert schedule_tick(settings, instance) == {}
 
 
@@ -402,7 +402,7 @@ def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
         assert sensor_tick(settings, instance) == first  # the same run key: Dagster starts it once
 
         assert load(settings, recent[1], instance=instance).success
-        # The day after it has no rows, and has to exist all the same.
+        # The day after it has no rows, but has to be loaded all the same.
         assert list(sensor_tick(settings, instance)) == [recent[2]]
         assert load(settings, recent[2], instance=instance).success
         assert sensor_tick(settings, instance) == {}
@@ -411,7 +411,7 @@ def test_the_sensor_asks_for_exactly_the_days_that_are_out_of_step(
         asked = sensor_tick(settings, instance)
         assert list(asked) == [recent[2]]
         assert not load(settings, recent[2], instance=instance).success
-        # Held: its rows are all in the quarantine, and what is loaded agrees with the source.
+        # The day is held: its rows are all in the quarantine, and what is loaded agrees with the source.
         shop.put("good", day=TODAY - 1, second=1)
         again = sensor_tick(settings, instance)
         assert list(again) == [recent[2]]
@@ -437,7 +437,7 @@ def test_the_sensor_asks_once_more_for_what_another_contract_has_loaded_or_held(
 
         assert load_what_is_asked_for() == [loaded, held]
         assert load_what_is_asked_for() == []
-        # As if the version before had done it: that has other columns, other rules and other keys.
+        # As if the contract's previous version had done it: with other columns, rules and run keys.
         warehouse.execute("UPDATE pipeline.batches SET contract_version = '0.9.0'")
         for run in instance.get_runs():
             key = run.tags["dagster/run_key"].replace("1.0.0", "0.9.0")

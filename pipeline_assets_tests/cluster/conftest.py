@@ -1,4 +1,4 @@
-"""Clusters of a test's own, and lines for the report."""
+"""A cluster for each test, and lines for the report."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from pipeline_assets_tests.cluster.services import Cluster
 def empty_cluster(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Cluster]:
-    """Services and two worker hosts on which nothing runs yet; settings by a mark's parameter."""
+    """Services and two worker hosts on which nothing runs yet; settings by indirect parametrization."""
     if reason := services.missing():
         pytest.skip(reason)
     settings = getattr(request, "param", {})

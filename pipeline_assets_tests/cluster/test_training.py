@@ -1,4 +1,4 @@
-"""A week's model on two worker hosts: a training is one MLflow run, though its host is lost in it."""
+"""A week's model on two worker hosts: a training is one MLflow run, even if its host is lost meanwhile."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +15,7 @@ WEEK = model_world.WEEK
 SNAPSHOTS = ("2026-08-10", "2026-09-07", "2026-10-05")
 SETTINGS = {
     "MODELS_TRAINING_SNAPSHOTS": str(len(SNAPSHOTS)),
-    # So few don't reach BG/NBD on this week.
+    # Models of so few snapshots don't reach BG/NBD on this week.
     "MODELS_MIN_PRECISION_OVER_BASELINE": "-0.03",
 }
 

@@ -1,7 +1,7 @@
-"""Daily loads on two worker hosts, and what becomes of the steps of one that is lost.
+"""Daily loads on two worker hosts, and what becomes of a lost host's steps.
 
 Nothing is simulated: two hosts with a network of their own, PostgreSQL, RabbitMQ and S3 on a third, and
-Dagster's daemon, queue and run processes there. `make test-cluster` runs all of it, `make test` nothing.
+Dagster's daemon, queue and run processes there. `make test-cluster` runs all of them, `make test` none.
 """
 
 import os
@@ -27,7 +27,7 @@ ORDERS = 200
 """Orders a day, the last of which breaks the contract."""
 STEPS = ("raw_transactions", "validated_transactions", "fct_transactions")
 QUARTER = 0.25
-"""Cores of a worker host that leaves the rest of a small machine to the services."""
+"""Cores of a worker host: few, so that the services have the rest of a small machine."""
 Tell = Callable[[str], None]
 
 
@@ -70,10 +70,10 @@ def loaded(cluster: Cluster) -> int:
 
 
 def lose(cluster: Cluster, host: Host, *, cut: bool) -> str:
-    """Lose a host while it is at work; how long its steps took to be begun, and done, elsewhere."""
+    """Lose a host while it is at work; returns how long its steps took to begin, and to end, elsewhere."""
 
     def frozen_at_work() -> set[str]:
-        host.freeze()  # what its log says is true until it is thawed
+        host.freeze()  # so that its log stays true until it is thawed
         if not (lost := cluster.at_work(host)):
             host.thaw()
         return lost
@@ -131,7 +131,7 @@ def test_each_host_does_steps_and_hands_their_data_on(cluster: Cluster, tell: Te
             f"{day}: "
             + ", ".join(f"{step} on {host}" for step, host in zip(STEPS, names, strict=True))
         )
-    # What one host wrote another one read, and nothing of it lies on either.
+    # What one host wrote the other one read, and neither has it on its own disk.
     assert any(a != b for names in hosts_of.values() for a, b in pairwise(names))
     for host in cluster.workers:
         assert not list((cluster.folder / host.name).rglob("*.parquet"))
@@ -178,7 +178,7 @@ def test_a_load_that_is_cut_off_holds_nobody_up(cluster: Cluster, tell: Tell) ->
         host, _ = until(lambda: waiting(cluster), "the load")
         host.cut()
         begun = time.monotonic()
-    # Its session goes on now, and answers somebody who doesn't hear it, with the day's lock in its hand.
+    # Its session goes on now: it still holds the day's lock, and its answers don't reach the host.
     assert_done_once(cluster, 2)
     tell(f"the day was loaded by the other host after {time.monotonic() - begun:.0f} s")
 
@@ -207,7 +207,7 @@ def test_a_step_that_takes_its_workers_with_it_is_given_up(cluster: Cluster) -> 
 
 @contextmanager
 def locked(cluster: Cluster) -> Iterator[None]:
-    """Let no load touch the orders for as long as the block lasts."""
+    """Keep every load from touching the orders for as long as the block lasts."""
     with cluster.connect("warehouse") as warehouse, warehouse.transaction():
         warehouse.execute("LOCK TABLE analytics.fct_transactions")
         yield
@@ -223,7 +223,7 @@ def waiting(cluster: Cluster) -> tuple[Host, int] | None:
     for address, port in sessions:
         (host,) = (host for host in cluster.workers if host.address == address.partition("/")[0])
         ss = ["ss", "-Htnp", "sport", "=", str(port)]
-        # One whose process was killed has a socket still, but nobody's.
+        # The session of a killed process may still have a socket, but no process owns it.
         if found := re.search(r"pid=(\d+)", host.run(ss, dict(os.environ), cluster.folder)):
             return host, int(found[1])
     return None

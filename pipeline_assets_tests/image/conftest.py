@@ -1,7 +1,7 @@
-"""Podman, and the image that it builds on a base of Debian's packages, once a machine.
+"""Podman, and the image that it builds on a base of Debian's packages; the base is made once per machine.
 
-No image registry is needed, but root, PyPI and a mirror of Debian. IMAGE names an image that is there
-already, and only runs that one.
+This needs root, PyPI and a mirror of Debian, but no image registry. IMAGE names an existing image, which
+is then tested instead of a new one.
 """
 
 import os
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def ask_podman(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What Podman says; its configuration stands beside this file."""
+    """Run Podman, with the configuration beside this file."""
     environment = {
         **os.environ,
         "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf")),
@@ -47,7 +47,7 @@ def ask_podman(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def podman(*arguments: str, check: bool = True) -> str:
-    """What Podman prints."""
+    """Run Podman; returns what it prints."""
     found = ask_podman(*arguments)
     assert not check or found.returncode == 0, found.stderr or found.stdout
     return found.stdout
@@ -77,7 +77,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
         podman("import", str(folder / "base.tar"), BASE)
     podman(
         *("build", "--format", "docker", "--network", "host", "--build-arg", f"BASE={BASE}"),
-        # The authorities that this machine trusts.
+        # The certificate authorities that this machine trusts.
         *("--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"),
         *("--file", "deploy/Dockerfile", "--tag", "pipeline-assets", "."),
     )

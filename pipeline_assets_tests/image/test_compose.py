@@ -1,8 +1,8 @@
-"""The Compose file's services as containers: commands, environments, secrets, rights and order are its own.
+"""The Compose file's services as containers, with its commands, environments, secrets, rights and order.
 
-Compose itself isn't here, nor a registry: Podman starts what the file says, as far as this reads it, and
-Debian's PostgreSQL, RabbitMQ and nginx stand in for the three official images, with their entry points'
-part of the work.
+There is neither Compose nor a registry here: Podman starts what the file says, as far as this module reads
+it. Debian's PostgreSQL, RabbitMQ and nginx stand in for the three official images, and do what those
+images' entry points do.
 """
 
 import json
@@ -29,7 +29,7 @@ STAND_IN = "localhost/stand-ins:bookworm"
 DAY = f"{FIRST_DAY:%Y-%m-%d}"
 NAME = "dagster.example.com"
 VALUES = {"${PIPELINE_ENV:-staging}": "staging", "${NEWS_PROVIDER:-rss}": "rss"}
-"""What Compose puts in the place of its variables, which nobody sets."""
+"""What Compose substitutes for its variables if they aren't set."""
 BUILD = f"""
 FROM {BASE}
 RUN apt-get update
@@ -73,11 +73,11 @@ nginx)
 esac
 """
 STAND_INS = {"postgres": ["postgres"], "rabbitmq": ["rabbitmq"], "proxy": ["nginx"]}
-"""Service -> what the stand-in's entry point is told; the official image's has it as its own command."""
+"""Service -> first argument of the stand-in's entry point; the official image has it as its command."""
 
 
 class Deployment:
-    """Containers of the services, in a network with their names."""
+    """Containers of the services, in a network that resolves their names."""
 
     def __init__(self, image: str, secrets: Path) -> None:
         self.image, self.secrets = image, secrets
@@ -86,7 +86,7 @@ class Deployment:
         self.started: list[str] = []
 
     def start(self, service: str, number: int = 1) -> str:
-        """A container of a service, as the Compose file has it; its name."""
+        """Start a container of a service, as the Compose file has it; returns its name."""
         its = SERVICES[service]
         name = f"{self.network}-{service}-{number}"
         options = ["--detach", "--name", name, "--network", f"{self.network}:alias={service}"]
@@ -124,7 +124,7 @@ class Deployment:
         return name
 
     def up(self) -> None:
-        """Start the services, each once those that it depends on are as it says."""
+        """Start each service once those that it depends on meet its conditions."""
         waiting = dict(SERVICES)
         done: dict[str, str] = {}
         while waiting:
@@ -139,7 +139,7 @@ class Deployment:
                 self.wait_for(name, service, "service_healthy")
 
     def wait_for(self, name: str, service: str, condition: str) -> None:
-        """Wait until a container is healthy by its service's own check, or has ended well."""
+        """Wait until a container is healthy by its service's own check, or has exited with 0."""
         if condition == "service_completed_successfully":
             assert podman("wait", name).strip() == "0", podman("logs", name)
             return
@@ -170,7 +170,7 @@ class Deployment:
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    """All files of `secrets`, made as a person makes them."""
+    """All files of `secrets`, made as an operator makes them."""
     folder = tmp_path / "secrets"
     new = [str(COMPOSE / "new-secrets"), "postgresql://reader:x@postgres:5432/source", str(folder)]
     subprocess.run(new, check=True)
@@ -233,7 +233,7 @@ def test_the_services_come_up_in_their_order_and_a_day_is_loaded_by_the_workers(
     said = [ask_podman("logs", f"{deployment.network}-worker-{number}") for number in (1, 2)]
     assert any("Task execute_plan" in log.stdout + log.stderr for log in said)
 
-    # From outside there is the proxy, which asks who it is.
+    # From outside one reaches the proxy, which asks for an account.
     proxy = f"https://{deployment.address('proxy')}/server_info"
     for account, status in ((None, 401), (("operator", "letmein"), 200)):
         answer = requests.get(proxy, headers={"Host": NAME}, auth=account, timeout=60, verify=False)  # noqa: S501 - it has the name's certificate, and is asked by its address

@@ -11,7 +11,7 @@ from pipeline_assets_tests.image.conftest import podman
 from pipeline_assets_tests.waiting import until
 
 GRACE = 30
-"""Seconds that a container has to end in, once it is asked to."""
+"""Seconds within which a container has to end once it is asked to."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_what_is_in_it(image: str, request: pytest.FixtureRequest) -> None:
     assert about["Config"]["Entrypoint"] == ["/usr/bin/tini", "--"]
     assert about["Healthcheck"]["Test"]
     run = ("run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c")
-    # What builds isn't there, nor what only tests need, nor a file that the process could change.
+    # No build tools, nothing that only tests need, and no file that the process could change.
     tools = "for tool in gcc cc make git uv pip pip3 pytest moto_server; do command -v $tool; done; true"
     assert podman(*run, tools) == ""
     assert podman(*run, "find /app -writable -not -type l | head -1") == ""
@@ -78,7 +78,7 @@ def test_it_gets_healthy_and_ends_when_asked(image: str, volume: str) -> None:
 
 
 def _is_well(name: str) -> bool:
-    """What the image's own check says: it prints that the container is unhealthy, or nothing."""
+    """Run the image's own check, which prints `unhealthy` or nothing, and read the container's health."""
     podman("healthcheck", "run", name, check=False)
     (state,) = json.loads(podman("inspect", name))
     assert state["State"]["Running"], podman("logs", name)

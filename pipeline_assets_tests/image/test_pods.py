@@ -1,8 +1,8 @@
 """The chart's manifests as Podman plays them: the image, the settings, the secrets and the order are real.
 
-What only a cluster has is left out: Podman knows neither services, for which its own network's names
-stand, nor jobs (the migration's pod is played as one), nor the API that starts a pod a run; and 4.3, which
-Debian 12 has, mounts a Secret's values without decoding them, so that a folder stands for it.
+What only a cluster has is left out. Podman knows no Services (the names in its own network replace them), no
+Jobs (the migration's pod is played by itself), and not the API that starts a pod per run. Podman 4.3, which
+Debian 12 has, mounts a Secret's values without decoding them, so a folder replaces the Secret.
 """
 
 import json
@@ -30,7 +30,7 @@ echo "$PASSWORD" > /tmp/password
 echo 'host all all all scram-sha-256' >> /tmp/data/pg_hba.conf
 exec "$bin/postgres" -D /tmp/data -h 0.0.0.0 -k /tmp
 """
-"""A server out of the image itself: there is no registry to take one from."""
+"""A server from the image itself, as there is no registry to pull one from."""
 ASK = """
 import json, urllib.request
 query = '{ repositoriesOrError { ... on RepositoryConnection { nodes { jobs { name } } } } runsOrError {'
@@ -43,7 +43,7 @@ print(urllib.request.urlopen(request, timeout=60).read().decode())
 
 @pytest.fixture
 def network() -> Iterator[str]:
-    """A network with names, and all that is in it removed after."""
+    """A network that resolves names; it and all that is in it are removed afterwards."""
     name = f"pipeline-assets-{uuid4().hex[:8]}"
     podman("network", "create", name)
     yield name
@@ -86,7 +86,7 @@ def postgres(image: str, network: str) -> str:
 
 
 def manifests(image: str) -> list[dict[str, Any]]:
-    """The chart's, for staging, with what is this machine's."""
+    """The chart's manifests for staging, with this machine's image, files and secrets."""
     (about,) = json.loads(podman("inspect", image))
     settings = values("staging")["settings"] | {
         "PIPELINE_FILES_URL": "file:///data/partitions",
@@ -103,7 +103,7 @@ def manifests(image: str) -> list[dict[str, Any]]:
 
 
 def with_secrets(pod: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A pod whose Secret is a folder with the addresses as the pods see them."""
+    """A pod with a folder in place of its Secret, with the databases' addresses as the pods see them."""
     folder.mkdir(exist_ok=True)
     for name in DATABASES:
         url = f"postgresql://pipeline:{PASSWORD}@postgres:5432/{name}"
@@ -137,7 +137,7 @@ def test_the_rendered_manifests_come_up_in_order_and_load_a_day(
         "metadata": {"name": "migrate"},
         "spec": job["spec"],
     }
-    # The hook, before there is anything of the release.
+    # The migration hook, before anything of the release exists.
     play("migrate", with_secrets(first, secrets))
     assert podman("wait", "migrate-migrate").strip() == "0", podman("logs", "migrate-migrate")
     with psycopg.connect(f"{postgres}/warehouse") as warehouse:
@@ -165,7 +165,7 @@ def test_the_rendered_manifests_come_up_in_order_and_load_a_day(
     execute = ("dagster", "job", "execute", "-m", "pipeline_assets.definitions")
     tags = json.dumps({"dagster/partition": DAY})
     inside("code", *execute, "-j", "load_transactions", "--tags", tags)
-    # Beside what the sensors have asked for: here is nobody to start that.
+    # Besides the runs that the sensors have requested, which nothing here can start.
     runs = json.loads(inside("webserver", "python", "-c", ASK))["data"]["runsOrError"]["results"]
     assert {"jobName": "load_transactions", "status": "SUCCESS"} in runs
     with psycopg.connect(f"{postgres}/warehouse") as warehouse:
@@ -174,6 +174,6 @@ def test_the_rendered_manifests_come_up_in_order_and_load_a_day(
 
 
 def _succeeds(part: str, *command: str) -> bool:
-    """Whether a command in a part's container does."""
+    """Whether a command in a part's container succeeds."""
     container = f"pipeline-assets-{part}-pod-0-{part}"
     return ask_podman("exec", container, *command).returncode == 0

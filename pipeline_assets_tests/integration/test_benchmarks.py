@@ -1,4 +1,4 @@
-"""The benchmark's harness runs, and judges what a tool leaves behind; figures are no test."""
+"""The benchmark's harness runs, and judges what a tool leaves behind; its figures aren't tested."""
 
 import json
 import sys
@@ -77,7 +77,7 @@ def test_growth_is_measured_part_by_part(
     assert found["a table's tick, s"]["median"] > 0
     if not with_daemon:
         return
-    # Sensors have every table to look at, and start nothing.
+    # The sensors look at every table, and start nothing.
     measure("daemon")
     watched = figures()
     assert found.items() < watched.items()

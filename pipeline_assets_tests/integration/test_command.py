@@ -36,7 +36,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 def since(day: date) -> dict[str, str]:
-    """The setting with which the command has days from that one on to load, instead of a year's."""
+    """The setting that has the command load the days from that one on, instead of a year's."""
     return {"WAREHOUSE_START_DATE": f"{day}"}
 
 
@@ -138,12 +138,12 @@ def test_run_trains_judges_deploys_and_scores_the_newest_week_once(
 
 @contextmanager
 def dagster_dev(environment: Mapping[str, str], log: Path, folder: Path = ROOT) -> Iterator[str]:
-    """`dagster dev` in the project's folder, or a copy of it, until the block ends; its address."""
+    """Run `dagster dev` in the project's folder, or a copy, until the block ends; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    # Where the tests run in the background Ctrl-C is ignored, and a child would inherit that.
+    # When the tests run in the background, SIGINT is ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with (
         log.open("w") as output,

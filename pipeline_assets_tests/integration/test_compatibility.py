@@ -1,4 +1,4 @@
-"""What counts as breaking a contract: as a real database refuses it, and as rows are held back by it."""
+"""Which changes of a contract are breaking: a real database refuses them, or they may hold rows back."""
 
 from collections.abc import Sequence
 from dataclasses import replace

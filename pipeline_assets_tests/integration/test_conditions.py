@@ -1,6 +1,6 @@
-"""A contract's SQL conditions mean here what they mean in PostgreSQL: the same rows, by both.
+"""A contract's SQL conditions mean here what they mean in PostgreSQL: both pick the same rows.
 
-NaN alone is left out: PostgreSQL orders it above all numbers, a condition here as IEEE 754 does.
+Only NaN is left out: PostgreSQL orders it above all numbers, a condition here compares it as IEEE 754 does.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ COLUMNS = {
 }
 NOON = datetime(2026, 1, 7, 12, tzinfo=UTC)
 UUIDS = "0b0c9f7e-8f3e-4ec1-a1c5-5d3b8e7f0a01", "ffffffff-8f3e-4ec1-a1c5-5d3b8e7f0a01"
-# Every null meets every value that decides something, if not every value of every other column.
+# Nulls and the values that decide something; `rows` combines those of any two columns.
 VALUES: dict[str, list[Any]] = {
     "n": [None, -1, 0, 3],
     "big": [None, 0, 2**40],
@@ -107,7 +107,7 @@ CONDITIONS = [
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    """Rows in which any two columns meet in all their values."""
+    """Rows with every combination of the values of any two columns."""
     found, base = [], {name: values[1] for name, values in VALUES.items()}
     for first, second in product(VALUES, VALUES):
         if first < second:

@@ -1,4 +1,4 @@
-"""A contract's table in a real PostgreSQL: made, changed where nothing is lost, refused elsewhere."""
+"""A contract's table in a real PostgreSQL: created, altered if nothing is lost, refused otherwise."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ ROW = "INSERT INTO things (id, changed_at) VALUES (1, '2026-01-07 12:00Z')"
 
 @pytest.fixture
 def database(server: embedded_postgres.Server) -> Iterator[psycopg.Connection]:
-    """A transaction that is undone."""
+    """A connection whose transaction is rolled back."""
     with psycopg.connect(server.url(), options="-c TimeZone=UTC") as connection:
         yield connection
         connection.rollback()

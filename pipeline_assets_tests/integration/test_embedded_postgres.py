@@ -1,7 +1,7 @@
-"""The embedded PostgreSQL, on real servers: who shares it, and what any death or leftover does.
+"""The embedded PostgreSQL, on real servers: who shares it, and the effect of each crash or leftover.
 
-Every test ends with its server stopped and with a look for what was left behind: no process that
-names its folder, no file in the temp folder.
+Every test that uses `folder` ends by stopping its server and checking that nothing is left behind: no
+process that names the folder, no file in the temp folder.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from pipeline_assets_tests.waiting import until
 fcntl = pytest.importorskip("fcntl")
 
 PROJECT = Path(__file__).parents[2]
-NAMELESS = 65533  # a user that no file of the system names
+NAMELESS = 65533  # a user id without an entry in the user database
 IS_ROOT = os.geteuid() == 0
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -67,7 +67,7 @@ def is_locked(path: Path) -> bool:
 
 
 def is_leased(folder: Path) -> bool:
-    """Whether the clients' lock is held, and not just tried by the supervisor, for microseconds."""
+    """Whether a client holds the clients' lock: the supervisor tries it too, but for microseconds."""
     for _ in range(3):
         if not is_locked(folder / supervisor.CLIENTS_LOCK):
             return False
@@ -110,9 +110,9 @@ def binaries(request: pytest.FixtureRequest) -> Path | None:
 
 @pytest.fixture
 def temp_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temp folder of the test's own, which must be empty in the end; short, for the sockets."""
+    """A temp folder of the test's own, which must be empty in the end; its path is short, for the sockets."""
     path = Path(tempfile.mkdtemp(prefix="pgt"))
-    path.chmod(0o711)  # that of a real temp folder, as far as sockets go
+    path.chmod(0o711)  # the mode of a real temp folder, as far as sockets need it
     monkeypatch.setenv("TMPDIR", str(path))
     monkeypatch.setattr(tempfile, "tempdir", str(path))
     yield path
@@ -388,14 +388,14 @@ def test_a_supervisor_killed_during_initdb(folder: Path) -> None:
             if supervisor.__file__ in embedded._command_line(pid)
         }
         os.kill(pid, signal.SIGKILL)
-        _, url = answer(process)  # it notices, and starts again
+        _, url = answer(process)  # the client notices, and starts another
         with psycopg.connect(url):
             pass
 
 
 def test_a_deleted_folder_ends_its_server(used_folder: Path) -> None:
     server = embedded.connect_or_start(used_folder)
-    remove = ["/bin/rm", "-rf", str(used_folder)]  # again if the server still writes
+    remove = ["/bin/rm", "-rf", str(used_folder)]  # repeated while the server still writes
     until(lambda: subprocess.run(remove, check=False).returncode == 0)
     until(lambda: not processes_of(used_folder))
     assert not server.socket_folder.exists()
@@ -425,7 +425,7 @@ def test_a_log_that_cannot_be_kept_ends_no_server(used_folder: Path, how: str) -
             log.rename(used_folder / "moved.log")
         file.truncate(supervisor.LOG_LIMIT + 1)
     with psycopg.connect(server.url()) as connection:
-        time.sleep(5 * supervisor.POLL)  # so often it looks
+        time.sleep(5 * supervisor.POLL)  # the supervisor has looked several times
         assert connection.execute("SELECT 1").fetchone() == (1,)
         if how == "no space":
             assert log.stat().st_size > supervisor.LOG_LIMIT, "nothing is cut that isn't kept"
@@ -593,7 +593,7 @@ def test_binaries_that_are_not_there(
 
 def test_windows_gets_a_clear_message() -> None:
     script = (
-        "import sys; sys.modules['fcntl'] = None\n"  # as where there is none
+        "import sys; sys.modules['fcntl'] = None\n"  # as on Windows, which has none
         "import pipeline_assets.resources.embedded_postgres"
     )
     command = [sys.executable, "-c", script]

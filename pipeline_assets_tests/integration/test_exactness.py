@@ -1,4 +1,4 @@
-"""Source and warehouse agree whatever happened in between, told by SQL that shares nothing with the code."""
+"""Source and warehouse agree whatever happened in between: checked by SQL independent of the code."""
 
 import subprocess
 import sys
@@ -81,7 +81,7 @@ actions = st.one_of(
 )
 
 
-# Few orders and days, so that they meet: a day that is held has what another has loaded.
+# Few orders and days, so that they collide: a held day has an order that another day has loaded.
 moves = st.one_of(
     st.tuples(st.just("put"), st.sampled_from("ab"), st.integers(0, 1), st.sampled_from([0, 1, 2])),
     st.tuples(st.just("run"), st.integers(0, 1)),
@@ -92,7 +92,7 @@ moves = st.one_of(
 
 @contextmanager
 def crash() -> Iterator[None]:
-    """A crash halfway, or before anything was there to crash on."""
+    """Expect a crash halfway, or an error because there was nothing to read or load yet."""
     from pipeline_assets.resources.files import MissingPartitionError
 
     with pytest.raises((CrashError, ledger.GateError, MissingPartitionError)):
@@ -124,7 +124,7 @@ def test_any_history_ends_in_step_with_the_source(
         if action == "put":
             order, day, quantity, amount = arguments
             clock += 1  # a later change has a later time within its day
-            customer = day + quantity  # so that an order changes hands and days too
+            customer = day + quantity  # so that an order changes its customer and day too
             shop.put(order, day, clock, quantity=quantity, amount=amount, customer_id=customer)
         elif action == "delete":
             shop.remove(*arguments)
@@ -159,7 +159,7 @@ def test_any_history_ends_in_step_with_the_source(
 def test_a_gate_that_holds_days_loses_no_order_that_the_source_has(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection, history: list[tuple[Any, ...]]
 ) -> None:
-    """Whatever is held and replayed in between; once the source is mended, all is as there."""
+    """Whatever is held and replayed in between; once the source is corrected, the warehouse equals it."""
     shop.connection.execute("TRUNCATE shop.transactions")
     warehouse.execute("DROP SCHEMA IF EXISTS analytics, quarantine, pipeline CASCADE")
     pipeline = Pipeline(settings, strict())
@@ -210,7 +210,7 @@ def test_a_change_time_that_goes_back_ends_in_step(
 def test_a_change_time_that_goes_back_within_its_day_ends_in_step(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """It never did: the file has the order, so that it wasn't gone, and older, so that it wasn't loaded."""
+    """It never did: the file has the order, so it wasn't deleted, but an older one, so it wasn't loaded."""
     pipeline = Pipeline(settings)
     shop.put("a", 0, 2)
     pipeline.run(KEYS[0])
@@ -234,7 +234,7 @@ def test_a_row_whose_change_time_becomes_infinite_leaves_the_warehouse(
 def test_a_held_day_takes_nothing_from_the_days_before(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """Orders that a held day has, and rejects, were taken out of the day that has them loaded."""
+    """Orders that a held day has and rejects were deleted from the day that had loaded them."""
     pipeline = Pipeline(settings, strict())
     for order in "abc":
         shop.put(order, 0, 1)
@@ -253,7 +253,7 @@ def test_a_held_day_takes_nothing_from_the_days_before(
     pipeline.run(KEYS[0])
     assert loaded(warehouse) == before
 
-    # Let through, with the orders set aside, the day takes their older versions with it.
+    # When the day passes, with the orders set aside, its load deletes their older versions.
     released = Pipeline(settings, lenient())
     released.run(KEYS[1])
     assert loaded(warehouse) == [row for row in before if row[0] == "c"]
@@ -274,7 +274,7 @@ def test_a_column_that_somebody_added_with_a_default_gets_it(
 
 
 def test_what_a_judgement_keeps_to_be_shown_is_small(settings: Settings, shop: Shop) -> None:
-    """A range keeps that of each of its days; a slice kept the whole of the day."""
+    """A range keeps these rows of each of its days; as slices, they kept the whole day in memory."""
     pipeline = Pipeline(settings)
     for number in range(500):
         shop.put(f"{number}", second=number, amount=number % 2)
@@ -291,7 +291,7 @@ def test_what_a_judgement_keeps_to_be_shown_is_small(settings: Settings, shop: S
 def test_a_change_time_beyond_the_calendar_leaves_the_others_in_step(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """One typing mistake, and no day could be compared: Python has no year 20261."""
+    """After one typing mistake no day could be compared: Python has no year 20261."""
     pipeline = Pipeline(settings)
     for order in "ab":
         shop.put(order, 0, 1)
@@ -307,7 +307,7 @@ def test_a_change_time_beyond_the_calendar_leaves_the_others_in_step(
 def test_a_change_time_without_a_zone_is_the_same_moment(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """The contract's has one: Python doesn't compare the two."""
+    """The contract's has one: Python can't compare the two."""
     shop.connection.execute(
         "ALTER TABLE shop.transactions ALTER updated_at TYPE timestamp USING updated_at AT TIME ZONE 'UTC'"
     )
@@ -326,7 +326,7 @@ def test_a_change_time_without_a_zone_is_the_same_moment(
 def test_a_mart_with_a_percent_sign_equals_its_rebuild(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """Beside parameters psycopg would take it for one."""
+    """In a query with parameters, psycopg would take it for a placeholder."""
     table = lenient()
     customers, sales = table.marts
     columns = tuple(
@@ -447,7 +447,7 @@ def test_a_killed_loader_leaves_the_old_state_or_the_new(
             assert loader.stdout.readline() == "ready\n"
             time.sleep(0.03 * kill)  # so that each kill hits another moment
             loader.kill()
-        # At one moment: its server may be at work on a COMMIT that came before the kill.
+        # In one snapshot: the server may still be executing a COMMIT sent before the kill.
         with warehouse.transaction():
             warehouse.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             rows = warehouse.execute(

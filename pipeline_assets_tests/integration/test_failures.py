@@ -188,7 +188,7 @@ def test_the_chain_decides_and_its_permanent_part_wins() -> None:
 def test_a_step_is_tried_again_only_if_that_can_help(
     error: Exception, attempts: int, tagged: bool
 ) -> None:
-    """On a policy without RETRY's pauses."""
+    """With a policy that has none of RETRY's pauses."""
     tried = []
 
     @dg.asset(retry_policy=dg.RetryPolicy(max_retries=2))

@@ -25,7 +25,7 @@ def full_scans(warehouse: psycopg.Connection, table: str) -> int:
 
 
 def pages_asked_for(warehouse: psycopg.Connection, table: str) -> int:
-    """Pages of a table itself that were asked for since the statistics began, found in memory or not."""
+    """Pages of a table, without its indexes, read since the statistics began, whether cached or not."""
     row = warehouse.execute(
         """SELECT heap_blks_hit + heap_blks_read FROM pg_statio_user_tables
            WHERE relid = to_regclass(%s)""",
@@ -50,7 +50,7 @@ def rows_in_groups_of(warehouse: psycopg.Connection, orders: list[str]) -> int:
 
 
 def hand_in_statistics(pipeline: Pipeline) -> None:
-    """A server process keeps its counts for a second, unless it is told to hand them in."""
+    """Make the server process report its counts, which it would otherwise keep for a second."""
     pipeline.at_warehouse.execute("SELECT pg_stat_force_next_flush()")
 
 
@@ -89,7 +89,7 @@ def test_a_small_day_scans_no_large_table(
 
     assert {table: full_scans(warehouse, table) for table in tables} == before
     # A mart's group is computed from all of its rows, each on a page of its own at worst; the rest is a
-    # few pages a changed row.
+    # few pages per changed row.
     pages = pages_asked_for(warehouse, tables[0]) - pages_before
     assert pages < rows_of_groups + 10 * 2 * len(orders)
     assert loaded(warehouse) == truth(shop)
@@ -97,7 +97,7 @@ def test_a_small_day_scans_no_large_table(
 
 @pytest.mark.slow
 def test_comparing_a_few_days_scans_no_large_table(shop: Shop) -> None:
-    # Wide rows, and those of a day lie all over the table, as in one that is upserted.
+    # Wide rows, those of a day scattered over the whole table, as upserts leave them.
     shop.connection.execute(
         """INSERT INTO shop.transactions
            SELECT 'order-' || n, n, timestamptz '2023-01-01', 10, 'USD', 1, repeat('x', 300),

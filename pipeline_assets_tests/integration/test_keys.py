@@ -1,4 +1,4 @@
-"""Keys of every kind: what is new is appended or upserted, what was there is updated, nothing else."""
+"""Keys of every type: new rows are appended or upserted, existing ones updated, no others written."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ KEYS: dict[tuple[str, ...], tuple[list[Any], list[Any]]] = {
     ),
     ("smallint",): ([("-32768",), ("3",)], [("-5",), ("32767",)]),
     ("int4",): ([("1",), ("2147483646",)], [("0",), ("2147483647",)]),
-    # Each of these sorts otherwise in PostgreSQL's collations than in Arrow.
+    # These sort differently in PostgreSQL's collations than in Arrow.
     ("text",): ([("b",), ("C",), ("é",)], [("a",), ("B",), ("z",), ("Z",), ("ê",)]),
     ("date",): ([("2026-01-07",)], [("2025-12-31",), ("9999-12-31",)]),
     ("uuid",): (

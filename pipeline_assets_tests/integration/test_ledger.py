@@ -1,4 +1,4 @@
-"""What the ledger answers, held against the same said in Python."""
+"""What the ledger answers, compared with the same computed in Python."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
@@ -98,7 +98,7 @@ def test_the_identity_of_a_row_is_what_the_database_makes_of_its_key(
 def test_a_table_may_have_the_name_of_another_with_a_word_behind(
     warehouse: psycopg.Connection,
 ) -> None:
-    """The quarantine of `things_version` was taken for there: an index of `things` had its name."""
+    """The quarantine of `things_version` was thought to exist: an index of `things` had its name."""
     for name in ("things", "things_version", "things_partition"):
         ledger.ensure_schema(warehouse, contract([], name=name, physicalName=f"public.{name}"))
         assert warehouse.execute(f"SELECT count(*) FROM quarantine.{name}").fetchone() == (0,)
@@ -107,7 +107,7 @@ def test_a_table_may_have_the_name_of_another_with_a_word_behind(
 def test_a_new_warehouse_may_be_opened_by_any_number_at_once(
     server: embedded_postgres.Server,
 ) -> None:
-    """As the sensors of a deployment that starts do it."""
+    """As the sensors of a deployment do when it starts."""
     sessions = 6
 
     def open_it(number: int) -> None:

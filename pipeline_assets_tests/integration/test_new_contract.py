@@ -1,4 +1,4 @@
-"""A new contract beside the one before: both load one table at once, and it ends up exact."""
+"""A new contract beside the previous one: both load one table at once, and the table ends up exact."""
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +40,7 @@ FROM shop.transactions GROUP BY 1 ORDER BY 1
 
 
 def newer() -> Table:
-    """The transactions by a contract with one more column, and a mart with one more."""
+    """The transactions with one more column in their contract, and one more in a mart."""
     old = lenient()
     customers, *others = old.marts
     label = Column("label", "text", False, "How it stands.", derived_from=("status", "currency"))
@@ -62,7 +62,7 @@ def newer() -> Table:
 
 
 def fill(shop: Shop, chance: Random) -> None:
-    """Change every third order, some of them into another day."""
+    """Change a third of the orders, some of which move to another day."""
     for order in chance.sample(ORDERS, len(ORDERS) // 3):
         shop.put(
             order,
@@ -75,7 +75,7 @@ def fill(shop: Shop, chance: Random) -> None:
 
 
 def older_days(new: Pipeline) -> list[str]:
-    """The days that the contract before has loaded, which the sensor asks for."""
+    """The days loaded by the previous contract, which the sensor requests."""
     known = ledger.batches(new.at_warehouse, new.table.contract)
     return [key for key, batch in known.items() if batch.contract_version != VERSION]
 
@@ -83,7 +83,7 @@ def older_days(new: Pipeline) -> list[str]:
 def test_a_day_that_the_new_contract_judged_and_did_not_load_is_missed(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """It counted as loaded, by the contract before, and in step: its new column stayed empty for ever."""
+    """It counted as loaded, by the previous contract, and in step: its new column stayed empty for ever."""
     shop.put("a")
     Pipeline(settings).run(KEYS[0])
     new = Pipeline(settings, newer())
@@ -97,7 +97,7 @@ def test_a_day_that_the_new_contract_judged_and_did_not_load_is_missed(
     assert missed() == {KEYS[0]}
     new.load(KEYS[0])
     assert missed() == set()
-    new.judge(KEYS[0])  # by the same contract, what was loaded stays on record
+    new.judge(KEYS[0])  # judging it by the same contract again keeps the load on record
     assert missed() == set()
 
 
@@ -143,7 +143,7 @@ def test_old_and_new_load_one_table_at_once_and_the_new_one_makes_it_exact(
 def test_a_new_version_changes_tables_while_the_old_one_is_in_the_middle_of_a_load(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """Neither waits for the other in a circle, which PostgreSQL would end by failing one of them."""
+    """They don't deadlock, which PostgreSQL would resolve by failing one of them."""
     shop.put("a")
     Pipeline(settings).run(KEYS[0])
     waiting = (

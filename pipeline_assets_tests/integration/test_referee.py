@@ -1,7 +1,7 @@
 """An independent referee, `datacontract test`, and our gate judge the same contract and the same rows.
 
 Each case is a table with one defect, or none. Where the referee measures something else than the gate,
-the case says so and both verdicts are pinned; what it can't judge at all stands at the end.
+the case says so and both verdicts are pinned; what it can't judge at all is in NOT_JUDGED.
 """
 
 import json
@@ -50,7 +50,7 @@ def _options(name: str, physical_type: str, logical_type: str, **options: Any) -
 
 
 def _quality(name: str, **quality: Any) -> dict[str, Any]:
-    # The id is how the referee tells which rule a result is of.
+    # By its id the referee says which rule a result is of.
     bounded = any(key.startswith("must") for key in quality)
     return {"id": name, "name": name, **quality, **({} if bounded else {"mustBe": 0})}
 
@@ -127,13 +127,13 @@ TABLE_QUALITY = [
 
 @dataclass(frozen=True)
 class Case:
-    """What is done to clean rows, and the rules that are broken then."""
+    """A defect that is made in clean rows, and the rules that it breaks."""
 
     name: str
     defect: str
     broken: tuple[str, ...] = ()
     referee: tuple[str, ...] | None = None
-    """What the referee says where it measures something else."""
+    """The rules broken by the referee's verdict, if it measures something else."""
 
 
 def _set(assignment: str, where: str = "id = 1") -> str:
@@ -173,14 +173,14 @@ CASES = [
     ))),
     Case("code_null_twice", _set("code = NULL", "id <= 2")),
     Case("tag_twice", _set("tag = 't3'", "id = 4")),
-    # The referee counts the values that are there more than once; the gate counts, as in all its rules,
-    # the rows that are concerned, and sets them aside.
+    # The referee counts the values that occur more than once; the gate counts, as for all its rules, the
+    # rows concerned, and sets them aside.
     Case("tag_thrice", _set("tag = 't3'", "id IN (4, 5)"), ("tag_repeats",), ()),
 ]  # fmt: skip
 
 # The referee has no such checks, whatever the rows: it compares a column's declared type and not the
-# values that arrive, and knows `invalidValues` only with ODCS's own arguments. The gate's unit tests
-# stand alone there.
+# values that arrive, and knows `invalidValues` only with ODCS's own arguments. Only the gate's unit tests
+# cover these rules.
 NOT_JUDGED = {"gift_positive"} | {
     f"{name}_type" for name in ("id", "changed_at", "n", "above", "below", "day", "low", "high", "gift")
 }  # fmt: skip

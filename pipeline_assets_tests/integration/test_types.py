@@ -65,7 +65,7 @@ UNFIT = [
     ("text", "double precision", ["nan(1)", "0x1", " 1", ""]),
     ("integer", "boolean", ["2", "-1"]),
 ]
-# Where the types differ and the values don't.
+# The types differ, but the values are the same in both.
 CONVERTED = [
     ("timestamp", "date", ["2026-01-07 00:00:00", "0001-01-01"]),
     (

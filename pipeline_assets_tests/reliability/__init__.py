@@ -1,1 +1,1 @@
-"""What is attacked, and who judges it. `docs/reliability.md` has the table of it."""
+"""Attacks on the pipelines, and the oracles that judge the results; `docs/reliability.md` lists them."""

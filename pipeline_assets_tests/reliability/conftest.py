@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the suite's own, which its tests kill; seeds, printed."""
+"""A PostgreSQL server of the suite's own, which its tests kill, and printed seeds."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded_postgr
     """In place of the session's server: other tests' connections must outlive this one's death."""
     folder = tmp_path_factory.mktemp("killed")
     found = embedded_postgres.connect_or_start(folder)
-    # One that was killed also starts in a fifth of the time if it needn't sync each of its files first.
+    # A killed server also restarts in a fifth of the time if it needn't sync each of its files first.
     databases.without_sync(found)
     yield found
     embedded_postgres.release(folder)
@@ -30,9 +30,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded_postgr
 
 @pytest.fixture
 def seed(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> int:
-    """What the test's randomness begins with, printed; RELIABILITY_SEED repeats a run.
+    """The test's random seed, printed; RELIABILITY_SEED repeats a run.
 
-    The short forms in `make test` have the same each time: what lands doesn't hang on luck.
+    The short forms in `make test` have the same seed each time: no merge depends on luck.
     """
     is_long = request.node.get_closest_marker("reliability")
     own = random.SystemRandom().randrange(2**31) if is_long else crc32(request.node.name.encode())
@@ -55,13 +55,13 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 @pytest.fixture
 def site(settings: Settings, server: embedded_postgres.Server, seed: int) -> Site:
-    """Empty databases, and the seed's changes to come."""
+    """A site with empty databases, and with the seed's changes to come."""
     return Site(settings, server, random.Random(seed))
 
 
 @pytest.fixture
 def job_settings(settings: Settings, server: embedded_postgres.Server) -> Iterator[Settings]:
-    """Settings with databases for Dagster and MLflow too, and a gate that knows no favourites."""
+    """Settings with Dagster's and MLflow's databases too; no comparison with baseline or champion refuses."""
     names = {role: f"{role}_{uuid4().hex}" for role in ("dagster", "mlflow")}
     urls = {role: embedded_postgres.ensure_database(server, name) for role, name in names.items()}
     yield Settings.model_validate(
@@ -84,11 +84,11 @@ def job_settings(settings: Settings, server: embedded_postgres.Server) -> Iterat
 
 @pytest.fixture
 def model_site(job_settings: Settings, server: embedded_postgres.Server, seed: int) -> ModelSite:
-    """An empty registry."""
+    """A site with an empty registry."""
     return ModelSite(job_settings, server, random.Random(seed))
 
 
 @pytest.fixture
 def digest_site(job_settings: Settings, server: embedded_postgres.Server, seed: int) -> DigestSite:
-    """No edition yet."""
+    """A site without editions."""
     return DigestSite(job_settings, server, random.Random(seed))

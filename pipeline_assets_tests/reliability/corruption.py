@@ -1,7 +1,7 @@
 """A table of every type and every kind of rule, the values that spoil it, and its rules in plain SQL.
 
-`VIOLATIONS` and `BOUNDS` say once more, in PostgreSQL's words, what the contract says in ODCS: they are
-written by hand from the contract's meaning, and nothing of the package has a part in them.
+`VIOLATIONS` and `BOUNDS` restate in PostgreSQL's SQL what the contract says in ODCS: they are written by
+hand from the contract's meaning, without any code of the package.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ BIG = "1" + "0" * 40
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its type by the contract, its type in the source, and texts of its values there."""
+    """A column: its type by the contract, its type in the source, and its values there as text."""
 
     name: str
     physical_type: str
@@ -104,7 +104,7 @@ _FITS = {
 }
 VIOLATIONS = {
     **{f"{name}_type": f"NOT ({fits})" for name, fits in _FITS.items()},
-    # The source has these in the contract's own type, so that anything fits.
+    # In the source these columns have the contract's own type, so that every value fits.
     **{f"{name}_type": "false" for name in ("id", "large", "ratio", "flag", "rings", "changed_at")},
     "id_required": "id IS NULL",
     "id_unique": "id IS NOT NULL AND count(*) OVER (PARTITION BY day, id) > 1",
@@ -129,7 +129,7 @@ VIOLATIONS = {
     "small_above_whole": f"""CASE WHEN {_FITS["small"]} AND {_FITS["whole"]} THEN small > whole END
         OR kind = 'blue' AND name LIKE 'fir%%'""",
 }
-"""Rule -> which rows break it. What doesn't fit its type breaks that rule, and no other looks at it."""
+"""Rule -> which rows break it. A value that doesn't fit its type breaks the type's rule and no other."""
 
 BOUNDS = {
     "amount_exclusive_minimum": "100.0 * {} / rows <= 20",
@@ -139,7 +139,7 @@ BOUNDS = {
     "code_small_duplicate_values": "100.0 * {} / rows <= 50",
     "small_above_whole": "{} <> 1",
 }
-"""Rule -> how many may; where there is none, no row. Besides, a batch has more than three rows."""
+"""Rule -> how many rows may break it; none without an entry. A batch also needs more than three rows."""
 
 
 def spoiled_contract() -> Contract:

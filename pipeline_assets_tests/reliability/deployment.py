@@ -1,6 +1,6 @@
-"""A deployment to be attacked: a code server, daemons and their runs, real processes of Dagster's.
+"""A deployment to be attacked: a code server, daemons and their runs, all real Dagster processes.
 
-What a person does in the UI is asked for by the UI's own GraphQL, executed in this process.
+What a person would do in the UI goes through the UI's own GraphQL schema, executed in this process.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ mutation ($assets: [AssetKeyInput!], $days: [String!]) {
 
 
 class Deployment:
-    """A home folder, and what runs in it."""
+    """A Dagster home folder, and the processes that use it."""
 
     def __init__(self, home: Path, instance: dg.DagsterInstance, stack: ExitStack) -> None:
         self.home, self.instance, self.stack = home, instance, stack
@@ -63,7 +63,7 @@ class Deployment:
 
     @contextmanager
     def killed(self, name: str) -> Iterator[None]:
-        """`kill -9` one of its processes, and start it again after the block as its keeper does."""
+        """`kill -9` one of its processes, and restart it after the block as its supervisor would."""
         process = self.started[name]
         command = process.args
         process.kill()
@@ -73,7 +73,7 @@ class Deployment:
         until(lambda: answers(self.home / "s"))
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        """What the UI's API answers."""
+        """Execute a query of the UI's API; returns the answer."""
         from dagster_graphql.schema import create_schema
 
         answer = asyncio.run(
@@ -89,11 +89,11 @@ class Deployment:
         return dict(found)
 
     def launch(self, job: str, day: str) -> str:
-        """Start a partition's run; its id."""
+        """Start a partition's run; returns its id."""
         return str(self.ask(LAUNCH, job=job, day=day)["run"]["runId"])
 
     def backfill(self, assets: list[str], days: list[str]) -> str:
-        """Start the backfill of some assets' partitions; its id."""
+        """Start the backfill of some assets' partitions; returns its id."""
         found = self.ask(BACKFILL, assets=[{"path": [name]} for name in assets], days=days)
         return str(found["backfillId"])
 
@@ -125,7 +125,7 @@ class Deployment:
         )
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """What lives of the deployment, by what it is: the warm process isn't part of its daemon."""
+        """The deployment's live processes, by kind: the warm process doesn't count as the daemon's."""
         found: dict[str, list[psutil.Process]] = {}
         for name, process in self.started.items():
             with suppress(psutil.Error):
@@ -136,7 +136,7 @@ class Deployment:
 
 
 def _kind(process: psutil.Process, root: psutil.Process) -> str:
-    """The warm process by itself, and runs, which are forked from it or started cold."""
+    """`launcher` for the warm process, `runs` for runs, forked from it or started cold; empty for others."""
     command = " ".join(process.cmdline())
     if "execute_run" in command:
         return "runs"
@@ -151,7 +151,7 @@ def _kind(process: psutil.Process, root: psutil.Process) -> str:
 def deployment(
     home: Path, module: str, environment: Mapping[str, str], *, daemons: int = 1
 ) -> Iterator[Deployment]:
-    """The project's dagster.yaml with a code server and daemons; all has ended when the context does."""
+    """Run a code server and daemons by the project's dagster.yaml; all of them end with the block."""
     shutil.copy(ROOT / "dagster.yaml", home)
     (home / "workspace.yaml").write_text(
         f"load_from:\n  - grpc_server:\n      socket: {home / 's'}\n      location_name: code\n"
@@ -171,7 +171,7 @@ def deployment(
             name = f"daemon {number + 1}" if daemons > 1 else "daemon"
             found.start(name, [BIN / "dagster-daemon", "run"])
         context = stack.enter_context(found.workspace).create_request_context()
-        context.get_code_location("code")  # or the error that it doesn't load for
+        context.get_code_location("code")  # raises if the location doesn't load
         yield found
 
 

@@ -1,6 +1,6 @@
-"""Whether the digest's folder is whole, told by the files as any reader opens them.
+"""Whether the digest's folder is whole, judged by the files as any reader opens them.
 
-Nothing here calls the package. Each function returns what is wrong, one sentence a thing.
+Nothing here calls the package. Each function returns what is wrong, one sentence per defect.
 """
 
 import csv
@@ -16,7 +16,7 @@ KINDS = ("json", "csv", "txt", "html")
 
 
 def torn(folder: Path) -> list[str]:
-    """What must hold at any moment: each file can be read to its end, and is of its own edition."""
+    """What breaks the rules that hold at any moment: each file is whole, and of its own edition."""
     found = []
     for file in sorted(folder.glob("[!.]*")):
         try:
@@ -47,7 +47,7 @@ def is_whole(file: Path) -> bool:
 
 
 def unfinished(folder: Path, editions: int) -> list[str]:
-    """What must hold once all is done: each edition has its files and is linked from where it should be."""
+    """What isn't done: all files of each edition, and the links to it."""
     days = sorted(file.stem for file in folder.glob("*.json"))
     found = [] if len(days) == editions else [f"{len(days)} editions instead of {editions}"]
     names = {"index.html", "feed.xml", *(f"{day}.{kind}" for day in days for kind in KINDS)}

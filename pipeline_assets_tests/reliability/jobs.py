@@ -1,4 +1,4 @@
-"""The jobs of the model and of the digest where they are attacked: what changes, what runs, who judges.
+"""The model's and the digest's jobs under attack: what changes, what runs, which oracle judges.
 
 They are the project's own jobs with their steps' retries, on an instance as `dagster.yaml` describes it. All
 of their databases are on the server that is killed.
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 MODEL = "dev.purchase_propensity"
 LEARNT_FROM = ("2026-09-07", "2026-10-05")
-"""The snapshots that a model of `WEEK` learns from, if it is two."""
+"""The snapshots that a model of `WEEK` learns from if there are two."""
 CUSTOMERS = 500
 FIRST_MORNING, MORNINGS = date(2026, 7, 1), 120
 
 
 def run_job(settings: Settings, job: str, key: str, assets: list[str]) -> None:
-    """What an attacked child does: a job over a partition. A model that the gate refuses is no failure."""
+    """Run a job over a partition, in the attacked child; a model that the gate refuses is no failure."""
     for name in ("dagster_database_url", "mlflow_tracking_uri"):
         os.environ[name.upper()] = getattr(settings, name).get_secret_value()
     os.environ["PIPELINE_DATA_DIR"] = str(settings.pipeline_data_dir)
     temporary_folder(settings).mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary_folder(settings))
-    # Of three candidates and six plots one and none: what is killed is how they are kept.
+    # One of three candidates and none of six plots: the kills are aimed at how models are stored.
     training.CANDIDATES = {"logistic_regression": training.CANDIDATES["logistic_regression"]}
     judgement.images = lambda *_: {}
     with (
@@ -67,7 +67,7 @@ def temporary_folder(settings: Settings) -> Path:
 
 @dataclass
 class JobSite(Site):
-    """Where a job is attacked. Whatever becomes of it, the job is run again, as its sensor would."""
+    """Where a job is attacked. However a run of it ends, the job is run again, as its sensor would do."""
 
     databases: ClassVar[tuple[str, ...]] = ("source", "warehouse", "dagster", "mlflow")
 
@@ -92,7 +92,7 @@ class JobSite(Site):
 
 @dataclass
 class ModelSite(JobSite):
-    """Before each kill there are other snapshots, and so a version to train, judge and deploy."""
+    """Each change writes other snapshots, so that there is a version to train, judge and deploy."""
 
     trained: int = 0
     refused: float = 0.0
@@ -119,9 +119,9 @@ class ModelSite(JobSite):
 
 
 def snapshot(random: Random, week: str, *, is_bad: bool = False) -> "pa.Table":
-    """Customers who buy at a rate of their own until they lose interest, as BG/NBD has it.
+    """Customers who buy at a rate of their own until they lose interest, as in BG/NBD.
 
-    Where it is bad, those have bought again who didn't.
+    With `is_bad` the label is inverted.
     """
     import pyarrow as pa
 
@@ -148,7 +148,7 @@ def snapshot(random: Random, week: str, *, is_bad: bool = False) -> "pa.Table":
 
 @dataclass
 class DigestSite(JobSite):
-    """Before each kill another morning is due; they come in any order."""
+    """Each change makes another morning due, in random order."""
 
     mornings: list[str] = field(default_factory=list)
 
@@ -178,7 +178,7 @@ class DigestSite(JobSite):
 
 
 def publish(settings: Settings, key: str) -> None:
-    """What an attacked child does: the edition of a morning."""
+    """Publish the edition of a morning, in the attacked child."""
     run_job(settings, "publish_digest", key, ["news_articles", "news_digest"])
 
 

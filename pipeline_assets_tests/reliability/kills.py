@@ -1,4 +1,4 @@
-"""Killing a run at a named moment: the engine of the crash matrix. Nothing of it is in the package.
+"""Killing a run at a named moment: the engine of the crash matrix, without hooks in the package.
 
 A victim runs in a process forked from one that has all modules loaded (so that a kill costs a tenth of
 a second, not an interpreter's start), with a trap in it: just before or after a function or a
@@ -25,7 +25,7 @@ Victim = Literal["process", "backend", "postmaster"]
 TRANSIENT = 75
 """Exit code of a run that failed in a way that is tried again (EX_TEMPFAIL of sysexits.h)."""
 MARK = f"RELIABILITY_SUITE={os.getpid()}"
-"""In the environment of all that is forked here, and of what that starts; nowhere else."""
+"""In the environment of every process forked here and of what it starts; nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Moment:
     what: str
     """A function as `module:name`, or how a statement begins."""
     often: int = 1
-    """How often the moment comes in a run: any of these times is the one."""
+    """How often the moment comes in a run: the trap snaps at any one of these times."""
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.when} {self.what.rpartition('.')[2]}"
@@ -53,7 +53,7 @@ class Trap:
     backend: int = 0
 
     def comes(self, when: str) -> None:
-        """The moment comes, if it is this one's side."""
+        """Count the moment if the trap is on this side of it, and snap if its time has come."""
         if when != self.moment.when:
             return
         self.hit -= 1
@@ -61,7 +61,7 @@ class Trap:
             self.snap()
 
     def snap(self) -> None:
-        """Kill."""
+        """Kill the victim."""
         if self.victim == "process":
             os.kill(os.getpid(), signal.SIGKILL)
         assert self.backend, f"{self.moment}: there is no connection yet, and so no backend"
@@ -130,7 +130,7 @@ class Trap:
 
 
 def postmaster(backend: int) -> int:
-    """The server's first process."""
+    """The pid of the server's first process, the parent of its backends."""
     import psutil
 
     return psutil.Process(backend).ppid()

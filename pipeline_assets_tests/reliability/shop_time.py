@@ -1,8 +1,8 @@
-"""A code location whose shop keeps a time of its own: a moment that stands, or days that pass in minutes.
+"""A code location with a clock of the shop's own: a fixed moment, or days that pass in minutes.
 
-It is the project's, but for what the definitions take for now, and for the schedules: each of Dagster's
-minutes they are asked for the last of their times that the shop has passed in it. Dagster keeps the
-real time: ticks, queue, time limits and heartbeats are as ever.
+It is the project's, except that the definitions take the shop's time for now, and that each schedule is
+evaluated every real minute, for the last of its times that the shop's clock has passed in that minute.
+Dagster keeps the real time: ticks, queue, time limits and heartbeats are unchanged.
 """
 
 import json
@@ -24,13 +24,13 @@ MINUTE = timedelta(minutes=1)
 
 @dataclass(frozen=True)
 class ShopTime:
-    """The shop's time: it runs from one moment to another, and stands there."""
+    """The shop's clock: it runs from one moment to another, and stops there."""
 
     begins: str
     ends: str
     speed: int = 1
     started: float = 0
-    """When it began, in seconds since 1970."""
+    """When the clock starts to run, in seconds since 1970."""
 
     def at(self, moment: datetime) -> datetime:
         """What the shop's clock says at a moment."""
@@ -42,11 +42,11 @@ class ShopTime:
         return self.at(datetime.now(UTC))
 
     def environment(self) -> dict[str, str]:
-        """For the processes of a deployment."""
+        """Environment variables for the processes of a deployment."""
         return {VARIABLE: json.dumps(asdict(self))}
 
     def sql(self) -> str:
-        """The clock as PostgreSQL reads it, from its own."""
+        """The shop's clock as an SQL expression, derived from PostgreSQL's own."""
         return (
             f"least('{self.begins}'::timestamptz + greatest('0', now() - to_timestamp({self.started}))"
             f" * {self.speed}, '{self.ends}')"
@@ -54,7 +54,7 @@ class ShopTime:
 
 
 def standing(moment: datetime) -> ShopTime:
-    """A clock that stands."""
+    """A clock that has stopped at a moment."""
     return ShopTime(moment.isoformat(), moment.isoformat())
 
 

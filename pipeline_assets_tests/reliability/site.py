@@ -1,4 +1,4 @@
-"""Where loads are attacked: a changing source, a warehouse, and how what isn't done is done again."""
+"""Where loads are attacked: a changing source, a warehouse, and the rerun of what isn't done."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ from pipeline_assets_tests.waiting import until
 
 
 def load_all(settings: Settings, keys: Sequence[str] = KEYS) -> None:
-    """What an attacked child does: every day, in small batches, so that there is a second one."""
+    """Load every day, in the attacked child, in batches so small that a day has more than one."""
     extract.BATCH_BYTES = 500
     pipeline = Pipeline(settings)
     for key in keys:
@@ -42,7 +42,7 @@ def load_all(settings: Settings, keys: Sequence[str] = KEYS) -> None:
 
 @dataclass
 class Site:
-    """Where the kills happen, and how many have."""
+    """Where the kills happen, and how many there were."""
 
     settings: Settings
     server: embedded_postgres.Server
@@ -50,7 +50,7 @@ class Site:
     kills: int = 0
     step: int = 0
     spoils: bool = True
-    """Whether the source has orders that break the contract; Dagster's runs hold their days."""
+    """Whether the source has orders that break the contract; in Dagster's runs they hold their day."""
     databases: ClassVar[tuple[str, ...]] = ("source", "warehouse")
 
     @property
@@ -78,12 +78,12 @@ class Site:
             run = self.begin(trap)
             if victim != "process":
                 until(lambda: is_lost(witness), f"hit: {moment}, {victim}")
-                # Whoever keeps the server starts it again: a job's steps wait for that, and go on.
+                # The server's supervisor would restart it: a job's steps wait for that, and go on.
                 embedded_postgres.connect_or_start(self.server.folder)
         self.killed(f"{moment} ({victim})", victim, ended(run))
 
     def kill_at_random(self, victim: Victim, longest: float) -> None:
-        """At a moment of the run's duration; one that was over by then is no kill."""
+        """Kill at a random moment of a run; a run that was over by then doesn't count as a kill."""
         self.change()
         with self.connect("warehouse") as looker:
             process = self.begin()
@@ -102,14 +102,14 @@ class Site:
         self.killed(f"random ({victim})", victim, code)
 
     def killed(self, what: str, victim: Victim, code: int) -> None:
-        # All it had left to do may have been done already, by a backend that outlived its postmaster.
+        # Code 0: a backend that outlived its postmaster may have done all that the run had left to do.
         expected = (-signal.SIGKILL,) if victim == "process" else (TRANSIENT, 0)
         assert code in expected, f"{what}: the run ended with {code}"
         self.kills += 1
         self.recover(what)
 
     def recover(self, what: str) -> None:
-        """What isn't done is run again; then the oracle is asked."""
+        """Rerun what isn't done; the oracle judges before and after."""
         self.restart_server()
         with self.connect("source") as source, self.connect("warehouse") as warehouse:
             assert oracle.torn(warehouse, self.root) == [], what
@@ -146,7 +146,7 @@ class Site:
                     *oracle.left_files(self.settings.pipeline_data_dir),
                 ]
 
-            with suppress(AssertionError):  # the caller's says what is left
+            with suppress(AssertionError):  # the caller's assertion says what is left
                 until(lambda: not left(), "free of what runs leave")
             return left()
 

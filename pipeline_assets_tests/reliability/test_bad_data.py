@@ -25,14 +25,14 @@ from pipeline_assets_tests.reliability.corruption import (
 )
 
 DAYS = 50
-"""Batches that are spoiled, judged and loaded together: one question to the oracle."""
+"""Batches that are spoiled, judged and loaded together, with one query to the oracle."""
 
 
 @pytest.mark.parametrize(
     "batches",
     [
         pytest.param(300, id="short", marks=pytest.mark.slow),
-        # In pieces, each with a seed of its own: one that failed is repeated in minutes.
+        # In pieces, each with a seed of its own: a piece that failed can be repeated in minutes.
         *(
             pytest.param(1000, id=f"{piece}-of-10", marks=pytest.mark.reliability)
             for piece in range(1, 11)
@@ -116,7 +116,7 @@ class Site:
         return psycopg.conninfo.make_conninfo(info.dsn, password=info.password)
 
     def load(self, key: str, verdict: Verdict) -> None:
-        """What passes is loaded, the rest is refused."""
+        """Load a batch that passed; expect the load to refuse any other."""
         if verdict.passed:
             load(self.table, key, self.files, self.source, self.warehouse, "run")
         else:
@@ -128,7 +128,7 @@ class Site:
         self.broken |= {name for name, count in verdict.violations.items() if count}
 
     def count(self, told: dict[str, tuple[int, ...]]) -> None:
-        """Rejected rows and loaded ones are the extracted ones, and each says which rules it breaks."""
+        """Check that rejected plus loaded rows are the extracted ones, and which rules the former break."""
         loaded: dict[str, int] = dict(
             self.warehouse.execute(
                 "SELECT changed_at::date::text, count(*) FROM public.things GROUP BY 1"

@@ -1,4 +1,4 @@
-"""Clocks that change: summer time, a source's that goes back, a worker's that jumps."""
+"""Clocks that change: summer time, a source's clock that goes back, a worker's clock that jumps."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ HOUR = timedelta(hours=1)
 def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
     site: Site, day: str, hours: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Loaded by the sensor of a real daemon; which row belongs to which day is told by PostgreSQL."""
+    """A real daemon's sensor has the days loaded; PostgreSQL says which row belongs to which day."""
     midnight = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(BERLIN))
     first, last = midnight - timedelta(days=1), midnight + timedelta(days=2)
     shop = Shop(site.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
@@ -84,7 +84,7 @@ def test_a_day_on_which_the_clocks_change_is_loaded_whole_and_no_other_hour(
 def test_a_source_whose_clock_goes_back_is_in_step_in_the_end(
     site: Site, rounds: int, tell: Callable[[str], None]
 ) -> None:
-    """Changes are stamped with an earlier time of the day, or with a day before, then rightly again."""
+    """Changes are stamped with an earlier time of the day or an earlier day, and later correctly again."""
     site.spoils = False
     shop = Shop(site.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
     ticks = 0
@@ -99,9 +99,8 @@ def test_a_source_whose_clock_goes_back_is_in_step_in_the_end(
                 " WHERE hashtext(order_id || %s) %% 3 = 0",
                 [back, FIRST_DAY, back, FIRST_DAY, str(number)],
             )
-            for hour in range(
-                4
-            ):  # a day that another must be loaded before has its turn an hour later
+            # A day that can be loaded only after another one gets its turn an hour later.
+            for hour in range(4):
                 daemon.tick(FIRST_DAY + timedelta(days=DAYS, hours=1 + hour + number * 5 % 15))
                 ticks += 1
                 if not wrong(site):
@@ -115,7 +114,7 @@ def test_a_source_whose_clock_goes_back_is_in_step_in_the_end(
 
 @pytest.mark.reliability
 def test_a_worker_whose_clock_jumps_loads_every_day_in_the_end(site: Site) -> None:
-    """Back, far ahead and back again: a day that was loaded before it came is loaded when it has."""
+    """Back, far ahead and back again: a day that was loaded too early is loaded again once it is over."""
     site.spoils = False
     for _ in range(5):
         site.change()
@@ -149,7 +148,7 @@ def test_at_eight_local_time_each_morning_has_its_edition(
     begins, ends = (
         each.astimezone(UTC) for each in (moments[0] - HOUR, moments[-1] + timedelta(hours=12))
     )
-    # Dagster's minutes end at 19 o'clock of the shop: in each is one morning.
+    # Each of Dagster's minutes ends at about 19:00 of the shop's time, and so contains one morning.
     started = time.time() // 60 * 60 + 60 + 30
     shop_time = ShopTime(begins.isoformat(), ends.isoformat(), 1440, started)
     settings = {

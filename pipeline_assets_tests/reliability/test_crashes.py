@@ -1,8 +1,8 @@
 """`kill -9` at every stage of a load, a digest, a training and a deployment, and at random moments.
 
-The process, its PostgreSQL backend (which restarts the server: each other session is lost too) and the
-postmaster are hit. There is something new to do before each kill, so nothing is a replay of what was
-before. The run of what isn't done leaves nothing wrong.
+The victims are the process, its PostgreSQL backend (the server then restarts, so every other session is
+lost too) and the postmaster. There is new work before each kill, so no run is a mere replay. After the
+rerun of what isn't done nothing is wrong.
 """
 
 from collections.abc import Callable, Sequence
@@ -85,7 +85,7 @@ MODEL_MOMENTS = [
     Moment("evaluation", "before", f"{MODELS}.judgement:log"),
     Moment("deployment", "before", "INSERT INTO pipeline.champion_deployments"),
     Moment("deployment", "after", "INSERT INTO pipeline.champion_deployments"),
-    # Of the challenger, the previous champion and the champion.
+    # The aliases of the challenger, the previous champion and the champion.
     Moment("alias move", "before", f"{CLIENT}.set_registered_model_alias", often=3),
     Moment("alias move", "after", f"{CLIENT}.set_registered_model_alias", often=3),
     Moment("deployment", "before", "UPDATE pipeline.champion_deployments"),
@@ -94,7 +94,7 @@ MODEL_MOMENTS = [
 
 
 def duration(site: Site) -> float:
-    """Seconds that an undisturbed run takes, after one that starts what runs are forked from."""
+    """Seconds that an undisturbed run takes, after a first one that starts the fork server."""
     for _ in range(2):
         site.change()
         begun = monotonic()
@@ -130,7 +130,10 @@ def attack(
     rounds: int,
     random_kills: int,
 ) -> str:
-    """Kill at all moments so many times, or once a stage, the victims in turn; then at random ones."""
+    """Kill each victim at each moment, `rounds` times, then at random moments; returns a summary.
+
+    Without rounds there is one kill per stage, with the victims in turn.
+    """
     cases = [(moment, victim) for moment in moments for victim in victims] * rounds
     for moment, victim in cases or _one_a_stage(moments, site.random):
         site.kill_at(moment, victim)

@@ -1,4 +1,4 @@
-"""A failover to a replica that lacks the last transactions: what it lost is found and loaded again.
+"""A failover to a replica that lacks the last transactions: what was lost is found and loaded again.
 
 The settings stay as they are: their URL names both servers, and libpq finds the one that takes writes.
 """
@@ -25,7 +25,7 @@ from pipeline_assets_tests.reliability.test_together import wrong
 
 
 def moved(site: Site, role: str, servers: Replicated) -> None:
-    """The site with one of its databases on the pair of servers."""
+    """Put one of the site's databases, empty, on the pair of servers."""
     with servers.connect(0) as primary:
         primary.execute(f"CREATE DATABASE {role}")
     if role == "source":
@@ -49,7 +49,7 @@ def test_what_a_replica_lacks_is_loaded_again(
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
-    """Loads that succeeded are lost with their ledger; Dagster, and the days' files, know them as done."""
+    """Successful loads are lost with their ledger, while Dagster and the days' files have them as done."""
     site.spoils = False
     runs = 0
     with (
@@ -57,7 +57,7 @@ def test_what_a_replica_lacks_is_loaded_again(
         dg.DagsterInstance.ephemeral() as instance,
     ):
         moved(site, role, servers)
-        # Older days than the newest are compared by the daily reconciliation only.
+        # Only the daily reconciliation compares days before the newest.
         settings = site.settings.model_copy(update={"warehouse_lateness_days": 1})
         daemon = Daemon(settings, instance, SENSOR, JOB)
         reconcile = build_definitions(settings).resolve_job_def("reconcile_transactions")

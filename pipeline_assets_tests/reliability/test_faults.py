@@ -1,6 +1,6 @@
-"""What happens between: bad networks, full disks, no connections, others at the same days at once.
+"""Faults between crashes: bad networks, full disks, no free connections, concurrent loads, old backups.
 
-A run may fail, and then says so in a way that is tried again; once it is, nothing is wrong.
+A run may fail, but only with an error that is retried; after the rerun nothing is wrong.
 """
 
 import os
@@ -141,7 +141,7 @@ def mounted(program: str, *arguments: str) -> bool:
 def test_a_database_restored_from_an_older_backup_is_in_step_again(
     site: Site, role: str, rounds: int
 ) -> None:
-    """The files of the days are newer than the warehouse then, or the warehouse newer than the source."""
+    """Then the days' files are newer than the warehouse, or the warehouse is newer than the source."""
     url = getattr(site.settings, f"{role}_database_url").get_secret_value()
     name = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(url)["dbname"]))
     backup = sql.Identifier(f"backup_of_{role}")

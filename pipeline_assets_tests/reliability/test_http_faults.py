@@ -1,6 +1,6 @@
-"""The digest over bad networks: exact at once, or said to lack a source, or failed; and exact in the end.
+"""The digest over bad networks: it is exact, says which sources it lacks, or fails; in the end it is exact.
 
-What it must be is the edition over a good network, byte for byte, and the articles that were served.
+Exact means the edition over a good network, byte for byte, and the articles that were served.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ Provider = Literal["rss", "newsapi"]
 OUTLETS = ["Courier", "Herald", "Tribune"]
 FIRST = date(2026, 1, 7)
 ARTICLES = 40
-"""Of an outlet and day."""
+"""Per outlet and day."""
 TOPICS = [
     "harbour",
     "bridge",
@@ -48,7 +48,7 @@ TOPICS = [
 ]
 TOPICS += ["airport", "library", "reactor", "vaccine", "satellite", "festival", "tunnel", "stadium"]
 ONCE = dg.RetryPolicy(max_retries=1)
-"""Of steps: at once. The project's own takes half a minute until it gives up."""
+"""For steps: one retry, at once. The project's own policy gives up after some fifty seconds."""
 LIMITS = Limits(connect=2, read=0.6, total=20, attempts=4, backoff=0.01)
 
 
@@ -77,7 +77,7 @@ def feed(outlet: str, day: date) -> bytes:
 
 @dataclass
 class Press:
-    """The outlets' servers, the network before them, and the digest that is made of it."""
+    """The outlets' servers, the network in front of them, and the digest made from their answers."""
 
     settings: Settings
     server: HTTPServer
@@ -110,7 +110,7 @@ class Press:
         ]
 
     def answer(self, request: Request) -> Response:
-        """Without a length, as many servers do: what ends the answer is the connection's end."""
+        """Answer without a length, as many servers do: the end of the connection is the end of the answer."""
         body = feed(request.path.strip("/"), self.day)
         return Response(iter([body]), content_type="application/rss+xml")
 
@@ -123,7 +123,7 @@ class Press:
 
     @contextmanager
     def behind(self, fault: Fault, outlets: int = len(OUTLETS)) -> Iterator[Settings]:
-        """Settings with the outlets behind proxies, one each; with the fault before so many."""
+        """Settings with each outlet behind a proxy; the proxies of the first `outlets` have the fault."""
         faults = [fault] * outlets + [Fault("none")] * (len(OUTLETS) - outlets)
         with ExitStack() as stack:
             ports = [
@@ -176,7 +176,7 @@ class Press:
         return settings.pipeline_data_dir / "digests" / f"{day}{suffix}"
 
     def expected(self, folder: Path) -> bytes:
-        """The edition over a good network, made in a folder and a Dagster of its own."""
+        """The edition over a good network, made in a folder and a Dagster instance of its own."""
         settings = self.good.model_copy(update={"pipeline_data_dir": folder})
         with dg.DagsterInstance.ephemeral() as apart:
             result = self.publish(settings, apart)
@@ -201,7 +201,7 @@ def press(
 
 
 def faults(random: Random) -> list[Fault]:
-    """Each for the first connections only, and for all of them."""
+    """Every fault for all connections; those that end a connection also for the first two only."""
     somewhere = random.randrange(200, 9_000)
     for_all = [
         Fault("reset", resets_after=somewhere),
@@ -288,11 +288,11 @@ def test_a_morning_without_any_network_is_made_when_it_is_back(
     instance: dg.DagsterInstance,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The sensor asks for it an hour after it failed."""
+    """The sensor requests it an hour after it failed."""
     monkeypatch.setattr("pipeline_assets.news.assets.RETRY", ONCE)
     today = datetime.now(UTC)
-    # Whole days before the last window: of one that ended less than a day ago NewsAPI must have news of
-    # the last day too.
+    # Whole days before the last window: if a window ended less than a day ago, NewsAPI must also have
+    # articles of the last 24 hours.
     press.day = (today - timedelta(hours=HOUR)).date() - timedelta(days=4)
     press.next_day()
     press.expected(tmp_path / "expected")

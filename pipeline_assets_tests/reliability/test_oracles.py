@@ -1,4 +1,4 @@
-"""The oracles of registry and digest see what they are asked for: each thing that is broken is told."""
+"""The oracles of registry and digest report every defect that is made here on purpose."""
 
 import shutil
 from pathlib import Path

@@ -1,6 +1,6 @@
 """`kill -9` of the daemon, the code server, the warm process and the database while runs are under way.
 
-Their keepers start them again; nobody else does anything, and each run comes to its end once.
+Their supervisors restart them, nothing else intervenes, and each run comes to its end once.
 """
 
 import time
@@ -41,9 +41,9 @@ def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
-    """Long: each service at each stage. Short: two services, at a step each.
+    """The long form kills each service at each stage, the short form two services at a step each.
 
-    A daemon that dies earlier may have taken a run that it hadn't started: that is found after five minutes.
+    A daemon that dies earlier may have dequeued a run without starting it: that is found after five minutes.
     """
     site = services_site
     cases = [

@@ -1,7 +1,8 @@
 """The sample shop, a day a minute, under all schedules and sensors: nothing grows, nothing is late or behind.
 
 All is as `make dev` starts it: the embedded server, the project's dagster.yaml, the daemon, a code server,
-warm runs. Orders come as the shop's clock passes them; some are refunded later, some deleted without a trace.
+warm runs. Orders appear as the shop's clock reaches them; some are refunded later, some deleted without a
+trace.
 """
 
 import os
@@ -38,16 +39,16 @@ STARTS_IN = 30
 LOOKS = 5.0
 """Seconds between two looks at memory and connections."""
 QUIET_MINUTES = 2
-"""The last days of the shop, on which nothing is deleted: the daily comparison finds that of old days."""
+"""The shop's last days, without deletions: only the daily comparison finds those of old days."""
 GROWS = 1.1
-"""The last quarter's memory over the second's, at most."""
+"""The last quarter's median over the second's, at most."""
 
 
 @dataclass
 class Watch:
     """What was seen of memory (RSS), of handles and of connections, look by look.
 
-    Not of PSS: a process that others are forked from shares more or less of its pages at each look.
+    Not PSS: a process that others are forked from shares a varying part of its pages.
     """
 
     seen: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -88,7 +89,7 @@ class Soak:
         return Database(role, self.settings).connect(autocommit=True)  # type: ignore[arg-type]  # is one
 
     def open_shop(self) -> None:
-        """The sample shop, by its own clock."""
+        """Let the sample shop's orders appear by the shop's own clock."""
         with self.connect("source") as source:
             source.execute(
                 "CREATE OR REPLACE VIEW shop.transactions AS SELECT * FROM shop.orders"
@@ -96,9 +97,9 @@ class Soak:
             )
 
     def disturb(self, source: psycopg.Connection) -> None:
-        """Refund some orders, whenever they were made, and lose one."""
+        """Refund some orders of any age, and delete one."""
         left = datetime.fromisoformat(self.time.ends) - self.time.now()
-        # The clock stops half an hour after midnight: what changes then is of a day that isn't loaded yet.
+        # The clock stops half an hour after midnight: a change made then is of a day that isn't loaded yet.
         if left < timedelta(hours=1):
             return
         number = self.random.randrange(2**31)
@@ -111,7 +112,7 @@ class Soak:
             source.execute(f"DELETE FROM shop.orders WHERE order_id IN ({chosen} DESC LIMIT 1)")
 
     def behind(self) -> list[str]:
-        """What source and warehouse differ in, and what is torn or not loaded."""
+        """Where source and warehouse differ, and what is torn or not loaded."""
         root = self.settings.pipeline_data_dir / "partitions"
         with self.connect("source") as source, self.connect("warehouse") as warehouse:
             if warehouse.execute("SELECT to_regclass('analytics.daily_sales')").fetchone() == (
@@ -192,7 +193,7 @@ def test_a_fast_shop_leaves_nothing_growing_late_or_behind(
 
 
 def ticks(deployed: Deployment, tell: Callable[[str], None]) -> list[str]:
-    """Ticks that failed or were left out, schedules and sensors without any; how late they were is told."""
+    """Ticks that failed or were left out, schedules and sensors without any; prints how late ticks were."""
     found, delays, pauses = [], [], []
     states = deployed.instance.all_instigator_state()
     for state in states:
@@ -218,7 +219,7 @@ def ticks(deployed: Deployment, tell: Callable[[str], None]) -> list[str]:
 
 
 def report(deployed: Deployment, watch: Watch, tell: Callable[[str], None]) -> None:
-    """The figures, for docs/reliability.md."""
+    """Print the figures for docs/reliability.md."""
     records = deployed.runs()
     took = [
         each.end_time - each.start_time for each in records if each.end_time and each.start_time

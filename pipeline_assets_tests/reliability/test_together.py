@@ -1,4 +1,4 @@
-"""The same days at once through Dagster, and transactions in each other's way: exact, and each row once."""
+"""The same days loaded at once through Dagster, and transactions that deadlock: exact, each row once."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +38,7 @@ ASSETS = [
     "daily_sales",
 ]
 CLOSED = standing(FIRST_DAY + timedelta(days=DAYS, hours=1))
-"""When the last of the test's days has ended and settled."""
+"""The shop's time: the last of the test's days has ended and settled."""
 ROUNDS = 4
 _numbers = count()
 
@@ -52,7 +52,7 @@ def deployed(
     *,
     daemons: int = 1,
 ) -> Iterator[Deployment]:
-    """The project on the site's databases, at its shop's time."""
+    """Run the project on the site's databases, by the shop's clock."""
     name = f"dagster_together_{next(_numbers)}"
     urls = {
         f"{role}_database_url".upper(): getattr(
@@ -74,7 +74,7 @@ def deployed(
 
 
 def wrong(site: Site) -> list[str]:
-    """What plain SQL and the files' bytes say that is wrong; a ledger that doesn't exist is too."""
+    """What is wrong by plain SQL and the files' bytes; missing tables are wrong too."""
     with site.connect("source") as source, site.connect("warehouse") as warehouse:
         if warehouse.execute("SELECT to_regclass('analytics.daily_sales')").fetchone() == (None,):
             return ["nothing is loaded"]
@@ -101,7 +101,7 @@ def test_two_daemons_a_sensor_a_backfill_and_a_run_launched_twice(
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
-    """All ask for the same days at the same moment; each run is executed once, each row is there once."""
+    """All request the same days at the same moment; each run is executed once, each row exists once."""
     site.spoils = False
     with deployed(site, tmp_path_factory, daemons=2) as place:
         for number in range(ROUNDS):
@@ -141,13 +141,13 @@ def test_two_daemons_a_sensor_a_backfill_and_a_run_launched_twice(
 
 
 def caught_up(site: Site, place: Deployment, runs: int, ticks: int) -> bool:
-    """Whether all that was asked for is done, by so many runs at least, and the sensor looked too."""
+    """Whether all that was requested is done, by so many runs at least, and the sensor has ticked too."""
     done = len(place.runs()) >= runs and place.is_idle() and ticked(place) > ticks
     return done and not wrong(site)
 
 
 def ticked(place: Deployment) -> int:
-    """How often the sensor has been switched on and has ticked since."""
+    """How often the sensor has ticked, which it does at least once each time it is switched on."""
     (state,) = (s for s in place.instance.all_instigator_state() if s.instigator_name == SENSOR)
     return len(place.instance.get_ticks(state.instigator_origin_id, state.selector_id))
 
@@ -155,7 +155,7 @@ def ticked(place: Deployment) -> int:
 def test_a_file_that_another_run_replaces_while_it_is_judged_is_judged_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was looked through for doubles; then the source has one, and a run of the same day reads it."""
+    """After the file is searched for duplicates, the source gets one, and another run extracts the day."""
     shop = Shop(site.settings.source_database_url.get_secret_value())  # type: ignore[union-attr]  # set
     shop.put("once")
     pipeline = Pipeline(site.settings)
@@ -195,7 +195,7 @@ DEADLOCKS = {
         "SELECT FROM analytics.fct_transactions FOR UPDATE",
     ),
 }
-"""Of each stage: what another transaction has before it comes there, and what it wants when it waits."""
+"""Stage -> what another transaction locks before the run gets there, and requests once the run waits."""
 
 
 @rounds(1, 10)
@@ -209,7 +209,7 @@ def test_a_deadlock_is_tried_again_and_comes_out_exact(
     pauses: list[float] = []
     job = build_definitions(site.settings).resolve_job_def(JOB)
     with dg.DagsterInstance.ephemeral() as instance, site.connect("warehouse") as looker:
-        # The run is the one that looks for deadlocks, so that it is the one that is ended.
+        # Of the two sessions only the run's looks for deadlocks so soon, so its transaction is aborted.
         name = sql.Identifier(looker.info.dbname)
         looker.execute(sql.SQL("ALTER DATABASE {} SET deadlock_timeout = '2s'").format(name))
         for number in range(rounds):
@@ -233,7 +233,7 @@ def test_a_deadlock_is_tried_again_and_comes_out_exact(
                 pauses.append(retry.seconds_to_wait or 0)
             for (
                 key
-            ) in KEYS:  # an order that moved to an earlier day is loaded once the later let it go
+            ) in KEYS:  # an order moved to an earlier day is loaded once the later day deleted it
                 job.execute_in_process(instance=instance, partition_key=key, run_config=QUIET)
             assert wrong(site) == [], f"{stage}, round {number}"
         until(lambda: deadlocks(looker) == len(pauses))
@@ -253,7 +253,7 @@ def deadlocks(connection: psycopg.Connection) -> int:
 
 @contextmanager
 def in_the_way(site: Site, looker: psycopg.Connection, stage: str, key: str) -> Iterator[None]:
-    """A transaction that has what the run will wait for, and then wants what the run has."""
+    """Hold a lock that the run will wait for, and then request one that the run holds."""
     has, wants = DEADLOCKS[stage]
 
     def close_the_circle() -> None:

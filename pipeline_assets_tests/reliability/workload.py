@@ -1,4 +1,4 @@
-"""What a source goes through between two attacks: seeded changes of every sort, on each of the days."""
+"""Changes of the source between two attacks: seeded, of every kind, on each of the days."""
 
 from datetime import timedelta
 from decimal import Decimal
@@ -20,13 +20,13 @@ BAD: list[dict[str, Any]] = [
     {"ordered_at": FIRST_DAY + timedelta(days=400)},
 ]
 CHANGES = 12
-"""Changes of a day, besides one order that is always good and one that is always bad."""
+"""Changes per day, besides one order that is always good and one that is always bad."""
 
 
 def change(shop: Shop, random: Random, step: int, *, spoils: bool = True) -> None:
-    """Insert, update, move to another day, spoil, mend, double and delete orders.
+    """Insert, update, move to another day, spoil, repair, duplicate and delete orders.
 
-    Without `spoils` all keep the contract: it holds no day.
+    Without `spoils` all orders keep the contract, so that no day is held.
     """
     with shop.connection.transaction():
         for day in range(DAYS):

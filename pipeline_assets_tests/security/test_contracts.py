@@ -48,7 +48,7 @@ except ContractError as error:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    """In a process with little memory and 20 s of CPU, as without its defence it would be this one's end."""
+    """In a process with little memory and 20 s of CPU: without the defence, a bomb would kill this one."""
     file = tmp_path / "hostile.odcs.yaml"
     file.write_bytes(BOMBS[name].encode(errors="surrogateescape"))
 
@@ -78,7 +78,7 @@ def refused(**table: Any) -> str:
     "name", ["../../etc/passwd", "a/b", "a b", "a;b", 'a"b', "a'b", "a\n", "A", "", "a" * 54]
 )
 def test_a_table_name_is_a_plain_word(name: str) -> None:
-    """It becomes assets, files, relations and indexes."""
+    """It becomes part of the names of assets, files, relations and indexes."""
     assert refused(name=name).startswith("schema.name: ")
 
 
@@ -162,7 +162,7 @@ def sql_rule(query: str) -> dict[str, Any]:
 
 
 def test_no_condition_overflows_the_stack_or_takes_long() -> None:
-    """All in 20 s of CPU, 1 of it for imports: the first one alone took hours."""
+    """All within 20 s of CPU, 1 s of it for imports: the first query alone took hours."""
     parsed = subprocess.run(
         [sys.executable, "-c", PARSE], capture_output=True, text=True, check=False, timeout=300
     )
@@ -174,7 +174,7 @@ def test_no_condition_overflows_the_stack_or_takes_long() -> None:
     "text", ["NOT " * 297 + "a = 1", f"a IN ({', '.join(['1'] * 145)})", "-" * 290 + "a = -1"]
 )
 def test_the_longest_condition_that_is_taken_can_be_worked_out(text: str) -> None:
-    """Deep in Dagster's own calls, which need a hundred of Python's thousand."""
+    """Deep inside Dagster's own calls, which take a hundred of the thousand that Python allows."""
     import pyarrow as pa
 
     from pipeline_assets.quality.conditions import parse_condition
@@ -188,7 +188,7 @@ def test_the_longest_condition_that_is_taken_can_be_worked_out(text: str) -> Non
 
 
 def test_a_pattern_that_backtracks_elsewhere_takes_linear_time() -> None:
-    """`(a+)+$` on 30 a's and a b is an hour in a backtracking engine; here the values are 100,000 long."""
+    """`(a+)+$` on 30 a's and a b takes a backtracking engine an hour; these values are 100,000 long."""
     import pyarrow as pa
 
     from pipeline_assets.quality.rules import broken

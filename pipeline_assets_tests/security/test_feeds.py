@@ -1,4 +1,4 @@
-"""News feeds that attack whoever fetches them: they reach nothing inside, and cost little.
+"""News feeds that attack the fetcher: they reach nothing in the private network, and cost little.
 
 What the entries of a feed do to the digest's pages is tested in a browser (browser/news).
 """
@@ -39,7 +39,7 @@ ONCE = Limits(attempts=1)
 
 @pytest.fixture
 def inside() -> Iterator[tuple[HTTPServer, list[Request]]]:
-    """A server of the private network that answers whoever asks with what nobody shall see."""
+    """A server in the private network that answers every request with something secret."""
     asked: list[Request] = []
 
     def answer(request: Request) -> Response:
@@ -107,7 +107,7 @@ def test_the_internet_is(address: str) -> None:
 
 
 class Resolver:
-    """Names as an attacker's own name server answers for them: each time with the next address."""
+    """A resolver that answers as an attacker's own name server would: each time with the next address."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
         self.addresses = list(addresses)
@@ -125,7 +125,7 @@ class Resolver:
 def test_a_name_that_is_rebound_to_the_inside_reaches_nothing(
     inside: tuple[HTTPServer, list[Request]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The feed is configured, but whose name it is decides where it leads, today or tomorrow."""
+    """The feed is configured, but the owner of its domain name decides where it leads, at any time."""
     server, asked = inside
     resolver = Resolver(monkeypatch, "127.0.0.1")
     run, source = run_of(f"http://feeds.evil.example:{server.port}/feed")
@@ -140,7 +140,7 @@ def test_a_name_that_is_rebound_to_the_inside_reaches_nothing(
 def test_a_name_that_is_rebound_between_two_redirects_reaches_nothing(
     inside: tuple[HTTPServer, list[Request]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first answer comes from outside, and sends to the same name: the same origin."""
+    """The first answer comes from outside, and redirects to the same name: the same origin."""
     server, asked = inside
     hops: list[str] = []
 
@@ -175,7 +175,7 @@ def test_a_feed_of_the_own_network_says_so(
     assert len(asked) == 1
 
 
-# On Linux a new process's `ru_maxrss` begins with its parent's, which hides what it takes itself.
+# On Linux a new process's `ru_maxrss` starts at its parent's, which hides what it uses itself.
 PEAK = """
 import resource, sys
 from pathlib import Path
@@ -210,7 +210,7 @@ def zeros(size: int) -> bytes:
 def test_a_compressed_bomb_takes_no_memory(
     httpserver: HTTPServer, encoding: str, status: int
 ) -> None:
-    """268 MB of zeros in 1 MB; packed twice in a few kB, which one read would unpack in whole."""
+    """268 MB of zeros in 1 MB; compressed twice, in a few kB, which one read would decompress as a whole."""
     body = zlib.compress(bytes(1 << 28), 1) if encoding == "deflate" else zeros(1 << 28)
     for _ in range(encoding.count(",")):
         body = gzip.compress(body)

@@ -1,4 +1,4 @@
-"""What another local user gets of the data folder and its server: nothing."""
+"""What another local user can read or change in the data folder and its server: nothing."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from pipeline_assets.resources.dagster_instance import PipelineComputeLogs
 pytestmark = pytest.mark.security
 ROOT = Path(__file__).parents[2]
 STRANGER = 54321
-"""A user that no file belongs to, and not the one that PostgreSQL may run as."""
+"""A user who owns no file and isn't the one that PostgreSQL may run as."""
 IS_ROOT = os.geteuid() == 0
 
 WORK = """
@@ -48,7 +48,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def working() -> Iterator[tuple[Path, int]]:
-    """A data folder with something of everything, and the process that uses it, in a world-readable place."""
+    """A data folder with files of every kind, in a world-readable place, and the process that uses it."""
     base = Path(tempfile.mkdtemp(prefix="perm"))
     base.chmod(0o755)
     data = base / "data"
@@ -79,7 +79,7 @@ def working() -> Iterator[tuple[Path, int]]:
 def test_the_folder_is_its_owners_alone_whatever_the_umask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dagster asks for its own files first, in each of its processes."""
+    """In each of Dagster's processes, its own files are the first thing to need the folder."""
     folder = tmp_path / "parent" / "data"
     monkeypatch.setenv("PIPELINE_DATA_DIR", str(folder))
     before = os.umask(0)
@@ -89,7 +89,7 @@ def test_the_folder_is_its_owners_alone_whatever_the_umask(
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o700
 
-    folder.chmod(0o750)  # whoever opens it to a group means it
+    folder.chmod(0o750)  # opened to a group on purpose
     PipelineComputeLogs.from_config_value(None, {})
     assert folder.stat().st_mode & 0o777 == 0o750
 
@@ -117,7 +117,7 @@ def test_another_user_reads_and_writes_nothing(working: tuple[Path, int]) -> Non
     kinds = {path.relative_to(data).parts[0] for path in files}
     assert {"partitions", "digests", "compute_logs", "postgres"} <= kinds
     assert "Permission denied" in as_stranger("ls", str(data))
-    # Of a path that is known or guessed, too.
+    # Files can't be read by a known or guessed path either.
     for path in files:
         if "data/postgres/data" not in str(path):
             assert "Permission denied" in as_stranger("cat", str(path)), path

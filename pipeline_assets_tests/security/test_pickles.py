@@ -25,7 +25,7 @@ DAY = "2026-01-07"
 
 
 class Poison:
-    """Unpickled, it makes a file."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -39,7 +39,7 @@ def test_the_poison_works(tmp_path: Path) -> None:
     assert (tmp_path / "pwned").exists()
 
 
-# Python reports each class and function that a pickle asks for; the jobs run as they always do.
+# An audit hook reports each class and function that a pickle looks up; the jobs run as they always do.
 DRIVER = """
 import json, sys
 
@@ -86,7 +86,7 @@ def run_jobs(
 def test_no_file_that_the_pipelines_read_is_unpickled(
     server: embedded_postgres.Server, settings: Settings, tmp_path: Path
 ) -> None:
-    """All their files are made, then all are poison; so are those where Dagster would keep values."""
+    """All their files are written, then replaced by poison, as are those where Dagster would keep values."""
     data, home, pwned = tmp_path / "data", tmp_path / "home", tmp_path / "pwned"
     home.mkdir()
     shutil.copy(ROOT / "dagster.yaml", home)
@@ -129,7 +129,7 @@ def test_no_file_that_the_pipelines_read_is_unpickled(
     for path in files:
         path.write_bytes(poison)
 
-    # Each step that reads, without the one before it that would write the file anew.
+    # Each step that reads, without the step before it, which would rewrite the file.
     for first in (
         ["validated_transactions"],
         ["fct_transactions", "dim_customers", "daily_sales"],
@@ -177,7 +177,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, asset: str) -> None:
 
 
 def test_a_model_that_is_a_pickle_or_holds_one_is_refused_unread(tmp_path: Path) -> None:
-    """The registry's other ways to a model (its hash, files changed since) are tested with the gate."""
+    """The registry's other checks of a model (its hash, files changed since) are tested with the gate."""
     import zipfile
 
     pwned = tmp_path / "pwned"

@@ -1,4 +1,4 @@
-"""The proxy before Dagster's web UI: real requests through a real nginx to two real web servers.
+"""The proxy in front of Dagster's web UI: real requests through a real nginx to two real web servers.
 
 Each attack that is refused here succeeds on the web server itself, which a test shows first.
 """
@@ -161,7 +161,7 @@ def running(command: list[Any], folder: Path, port: int, **variables: str) -> It
 
 
 def configure(folder: Path, *, port: int, operators: int, viewers: int) -> Path:
-    """nginx's folder as the documentation says to make it, with ports of the test's own."""
+    """Make nginx's folder as documented, with ports of the test's own; returns the configuration file."""
     own = folder / "dagster"
     shutil.copytree(PROXY / "dagster", own)
     for name, old, new in (
@@ -200,7 +200,7 @@ def configure(folder: Path, *, port: int, operators: int, viewers: int) -> Path:
     main = folder / "nginx.conf"
     user = (
         "user root;\n" if os.geteuid() == 0 else ""
-    )  # else nobody, who may not read the test's folder
+    )  # its default, nobody, can't read the test's folder
     main.write_text(
         f"{user}daemon off;\npid {folder}/pid;\nerror_log {folder}/error.log;\nevents {{}}\n"
         f"http {{\n    access_log {folder}/access.log;\n"
@@ -287,7 +287,7 @@ def test_an_operator_may_change_things_and_a_viewer_may_look(site: Site) -> None
     assert site.materializations() == before + 1
 
 
-# What a browser that is logged in can be made to send by another page, and more.
+# What another page can make a logged-in browser send, and more.
 @pytest.mark.parametrize(
     "origin",
     [
@@ -296,7 +296,7 @@ def test_an_operator_may_change_things_and_a_viewer_may_look(site: Site) -> None
     ],
 )
 def test_another_pages_requests_change_and_read_nothing(site: Site, origin: str) -> None:
-    """One is our own name at another port."""
+    """One origin is the proxy's own name at another port."""
     before = site.materializations()
     assert site.graphql(REPORT, origin=origin).status == 403
     plain = {"Content-Type": "text/plain"}
@@ -367,7 +367,7 @@ def test_no_file_is_read_by_its_path(site: Site, path: str) -> None:
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1", f"{NAME}.evil.example", "localhost"])
 def test_another_name_that_leads_here_finds_nothing(site: Site, host: str) -> None:
-    """DNS rebinding: the attacker's page is of the same origin as the UI then."""
+    """DNS rebinding: the attacker's page then has the same origin as the UI."""
     before = site.materializations()
     answer = site.graphql(REPORT, host=host, origin=f"https://{host}:{site.port}")
     assert answer.status in (403, 421)

@@ -29,7 +29,7 @@ _numbers = count()
 
 
 class Roles:
-    """Three logins of a warehouse, and one that reads the source."""
+    """Three logins of a warehouse, one that reads the source, and one without rights."""
 
     def __init__(self, server: embedded_postgres.Server) -> None:
         number = next(_numbers)
@@ -141,7 +141,7 @@ def test_the_matrix(roles: Roles, role: str, statement: str) -> None:
             roles.connect(role)
         return
     with roles.connect(role) as connection:
-        # CREATE DATABASE and ALTER SYSTEM know no transaction; nobody here may do them.
+        # CREATE DATABASE and ALTER SYSTEM can't run in a transaction; no role here may execute them.
         alone = statement.startswith(("CREATE DATABASE", "ALTER SYSTEM"))
         if role in MATRIX[statement].split():
             with connection.transaction(force_rollback=True):

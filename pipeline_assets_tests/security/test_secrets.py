@@ -1,6 +1,6 @@
-"""No secret shows: a canary in every secret setting, good runs and bad ones, then everything is searched.
+"""No secret leaks: a canary in every secret setting, good runs and bad ones, then everything is searched.
 
-The settings are asked which of them are secret: a new one gets a canary by itself.
+Secret settings are found by their type, so a new one gets a canary automatically.
 """
 
 import json
@@ -80,7 +80,7 @@ def test_there_are_secrets() -> None:
 
 @dataclass
 class Deployment:
-    """A deployment whose secrets are canaries, and what was seen of it so far, by where it was seen."""
+    """A deployment whose secrets are canaries, and all texts seen so far, by where they were seen."""
 
     server: embedded_postgres.Server
     folder: Path
@@ -92,7 +92,7 @@ class Deployment:
     seen: dict[str, str] = field(default_factory=dict)
 
     def run(self, name: str, keys: dict[str, list[str]]) -> dict[str, bool]:
-        """All jobs in a process of their own, whose arguments, and those of all others, are watched."""
+        """Run all jobs in a process of their own, recording the arguments of every process meanwhile."""
         log = self.folder / f"{name}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -134,7 +134,7 @@ def deployment(
 ) -> Iterator[Deployment]:
     folder = tmp_path_factory.mktemp("secrets")
     canaries = {name: f"c4n4ry.{name.replace('_', '.')}.0123456789abcdef" for name in SECRETS}
-    canaries["newsapi_key"] = KEY  # the one that its server takes
+    canaries["newsapi_key"] = KEY  # the key that the test's server accepts
     databases = {}
     number = next(_numbers)
     with psycopg.connect(server.url(), autocommit=True) as connection:
@@ -154,7 +154,7 @@ def deployment(
             connection.execute(
                 sql.SQL("CREATE ROLE {} LOGIN {} PASSWORD {}").format(
                     sql.Identifier(name),
-                    # All jobs, the model's too, do with the right to load and to extract.
+                    # No job, not even the model's, needs more than the rights to load and to extract.
                     sql.SQL("NOSUPERUSER" if role in ("source", "warehouse") else "SUPERUSER"),
                     sql.Literal(canaries[setting]),
                 )
@@ -193,7 +193,7 @@ def deployment(
         web.expect_request(re.compile("^/hook")).respond_with_handler(take)
         web.expect_request(re.compile("^/beat")).respond_with_data("ok")
         hook, closed = canaries["alert_urls"], free_port()
-        # What isn't named here is taken as it is: a new secret that must have a form is to be added.
+        # Secrets not named here are used as they are: a new one that needs a certain form is to be added.
         values = canaries | {
             "source_database_url": url("source", "source_database_url"),
             "warehouse_database_url": url("warehouse", "warehouse_database_url"),
@@ -275,7 +275,7 @@ def look_at_the_ui(deployment: Deployment) -> None:
 
 
 def dump(url: str) -> str:
-    """Every row of every table of a database, and all comments on them."""
+    """Every row of every table of a database, except the fixture's orders."""
     with psycopg.connect(url) as connection:
         tables = connection.execute(
             "SELECT schemaname, tablename FROM pg_tables"
@@ -294,7 +294,7 @@ def dump(url: str) -> str:
 
 @pytest.fixture(scope="module")
 def seen(deployment: Deployment) -> dict[str, str]:
-    """Everything that the deployment wrote, said and answered, after good runs and bad ones."""
+    """Everything that the deployment wrote, logged and answered, after good runs and bad ones."""
     at = f"{mornings(Settings()).get_last_partition_key()}T12:00:00Z"
     deployment.newsapi.headlines = {"general": [article(1, at)]}
     deployment.newsapi.everything = [article(number, at) for number in range(2, 9)]
@@ -346,7 +346,7 @@ def test_no_canary_is_found_anywhere(
 def test_the_canaries_were_in_use_and_the_search_looked_everywhere(
     seen: dict[str, str], deployment: Deployment
 ) -> None:
-    """The databases took their passwords, else no run would have succeeded; so did the others."""
+    """The databases accepted theirs, else no run would have succeeded; the others are checked here."""
     keys = {request.headers["X-Api-Key"] for request in deployment.newsapi.requests}
     assert keys == {deployment.canaries["newsapi_key"]}
     assert deployment.delivered, "alerts were sent"

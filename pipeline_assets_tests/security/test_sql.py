@@ -54,7 +54,7 @@ def canary(warehouse: psycopg.Connection, shop: Shop) -> Iterator[None]:
 def test_no_run_starts_with_a_partition_that_is_none(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection, tmp_path: Path, key: str
 ) -> None:
-    """By the run's key and by the tags that anybody may set who can launch a run."""
+    """Given as the run's key, or in tags that anybody who can launch a run may set."""
     shop.put("a")
     job = build_definitions(settings).resolve_job_def("load_transactions")
     span = {"dagster/asset_partition_range_start": key, "dagster/asset_partition_range_end": key}
@@ -82,7 +82,7 @@ def test_no_run_starts_with_a_partition_that_is_none(
 def test_a_hostile_key_stays_a_value_in_every_statement(
     settings: Settings, warehouse: psycopg.Connection, key: str
 ) -> None:
-    """Past Dagster's own check of it."""
+    """Should it get past Dagster's own check of keys."""
     (table,) = load_tables()
     contract = table.contract
     prepare(warehouse, table)
@@ -152,7 +152,7 @@ def test_hostile_names_and_data_arrive_as_they_are(
         )
     )
     for number, text in enumerate(texts):
-        # The first of two breaks the contract, and goes to the quarantine with its text.
+        # The first of each two rows breaks the contract, and goes to the quarantine with its text.
         for broken in (True, False):
             shop.connection.execute(
                 sql.SQL("INSERT INTO {} ({}) VALUES (%s, %s, %s, %s, %s)").format(

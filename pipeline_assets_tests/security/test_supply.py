@@ -15,7 +15,7 @@ BIN = Path(sys.executable).parent
 LOCKS = ("requirements.lock", "requirements-dev.lock")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 WANTED = "six"
-"""Small, pure and in the lock; nothing else comes with it."""
+"""A small, pure-Python package in the lock, without dependencies."""
 
 
 def blocks(lock: str) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_what_is_installed_is_what_the_locks_say() -> None:
 
 
 def install(lock: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """The Makefile's own command, on another lock file."""
+    """Install another lock file as the Makefile does its own, with hashes required."""
     line = next(
         line
         for line in (ROOT / "Makefile").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What a run prints: in its file at once, passed on to where it went before, by the process itself."""
+"""What a run prints: written to its file at once, and passed on to the original stream, by the run itself."""
 
 import io
 import os
@@ -48,7 +48,7 @@ def test_everything_goes_to_the_file_and_on(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert path.read_text() == INSIDE
     assert ran.stdout == f"before\n{INSIDE}after\n"
-    # A second capture appends, and passes on only what is its own.
+    # A second capture appends to the file, and passes on only its own output.
     assert run(path, "pass").stdout == f"before\n{INSIDE}after\n"
     assert path.read_text() == 2 * INSIDE
 
@@ -96,7 +96,7 @@ def test_no_process_is_started_for_it(tmp_path: Path) -> None:
 
 
 class StandIn(io.StringIO):
-    """As Celery replaces a worker's streams."""
+    """A stream like those that Celery puts in place of a worker's."""
 
     def fileno(self) -> int:
         return None  # type: ignore[return-value]  # it does

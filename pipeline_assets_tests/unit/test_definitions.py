@@ -1,4 +1,4 @@
-"""The rules of the house, for all definitions: what every asset, check, job and schedule must have."""
+"""The project's rules for all definitions: what every asset, check, job and schedule must have."""
 
 import re
 import subprocess
@@ -22,11 +22,11 @@ ALL = sorted(GRAPH.get_all_asset_keys())
 NAME = re.compile(r"(raw|validated|fct|dim)_[a-z]+(_[a-z]+)*|[a-z]+_[a-z]+(_[a-z]+)*")
 VERBS = ("load_", "get_", "fetch_", "make_", "run_", "update_", "process_")
 DOMAINS = {"news", "warehouse", "models", "operations"}
-# What is wrong with Dagster itself can't be told without it.
+# Modules that report on Dagster itself, and so need to import it.
 ABOUT_DAGSTER = {
     ("operations", name) for name in ("runs", "failed_runs", "data", "daemon", "watching")
 }
-# Training, evaluation, deployment and scoring are apart in the graph.
+# Training, evaluation, deployment and scoring are separate groups in the graph.
 GROUPS = {
     "news",
     "warehouse",
@@ -50,7 +50,7 @@ def test_every_asset_says_what_it_is_and_whose(key: dg.AssetKey) -> None:
 @pytest.mark.parametrize("key", MATERIALIZABLE, ids=str)
 def test_every_asset_of_ours_is_partitioned_checked_versioned_and_retried(key: dg.AssetKey) -> None:
     node = GRAPH.get(key)
-    # What tells of the deployment is about now.
+    # Assets that report on the deployment describe the present, not a day.
     assert (node.partitions_def is None) == (node.group_name == "operations")
     assert node.check_keys, f"{key} has no check"
     assert node.code_version
@@ -119,7 +119,7 @@ def test_definitions_load_without_connecting_or_heavy_imports(tmp_path: Path) ->
 
 
 def test_the_layers_name_every_plain_module_of_a_domain() -> None:
-    """In a domain only three modules know Dagster; a new one must not be forgotten by the linter."""
+    """In a domain only three modules may import Dagster; the linter must cover all others, new ones too."""
     root = Path(pipeline_assets.__file__).parents[1]
     configuration = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
     (plain,) = [found for found in configuration["contracts"] if found["type"] == "forbidden"]

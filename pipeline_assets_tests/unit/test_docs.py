@@ -1,4 +1,4 @@
-"""The pages say what is there: each link leads to a file, each heading, name, path and command to its own."""
+"""The pages match the repository: each file, heading, name, path and command that they name exists."""
 
 import ast
 import re
@@ -21,10 +21,10 @@ NAMED = re.compile(r"`(?P<file>[\w/.]+\.py)::(?P<name>\w+)`")
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
 COMMAND = re.compile(r"^\s*(?:\w+=\S+ )*(make|pipeline-assets)((?: [a-z][a-z-]*)+)", re.MULTILINE)
-"""A command at the start of a line, after variables of its own, without its options and arguments."""
+"""A command at the start of a line, after any variables set for it, without its options and arguments."""
 PATH = re.compile(r"^(?:deploy|docs|benchmarks|pipeline_assets|pipeline_assets_tests)/[\w./-]+$")
 MADE = {"deploy/compose/secrets"}
-"""What isn't in the repository: the page says what makes it."""
+"""Paths that aren't in the repository: the page says what creates them."""
 
 
 def links(page: Path) -> list[tuple[str, str]]:
@@ -157,7 +157,7 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     page.write_text(
         "# One heading\n[x](there.py) [x](#one-heading) [`there.py::b`](there.py) [w](https://w.invalid)\n"
     )
-    assert wrong(page) == ["there.py::b"]  # its own files are the project's
+    assert wrong(page) == ["there.py::b"]  # names are looked up in the project's files too
     page.write_text(
         "[x](gone.md) [x](#none) [`there.py::c`](there.py) [`other.py::b`](there.py) [`o.py`](there.py)\n"
     )

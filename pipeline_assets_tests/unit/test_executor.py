@@ -1,4 +1,4 @@
-"""Which executor runs have, and what must be shared before steps may run on other hosts."""
+"""Which executor runs use, and what must be shared before steps may run on other hosts."""
 
 import subprocess
 import sys

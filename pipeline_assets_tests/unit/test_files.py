@@ -1,4 +1,4 @@
-"""Parquet files between assets: whole or not there."""
+"""Parquet files between assets: complete or absent."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What killed processes leave on the disk goes with the next one, and nothing of the living does."""
+"""The next process removes what killed ones leave on the disk, and nothing of those still running."""
 
 import signal
 import subprocess
@@ -47,7 +47,7 @@ def writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The system's folder for temporary files, of the test's own."""
+    """A folder of the test's own in place of the system's for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))

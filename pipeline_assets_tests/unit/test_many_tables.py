@@ -40,7 +40,7 @@ def calls(tables: list[Table]) -> int:
 
 @pytest.mark.slow
 def test_a_table_costs_as_much_beside_forty_as_beside_none(tables: list[Table]) -> None:
-    """With each job resolved against the assets of all tables it was 1.8 times as much."""
+    """When each job was resolved against the assets of all tables, it cost 1.8 times as much."""
     few = calls(tables[:6]) - calls(tables[:1])
     many = calls(tables) - calls(tables[:-5])
     assert many < 1.05 * few

@@ -3,13 +3,13 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* What all pods have in common, runs' too. */}}
+{{/* Common to all pods, including those of runs. */}}
 {{- define "podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
-# Not every run's pod walks all of /data.
+# Otherwise every run's pod would walk all of /data.
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
@@ -24,7 +24,7 @@ capabilities: {drop: [ALL]}
 {{- .Values.secrets.existingSecret | default (printf "%s-secrets" .Release.Name) }}
 {{- end }}
 
-{{/* The same secrets, for what comes before the rest of a release. */}}
+{{/* The same secrets, for the hook that comes before the rest of a release. */}}
 {{- define "firstSecretName" -}}
 {{- .Values.secrets.existingSecret | default (printf "%s-migrate" .Release.Name) }}
 {{- end }}
@@ -46,7 +46,7 @@ capabilities: {drop: [ALL]}
     defaultMode: 0440
     optional: false
 {{- else }}
-# What Vault's agent logs in with: it gets a token of its own, as the pod's containers have none.
+# Vault's agent logs in with this token of its own, as the pod's containers have none.
 - name: vault-login
   projected:
     sources:
@@ -54,7 +54,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* How an External Secrets store makes a Secret of that name. */}}
+{{/* The spec of an ExternalSecret, which creates a Secret of the given name. */}}
 {{- define "externalSecret" -}}
 {{- $external := .root.Values.secrets.external }}
 refreshInterval: {{ $external.refresh }}
@@ -67,7 +67,7 @@ data:
   {{- end }}
 {{- end }}
 
-{{/* Not /run/secrets: Kubernetes puts an account's token below it, which a read-only volume refuses. */}}
+{{/* Not /run/secrets: Kubernetes mounts a service account's token below it, which fails in a read-only volume. */}}
 {{- define "secretsFolder" -}}
 /etc/pipeline-assets/secrets
 {{- end }}
@@ -90,8 +90,8 @@ PIPELINE_SECRETS_DIR: {{ include "secretsFolder" . }}
 {{- end }}
 {{- end }}
 
-{{/* Vault's agent writes each secret as a file, where the settings look for it, and keeps it up to date;
-beside a pod that comes to an end it must end too (agent-pre-populate-only). */}}
+{{/* Vault's agent writes each secret as a file where the settings look for it, and keeps it up to date; in a
+pod that is meant to end, the agent must end too (agent-pre-populate-only). */}}
 {{- define "vaultAnnotations" -}}
 {{- with .Values.secrets }}
 {{- if .vault.role }}
@@ -109,7 +109,7 @@ vault.hashicorp.com/agent-inject-template-{{ . }}: {{ printf `{{- with secret %q
 {{- end }}
 {{- end }}
 
-{{/* The inside of a Deployment of the image; the dict has the chart's root, the part and what is its own. */}}
+{{/* A pod template with the image; the dict has the chart's root, the part's name and its own values. */}}
 {{- define "pod" -}}
 {{- $root := .root }}
 {{- $isFirst := eq .part "migrate" }}
@@ -119,7 +119,7 @@ metadata:
     {{- include "labels" $root | nindent 4 }}
     app.kubernetes.io/component: {{ .part }}
   annotations:
-    # A change of the configuration starts the pods anew.
+    # A change of the configuration replaces the pods.
     checksum/config: {{ include (print $root.Template.BasePath "/config.yaml") $root | sha256sum }}
     {{- include "vaultAnnotations" $root | nindent 4 }}
     {{- if and $root.Values.secrets.vault.role $isFirst }}
@@ -156,7 +156,7 @@ spec:
       imagePullPolicy: {{ $root.Values.image.pullPolicy }}
       args: {{ .args | toJson }}
       {{- if $isFirst }}
-      # It comes before the ConfigMap, and before the volume.
+      # The hook runs before the ConfigMap and the volume exist.
       env:
         {{- range $name, $value := include "settings" $root | fromYaml }}
         - {name: {{ $name }}, value: {{ $value | quote }}}

@@ -35,7 +35,7 @@ WIDTHS = {"phone": 390, "desktop": 1280}
 
 
 def edition(run: Run, folder: Path) -> digest.Edition:
-    """A morning's edition as the pipeline makes it, without the warehouse between."""
+    """A morning's edition as the pipeline makes it, without the warehouse in between."""
     taken, articles = take_in(run, folder / "archive")
     good = [article for article in articles if article.title and article.url]
     return digest.compose(run.window, run.settings, taken, good, [])
@@ -157,7 +157,7 @@ class TestHostileFeeds:
             link.focus()
 
         assert page.evaluate("window.pwned") is None
-        # No message either: the policy had nothing to stop, because nothing was left to be stopped.
+        # No message either: no attack was left in the page for the policy to stop.
         assert watched.messages == []
         assert watched.requests == [hostile_page.with_name(name).as_uri()]
 

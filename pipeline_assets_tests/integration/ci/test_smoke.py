@@ -37,7 +37,7 @@ def test_it_materializes_a_partition_of_each_pipeline_through_the_api(
 ) -> None:
     today = datetime.now(UTC).date()
     first, last = today - timedelta(days=60), today - timedelta(days=50)
-    # The model's snapshot is of what there is: the days that are loaded below.
+    # The model's snapshot is built from the days that are loaded below, and no others.
     environment |= {"MODELS_MISSING_DAYS": "1", "WAREHOUSE_START_DATE": str(first)}
     with dagster_dev(environment, tmp_path / "dev.log") as address:
         with pytest.raises(SmokeTestError, match=rf"_snapshots \S+: FAILURE; see {address}/runs/"):

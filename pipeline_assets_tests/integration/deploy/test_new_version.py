@@ -1,7 +1,7 @@
-"""A new version is deployed while runs are at work and others wait: none is lost, none is done twice.
+"""A new version is deployed while runs are in progress and others queued: none is lost or executed twice.
 
-Real webservers, daemons and code servers, of two copies of the package: the second has another version
-number, and a contract with one column more.
+Real webservers, daemons and code servers run two copies of the package; the second has another version
+number, and a contract with one more column.
 """
 
 import os
@@ -36,7 +36,7 @@ BIN = Path(sys.executable).parent
 LONGEST = 240.0
 """Seconds until a wait gives up; what is waited for takes a few on an idle machine."""
 PATIENCE = 35.0
-"""Seconds that runs go on after their code server was asked to end: `dagster code-server` waits for 30."""
+"""Seconds that runs go on after their code server got SIGTERM: `dagster code-server` waits for only 30."""
 JOB = "load_transactions"
 OLD, NEW = "0.1.0", "0.2.0"
 CHANGES = {
@@ -57,7 +57,7 @@ CHANGES = {
 """,
     ),
 }
-"""What the new version has instead of a text of the old one."""
+"""File -> a text of the old version, and what replaces it in the new one."""
 WANTED = "SELECT order_id, amount, updated_at, status || ' ' || currency FROM shop.transactions ORDER BY 1"
 FOUND = "SELECT order_id, amount, updated_at, label FROM analytics.fct_transactions ORDER BY 1"
 
@@ -143,7 +143,7 @@ class Site:
         return process, url
 
     def end(self) -> None:
-        """Ask all processes to end, the newest first."""
+        """Terminate all processes, the newest first."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -152,7 +152,7 @@ class Site:
 
 @contextmanager
 def at_work(warehouse: psycopg.Connection, days: list[str]) -> Iterator[dict[str, ExitStack]]:
-    """Runs of these days come to their ledger and wait there, each until its stack is closed."""
+    """Lock these days in the ledger: a day's run waits for the lock until the day's stack is closed."""
     with ExitStack() as all_of_them:
         held = {day: all_of_them.enter_context(ExitStack()) for day in days}
         for day, stack in held.items():
@@ -163,7 +163,7 @@ def at_work(warehouse: psycopg.Connection, days: list[str]) -> Iterator[dict[str
 
 
 def waiting(warehouse: psycopg.Connection) -> int:
-    """How many runs wait to get at their day."""
+    """How many runs wait for the lock of their day."""
     row = warehouse.execute(
         "SELECT count(*) FROM pg_locks JOIN pg_database AS d ON d.oid = database"
         " WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
@@ -196,7 +196,7 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
     if drains:  # as in Compose
         port = str(free_port())
         code, where = ["--host", "127.0.0.1", "--port", port], f"{{host: 127.0.0.1, port: {port}"
-    else:  # as on one host, or in Kubernetes, where they are pods
+    else:  # as on one host, or in Kubernetes, where runs are pods
         code, where = ["--socket", str(home / "s")], f"{{socket: {home / 's'}"
     (home / "grpc.yaml").write_text(
         f"load_from:\n  - grpc_server: {where}, location_name: pipeline_assets.definitions}}\n"
@@ -240,14 +240,14 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
         old_webserver, url = site.webserver(OLD)
         job = _selector(url, JOB, LONGEST)
         with at_work(warehouse, asked) as held:
-            # The daemon's first pass over a pool makes its limit, and doesn't keep to it yet.
+            # The daemon's first pass over a pool creates its limit, and doesn't enforce it yet.
             _launch(url, job, asked[0])
             until(lambda: runs() == [(asked[0], "STARTED")], "the first run")
             for day in asked[1:]:
                 _launch(url, job, day)
             places = Counter(STARTED=3, QUEUED=2)
             until(lambda: Counter(dict(runs()).values()) == places, "as many runs as have room")
-            # On a busy machine not always the oldest: one that couldn't be started is asked for again.
+            # Not always the oldest: on a busy machine, a run that couldn't be started is requeued.
             active = [day for day, status in runs() if status == "STARTED"]
             queued = [day for day in asked if day not in active]
             for day in queued:
@@ -264,7 +264,7 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
             patience_ends = time.monotonic() + PATIENCE
             first, *others = active
             if drains:
-                # There is room for a run that waits, and only the old code server to start it.
+                # A queued run now has room, but only the old code server could start it.
                 held[first].close()
                 until(lambda: (first, "SUCCESS") in runs(), "a run at work")
                 until(lambda: said("re-submitting the run into the queue"), "a run that waits")
@@ -282,7 +282,7 @@ def test_runs_at_work_end_on_the_old_code_and_those_that_wait_start_on_the_new(
                 assert {(day, "STARTED") for day in others} < {*runs()}
         _launch(url, _selector(url, JOB, LONGEST), later)
         until(lambda: {status for _, status in runs()} == {"SUCCESS"}, "all runs")
-        # One run a day, and by which code.
+        # One run per day, by the expected version of the code.
         assert sorted(runs()) == [(day, "SUCCESS") for day in days]
         assert versions() == {day: OLD if day in active else NEW for day in days}
         assert {

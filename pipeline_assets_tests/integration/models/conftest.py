@@ -22,14 +22,14 @@ SELECT order_id, customer_id, ordered_at, amount, currency, quantity, status, up
 FROM shop.orders WHERE amount > 0
 """
 LAST_DAY = date(2027, 7, 6)
-"""The cohort's last orders are of this day."""
+"""The day of the cohort's last orders."""
 
 Snapshot = Callable[[date], pa.Table]
 
 
 @pytest.fixture(scope="session")
 def cohort(server: embedded_postgres.Server) -> Iterator[str]:
-    """The URL of a database with every valid order of the sample shop, to be read only."""
+    """The URL of a database with every valid order of the sample shop; tests only read it."""
     url = embedded_postgres.ensure_database(server, "cohort")
     sample_shop.ensure(url)
     with psycopg.connect(url, options="-c TimeZone=UTC") as connection:

@@ -1,4 +1,4 @@
-"""The gate on real purchases: what has to be refused is, and a better model is let through."""
+"""The gate on real purchases: it refuses what it has to, and accepts a better model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def third(snapshots: Sequence[pa.Table]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Case:
-    """A holdout with the baseline's evaluation and the good model's scores, and what to try on it."""
+    """A holdout with the baseline's evaluation and a good model's scores, to judge other models on."""
 
     snapshot: Snapshot
     holdout: pa.Table
@@ -46,12 +46,12 @@ class Case:
         labels: np.ndarray | None = None,
         of: pa.Table | None = None,
     ) -> np.ndarray:
-        """What a model of these snapshots, or with other labels, says of the holdout or of others."""
+        """Train a model on these snapshots, with other `labels` if given; score the holdout, or `of`."""
         model = train(self.rows(cutoffs, labels), HOLDOUT)
         return predict(model.pipeline, of or self.holdout)
 
     def rows(self, cutoffs: Sequence[date], labels: np.ndarray | None = None) -> pa.Table:
-        """A third of the training snapshots' customers, which is quicker and says the same."""
+        """The snapshots' rows of a third of the customers: quicker, and the outcome is the same."""
         table = third([self.snapshot(cutoff) for cutoff in cutoffs])
         if labels is None:
             return table
@@ -109,7 +109,7 @@ def test_shuffled_labels(case: Case) -> None:
 
 
 def test_a_stale_model_although_it_ranks_well(case: Case) -> None:
-    """A model of the shop's first weeks ranks still, and foresees two thirds of the buyers."""
+    """A model of the shop's first weeks still ranks well, but predicts only two thirds of the buyers."""
     first = [date(2026, 2, 9) + timedelta(weeks=number) for number in range(8)]
     stale = case.scores(first)
     assert evaluate(case.labels, stale, resamples=1)["auc"].value > 0.75
@@ -123,7 +123,7 @@ def test_a_model_that_learnt_from_the_holdouts_time(case: Case) -> None:
     leaking = [*NEWEST, HOLDOUT - timedelta(weeks=1)]
     with pytest.raises(LeakageError, match="closes on 2026-11-16, after the holdout's cutoff"):
         train(case.rows(leaking), HOLDOUT)
-    # Whoever trained it otherwise: its cutoffs say so.
+    # A model trained without that check is refused because of its cutoffs.
     assert refused_by(case.judged(case.good, cutoffs=leaking)) == ["no_leakage"]
 
 
@@ -147,17 +147,17 @@ def test_a_model_worse_than_the_champion_by_a_small_real_margin_and_the_better_o
     beside = case.judged(late, champion=case.good)
     assert "not_worse_than_champion" in refused_by(beside)
     assert not accepts(beside)
-    # The other way round the better one is let through, and so is an equal one.
+    # The other way round, the better model is accepted, and so is an equal one.
     assert accepts(case.judged(case.good, champion=late))
     assert accepts(case.judged(case.good, champion=case.good))
 
 
 def test_a_random_split_promises_what_the_next_month_does_not_keep(snapshot: Snapshot) -> None:
-    """Snapshots of eight weeks in a row share most of their horizons and their customers.
+    """Snapshots of eight consecutive weeks share most of their horizons and customers.
 
-    Split at random, a model that learns by heart meets in the test what it has seen: of a third of the
-    customers it has an average precision of 0.51, and less than half of that on the month that follows.
-    A trial on all customers saw 0.73 and 0.25.
+    After a random split, a model that learns by heart is tested on what it has seen: with a third of the
+    customers its average precision is 0.51, and less than half of that on the month that follows. A trial
+    on all customers gave 0.73 and 0.25.
     """
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.metrics import average_precision_score

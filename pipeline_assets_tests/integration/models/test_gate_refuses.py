@@ -79,7 +79,7 @@ def failed(judged: Judgement) -> set[str]:
 
 
 def assert_refused(world: World, version: Registered, judged: Judgement) -> None:
-    """The registry is as before, whoever tries to deploy the version."""
+    """Assert that the version can't be deployed, and that the attempt leaves the registry as it was."""
     before = world.production()
     assert not judged.accepted
     with pytest.raises(records.RefusedError, match="refused by"):
@@ -99,7 +99,7 @@ def test_a_model_of_shuffled_labels(trained_world: World, holdout: pa.Table) -> 
 
 
 def test_a_stale_model(trained_world: World, holdout: pa.Table) -> None:
-    """It learnt when nearly all customers were new; its order is still fair, its probabilities aren't."""
+    """Trained when nearly all customers were new: its ranking is still fair, its probabilities aren't."""
     assert trained_world.settings.warehouse_database_url
     url = trained_world.settings.warehouse_database_url.get_secret_value()
     old = read(url, date(2026, 3, 2), as_of=date(2026, 3, 30), timezone="UTC")
@@ -107,7 +107,7 @@ def test_a_stale_model(trained_world: World, holdout: pa.Table) -> None:
     judged = judge(trained_world, version, holdout)
     assert failed(judged) & {"calibrated", "not_worse_than_champion"}
     assert judged.evaluation
-    assert judged.evaluation["auc"].value > 0.75  # which alone would let it through
+    assert judged.evaluation["auc"].value > 0.75  # by which alone it would pass
     assert_refused(trained_world, version, judged)
 
 
@@ -128,7 +128,7 @@ def test_a_model_that_has_seen_the_holdout(trained_world: World, holdout: pa.Tab
 def test_where_the_training_ended_says_no_tag_and_no_artifact_of_the_run(
     trained_world: World, holdout: pa.Table
 ) -> None:
-    """Both are anybody's to edit; the model's own files are bound by their hash."""
+    """Anybody can edit tags and artifacts; the model's own files are protected by their hash."""
     client = trained_world.client()
     seen = pa.concat_tables([training_table(trained_world), holdout])
     version = trained_world.register(logistic().fit(feature_frame(seen), labels(seen)), seen)
@@ -213,7 +213,7 @@ def test_a_model_whose_files_are_changed_after_it_passed(
 
 
 class damaged:  # noqa: N801 - reads as what it does
-    """The version's model file with a byte changed, inside the block."""
+    """Inside the block, one byte of the version's model file is changed."""
 
     def __init__(self, world: World, version: Registered) -> None:
         source = world.client().get_model_version_download_uri(version.name, str(version.version))

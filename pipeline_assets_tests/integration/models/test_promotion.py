@@ -30,7 +30,7 @@ PASSED = [Finding(name, True) for name in RULES]
 
 @pytest.fixture(scope="module")
 def training() -> pa.Table:
-    """A small snapshot of made-up customers, whom recency tells apart."""
+    """A small snapshot of made-up customers; those whose last purchase is recent buy."""
     random = np.random.default_rng(0)
     features = {name: random.random(200) for name in FEATURES}
     return pa.table(
@@ -53,7 +53,7 @@ def pipeline(training: pa.Table) -> Any:
 
 
 class Production:
-    """Versions of a world's model, judged as a test says, and what is done with them."""
+    """Versions of a world's model, with the verdicts that a test gives them, and their deployments."""
 
     def __init__(self, world: World, pipeline: Any, training: pa.Table) -> None:
         self.world, self.pipeline, self.training = world, pipeline, training
@@ -159,7 +159,7 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
     )
     refused(production.version(NEXT, champion=None), "compared with champion version none")
 
-    # Neither a changed verdict nor a changed tag opens the way.
+    # Neither a changed verdict nor a changed tag makes it deployable.
     production.connection.execute("UPDATE pipeline.gate_verdicts SET verdict = 'passed'")
     production.client.set_model_version_tag(bad.name, str(bad.version), "verdict", "passed")
     refused(bad, "refused by calibrated")
@@ -169,7 +169,7 @@ def test_nothing_that_the_gate_did_not_let_through_is_deployed(production: Produ
     )
     refused(registry.by_version(production.client, other.name, other.version), "was judged, but")
 
-    # Nor does an alias that somebody set by hand: what uses the champion asks the audit.
+    # Nor does an alias set by hand: code that uses the champion checks the audit.
     production.client.set_registered_model_alias(bad.name, registry.CHAMPION, str(bad.version))
     with pytest.raises(RefusedError, match=r"version 1 was deployed, but .* points to version 2"):
         promotion.champion(production.client, production.connection, bad.name)
@@ -181,7 +181,7 @@ def test_who_the_champion_is_says_the_audit_whatever_the_alias_says(
     production: Production, by_hand: str
 ) -> None:
     first, second = production.deployed(2)
-    # Judged as if there were no champion, which the comparison with one would have refused.
+    # Judged as if there were no champion; a comparison with the champion would have refused it.
     unchallenged = production.version("2026-11-16", champion=None)
     name = production.world.name
     if by_hand == "deleted":
@@ -207,7 +207,7 @@ def test_who_the_champion_is_says_the_audit_whatever_the_alias_says(
     assert production.world.production() == before
     assert len(records.verdicts(production.connection, name)) == 3
 
-    # Both ways that the message names lead out.
+    # Both remedies that the message names work.
     production.client.set_registered_model_alias(name, registry.CHAMPION, str(second.version))
     assert promotion.champion(production.client, production.connection, name) == second
     production.client.delete_registered_model_alias(name, registry.CHAMPION)
@@ -260,10 +260,10 @@ def test_judging_the_champion_again_forgets_nothing_and_leaves_it_in_production(
     name, connection = champion.name, production.connection
     assert [found.verdict for found in records.verdicts(connection, name)] == ["passed", "refused"]
     assert promotion.champion(production.client, connection, name) == champion
-    # The newest decides about deploying.
+    # The newest verdict decides about deploying.
     with pytest.raises(RefusedError, match="refused by auc_sufficient"):
         production.deploy(champion)
-    # It was deployed with these files, and no others.
+    # The deployment covers these files and no others.
     production.client.set_model_version_tag(name, "1", "artifact_hash", "0" * 64)
     with pytest.raises(RefusedError, match="was deployed, but 000000000000 is registered"):
         promotion.champion(production.client, connection, name)
@@ -323,7 +323,7 @@ def test_when_no_champion_is_left_the_rollback_withdraws_and_a_new_one_starts_as
     first, second = production.deployed(2)
     name, client = production.world.name, production.client
     client.delete_model_version(name, str(first.version))
-    # As long as today's can be used, it stays.
+    # As long as the current champion can be used, it stays.
     with pytest.raises(promotion.NoChampionError, match="no previous champion"):
         production.rollback()
     client.delete_model_version(name, str(second.version))
@@ -378,7 +378,7 @@ def test_what_the_gate_found_when_it_was_deployed_decides_about_rolling_back(
 ) -> None:
     first, second = production.deployed(2)
     failing = [Finding(name, name != "auc_sufficient") for name in RULES]
-    # Judged again beside its successor, it is refused: that was no reason not to deploy it then.
+    # Judged again against its successor, it is refused; its verdict at the deployment still counts.
     production.judged(first, failing, second.version)
     assert production.rollback().champion_after == first.version
     assert promotion.champion(production.client, production.connection, first.name) == first
@@ -390,7 +390,7 @@ def test_the_history_has_a_point_a_version_however_often_it_was_judged(
 ) -> None:
     first, second = production.deployed(2)
     failing = [Finding(name, name != "auc_sufficient") for name in RULES]
-    # Judged again beside its successor it is refused, but it was promoted all the same.
+    # Judged again against its successor, it is refused, but it had been promoted.
     production.judged(first, failing, second.version, auc=0.79)
     third = production.version("2026-11-16", champion=second.version)
     production.judged(third, failing, second.version, auc=0.795)
@@ -469,7 +469,7 @@ def test_a_replay_finishes_a_registration_that_was_killed_before_its_alias(
     client.set_registered_model_alias(name, registry.CHALLENGER, str(first.version))
     registration.existing_version(client, name, second.fingerprint)
     assert registry.by_alias(client, name, registry.CHALLENGER) == second
-    registration.existing_version(client, name, first.fingerprint)  # an older week's stays older
+    registration.existing_version(client, name, first.fingerprint)  # doesn't take the alias
     assert registry.by_alias(client, name, registry.CHALLENGER) == second
 
 

@@ -1,4 +1,4 @@
-"""The champion behind HTTP, by the documented command, beside the batch scores; and MLflow's own UI."""
+"""The documented command serves the champion over HTTP with the batch scores; MLflow's own UI opens."""
 
 import os
 import socket
@@ -22,7 +22,7 @@ COMMAND = [str(Path(sys.executable).parent / "pipeline-assets"), "mlflow"]
 
 
 def environment(world: World) -> dict[str, str]:
-    """What a command needs to find the world."""
+    """The variables by which a command finds the world's databases and files."""
     settings = world.settings
     assert settings.warehouse_database_url
     assert settings.mlflow_tracking_uri
@@ -36,7 +36,7 @@ def environment(world: World) -> dict[str, str]:
 
 @contextmanager
 def mlflow_command(world: World, log: Path, *arguments: str, health: str) -> Iterator[str]:
-    """`pipeline-assets mlflow ...` on a free port until the block ends; its address."""
+    """Run `pipeline-assets mlflow ...` on a free port until the block ends; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

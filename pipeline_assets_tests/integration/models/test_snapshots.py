@@ -1,4 +1,4 @@
-"""Snapshots from a real table: against a naive computation, and the days that they rest on."""
+"""Snapshots from a real table, compared with a naive computation, and the days they are built from."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ TRANSACTIONS = load_contract("transactions")
 
 @dataclass(frozen=True)
 class Order:
-    """What a snapshot looks at."""
+    """What a snapshot reads of an order."""
 
     customer: int
     at: datetime
@@ -101,7 +101,7 @@ def store(settings: Settings, warehouse: psycopg.Connection) -> Store:
 
 
 def naive(orders: list[Order], timezone: str) -> list[dict[str, Any]]:
-    """The same, order by order, as one would explain it."""
+    """The features and labels, computed order by order as one would explain them."""
     zone = ZoneInfo(timezone)
     completed = [
         (each, each.at.astimezone(zone).date()) for each in orders if each.status == "completed"
@@ -256,7 +256,7 @@ def test_the_same_week_on_the_same_data_gives_the_same_hash(
     assert snapshots.describe(again) == first
     assert (first.rows, first.buyers) == (23_500, 1_953)
     assert (first.first_purchase, first.closes) == (date(2026, 1, 7), CLOSED)
-    # Written down here: another PostgreSQL, processor or version must come to it too.
+    # A literal: another PostgreSQL, processor or version must give the same hash.
     assert first.content_hash == (
         "9d54e6457e313a918f58f8a12bdec900bae44afef0ab9f7af249370c7bddac07"
     )
@@ -288,10 +288,10 @@ def test_features_have_the_models_columns(snapshot: Snapshot) -> None:
 
 
 class TestDays:
-    """What the ledger says of the days below a snapshot."""
+    """What the ledger says of the days that a snapshot is built from."""
 
     def record(self, warehouse: psycopg.Connection, day: date, *, broken: bool = False) -> None:
-        """A verdict on the day, by which an empty batch is held or passes."""
+        """Record a verdict on a day's batch of one row, which is held if `broken` and passes otherwise."""
         violations = Counter(amount_positive=int(broken))
         verdict = Verdict(TRANSACTIONS, rows=1, rejected=int(broken), violations=violations)
         ledger.record_verdict(

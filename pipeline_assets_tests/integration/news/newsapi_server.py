@@ -1,4 +1,4 @@
-"""A local server that keeps NewsAPI's v2 contract: parameters, paging, plan limits, errors."""
+"""A local server that implements NewsAPI's v2 contract: parameters, paging, plan limits, errors."""
 
 import json
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ def article(number: int, published_at: str, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class NewsApi:
-    """What the server has and what it was asked. `faults` answer first, one a request."""
+    """The server's articles and the requests it got. `faults` are answered first, one per request."""
 
     server: HTTPServer
     headlines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class NewsApi:
     most_results: int = 100
     """The free plan gives the first hundred results."""
     newest: datetime = datetime(9999, 1, 1, tzinfo=UTC)
-    """The free plan gives articles a day late: `everything` has none that is newer."""
+    """`everything` has no article newer than this: the free plan gives articles a day late."""
     faults: dict[str, list[Response]] = field(default_factory=dict)
     """By category, or `everything`."""
     requests: list[Request] = field(default_factory=list)
@@ -56,7 +56,7 @@ class NewsApi:
             return error(400, "parameterInvalid")
         if asked.get("category") not in CATEGORIES:
             return error(400, "parameterInvalid")
-        # A country other than us gives nothing, and says ok.
+        # For a country other than us, NewsAPI answers ok without articles.
         found = self.headlines.get(asked["category"], []) if asked.get("country") == "us" else []
         return self._answer(request, asked["category"], found)
 

@@ -1,4 +1,4 @@
-"""What every provider must do, and the archive between them and the rest; then each one's own."""
+"""What every provider and the archive behind it must do; then what is particular to each provider."""
 
 import json
 import logging
@@ -58,12 +58,12 @@ def collect(
 
 @dataclass
 class Case:
-    """A provider with its servers, how to break one of its sources, and how often it was asked."""
+    """A provider with its archive, the number of requests sent, and a way to break one of its sources."""
 
     settings: NewsSettings
     requests: Callable[[], int]
     break_one: Callable[[], str] | None
-    """Makes one source fail from now on and returns its name; the sample asks nobody."""
+    """Makes one source fail from now on and returns its name; None for the sample, which requests nothing."""
     archive: Path
 
     def collect(self, window: Window = WINDOW, now: datetime = JUST_AFTER) -> Collected:
@@ -199,7 +199,7 @@ class TestEveryProvider:
 
         again = case.collect()
 
-        # Three attempts at it by the first, at most three by the second, none at any other.
+        # The failed source gets at most three more attempts, the others none.
         assert case.requests() - asked <= 3
         assert len(again.items) >= len(broken.items)
         assert again.asked == broken.asked
@@ -279,7 +279,7 @@ class TestRss:
         collect(feeds.settings("one", "two", "three"), tmp_path)
         feeds.feeds["two"] = rss(("Late", INSIDE))
 
-        for _ in range(2):  # the first asks `two`, the second nobody
+        for _ in range(2):  # the first asks `two`, the second sends no request
             again = collect(feeds.settings("one", "two"), tmp_path)
 
             assert {item.title for item in again.items} == {"Fine", "Late"}
@@ -317,7 +317,7 @@ def dated(text: str) -> bytes:
 
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-# Thirty ways to write noon of 21 November 2026 in UTC, or that day where there is no time.
+# Thirty ways to write noon UTC on 21 November 2026, or that day without a time.
 DATES = {
     "Sat, 21 Nov 2026 12:00:00 GMT": NOON,
     "Sat, 21 Nov 2026 12:00:00 +0000": NOON,
@@ -360,7 +360,7 @@ def described(text: str, encoding: str = "utf-8") -> bytes:
 
 
 class NowhereResponse(Response):
-    """A redirect to what is no URL, which werkzeug refuses to send."""
+    """A redirect to an invalid URL, which werkzeug would refuse to send."""
 
     def get_wsgi_headers(self, environ: Any) -> Headers:
         del environ
@@ -368,7 +368,7 @@ class NowhereResponse(Response):
 
 
 UNREADABLE = "answered with a feed that can't be read"
-# What one source can answer, and what is said of it; the reader of feeds raised another error on each.
+# A source's answer, and the reason reported for it; the feed reader raised a different error on each.
 BROKEN: dict[str, tuple[Response | bytes, str]] = {
     "a number that is no character": (described("&#1234567890;"), UNREADABLE),
     "a number beyond any": (described("&#99999999999;"), UNREADABLE),
@@ -445,7 +445,7 @@ class TestHostileFeeds:
     def test_a_feed_that_is_cut_short_is_asked_again_and_not_archived(
         self, feeds: FeedServer, tmp_path: Path, part: float
     ) -> None:
-        """A connection that ends may look like the end of the answer; the entries that came aren't all."""
+        """A lost connection may look like the end of the answer; the entries received aren't all."""
         whole = rss(*((f"Number {n}", INSIDE) for n in range(20)))
         feeds.feeds["one"] = whole[: int(len(whole) * part)]
         with pytest.raises(FetchError, match="One: World broke off its answer"):
@@ -540,7 +540,7 @@ class TestNewsApi:
     def test_a_plan_that_is_a_day_late_is_asked_again_a_day_later(
         self, newsapi: NewsApi, tmp_path: Path, early: list[dict[str, Any]]
     ) -> None:
-        """Its first minute at most is there when the window closes; that must not be all of it."""
+        """When the window closes, at most its first minute is available; that must not pass for all of it."""
         newsapi.headlines["sports"] = [article(2, "2026-11-21T12:00:00Z")]
         newsapi.everything = [*early, article(3, "2026-11-21T12:00:00Z")]
         newsapi.newest = JUST_AFTER - timedelta(hours=24)
@@ -614,7 +614,7 @@ class TestNewsApi:
         assert item.published_at is None
 
     def test_half_a_character_is_no_failure(self, newsapi: NewsApi, tmp_path: Path) -> None:
-        """JSON can hold it: a teaser that was cut in the middle of an emoji."""
+        """JSON can hold half a surrogate pair: a teaser that was cut in the middle of an emoji."""
         half = article(1, "2026-11-21T12:00:00Z", description="Rain \ud83d", title="Storm \udc00")
         newsapi.headlines["general"] = [half]
         (item,) = self.collect(newsapi, tmp_path).items
@@ -642,7 +642,7 @@ class TestNewsApi:
     def test_a_refusal_ends_the_edition_with_sources_still_waiting(
         self, newsapi: NewsApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It was waited for those without end: what is cancelled is never told as completed."""
+        """The wait for them never ended: `as_completed` doesn't yield the futures that were cancelled."""
         monkeypatch.setattr(news_feeds, "CONCURRENCY", 1)
         newsapi.faults["general"] = [error(401, "apiKeyInvalid")] * 9
         with pytest.raises(PermanentError, match="apiKeyInvalid"):

@@ -1,4 +1,4 @@
-"""Alerts from the failure to the mailbox: real runs, a real instance, real mail and HTTP peers."""
+"""Alerts from the failure to the mailbox: real runs, a real instance, real mail and HTTP servers."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from pipeline_assets_tests.integration.operations.watch import (
 )
 
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
-# What the tables' contracts promise isn't what most tests are about: nothing is due in them.
+# A moment at which no table's data is due yet: most tests aren't about lateness.
 NOTHING_DUE = datetime(2026, 1, 8, 1, tzinfo=UTC)
 
 
@@ -91,14 +91,14 @@ def test_a_failed_run_is_told_once_with_its_root_cause_and_its_recovery(
 def test_a_failure_survives_the_restart_of_whoever_looks(
     told: Settings, instance: dg.DagsterInstance, shop: Shop, mailbox: tuple[Mailbox, str]
 ) -> None:
-    """Nothing hangs on an event that somebody must be there to see."""
+    """No alert depends on an event that a process has to be up to see."""
     shop.connection.execute("DROP TABLE shop.transactions")
     load(told, instance, DAY[0])
     mailbox[0].refuse = True
-    look(told, instance)  # told nobody: the mail server refused
+    look(told, instance)  # not delivered: the mail server refused it
     mailbox[0].refuse = False
 
-    look(told, instance, after(minutes=1))  # other definitions, as after a restart
+    look(told, instance, after(minutes=1))  # with new definitions, as after a restart
 
     assert not_late(mailbox[0]) == [f"[dev] Run failed: load_transactions {DAY[0]}"]
 
@@ -124,7 +124,7 @@ def test_a_burst_is_one_alert_and_a_number(
 def test_a_held_day_is_told_as_that_alone(
     told: Settings, instance: dg.DagsterInstance, shop: Shop, mailbox: tuple[Mailbox, str]
 ) -> None:
-    """Its failed run and its failed check are the same news."""
+    """The failed run and the failed check that come with it aren't reported as well."""
     shop.put("bad", status="lost")
     assert not load(told, instance, DAY[0]).success
 
@@ -198,7 +198,7 @@ def test_a_failing_channel_is_retried_and_reported_by_the_others(
     assert len(not_late(mailbox[0])) == 1
     assert bodies == []
 
-    look(both, instance, after(minutes=1))  # 500, and the other channel tells of the 429
+    look(both, instance, after(minutes=1))  # 500; the other channel reports the 429
     (failing,) = subjects(mailbox[0], about="Alerts not delivered")
     assert "json-" in failing
     assert all("s3cret" not in subject + text for subject, text in mailbox[0].mails)
@@ -257,8 +257,10 @@ def test_a_warehouse_that_is_away_is_told_and_recovers_nothing(
 def test_data_that_is_late_is_told_though_nothing_failed(
     told: Settings, instance: dg.DagsterInstance, shop: Shop, mailbox: tuple[Mailbox, str]
 ) -> None:
-    """No run, no event, no failure: Dagster has nothing to say. And its freshness policy is content
-    with the backfill of an old day."""
+    """No run, no event, no failure: Dagster has nothing to report.
+
+    Its freshness policy is satisfied by the backfill of an old day.
+    """
     due = datetime(2026, 1, 9, 2, tzinfo=UTC)  # 26 hours after the 8th began
     assert load(told, instance, DAY[0]).success
     look(told, instance, due.replace(hour=1))
@@ -268,7 +270,7 @@ def test_data_that_is_late_is_told_though_nothing_failed(
     assert subjects(mailbox[0], about="Data late") == [
         f"[dev] Data late: fct_transactions {DAY[1]}"
     ]
-    assert load(told, instance, DAY[0]).success  # the backfill of an old day mends nothing
+    assert load(told, instance, DAY[0]).success  # the backfill of an old day resolves nothing
     look(told, instance, due)
     assert not subjects(mailbox[0], about="Data there")
 

@@ -1,4 +1,4 @@
-"""After any pause every day that should exist comes to exist: oldest first, so many a tick, each once.
+"""After any pause every missing day is made up for: oldest first, a limited number per tick, each once.
 
 Ticks are driven with simulated times; the runs they request are launched in this process.
 """
@@ -22,7 +22,7 @@ SENSOR, JOB = "source_changes_sensor_transactions", "load_transactions"
 
 
 class Daemon:
-    """Ticks a sensor at simulated times and runs what it asks for, each run key once, as Dagster's does."""
+    """Ticks a sensor at simulated times; like Dagster's daemon, runs what it requests, each run key once."""
 
     def __init__(
         self, settings: Settings, instance: dg.DagsterInstance, sensor: str, job: str
@@ -81,7 +81,7 @@ def key(day: int) -> str:
 def daemon(settings: Settings, instance: dg.DagsterInstance, shop: Shop) -> Daemon:
     """A shop with an order on each of its first days, of which the first is loaded."""
     for day in range(20):
-        if day != 3:  # a day on which nothing changed must come to exist too
+        if day != 3:  # a day without changes must be loaded too
             shop.put(f"order {day}", day=day)
     found = Daemon(settings, instance, SENSOR, JOB)
     assert found.tick(moment(1)) == [key(0)]
@@ -122,7 +122,7 @@ def test_a_source_that_is_away_for_three_days_costs_a_run_a_day(
     for day in (2, 3, 4):
         for hour in range(1, 24, 6):
             daemon.settings = away
-            with pytest.raises(psycopg.OperationalError):  # its tick fails, which has an alert
+            with pytest.raises(psycopg.OperationalError):  # the failed tick has an alert of its own
                 daemon.tick(moment(day, hour))
     daemon.settings = settings
 
@@ -159,14 +159,14 @@ def test_a_day_is_left_alone_until_it_has_settled(daemon: Daemon) -> None:
     ended = moment(2, hour=0)
     assert (
         daemon.requests(ended + timedelta(minutes=19)) == []
-    )  # the first quarter is the schedule's
+    )  # the schedule starts the day's run after 15 minutes
     assert [r.partition_key for r in daemon.requests(ended + timedelta(minutes=20))] == [key(1)]
 
 
 def test_an_order_that_changes_today_has_no_ended_day_loaded_again(
     daemon: Daemon, settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    """The warehouse shows its old version until today has ended; a soak loaded such days each minute."""
+    """The warehouse keeps its old version until today ends; a soak test loaded such days every minute."""
     assert daemon.tick(moment(2)) == [key(1)]
     shop.put("order 1", day=2, second=3600, amount=5)
     for hour in (2, 3):
@@ -190,7 +190,7 @@ def test_an_order_that_changes_today_has_no_ended_day_loaded_again(
 def test_a_day_that_fails_for_a_while_is_tried_each_hour(
     daemon: Daemon, instance: dg.DagsterInstance, warehouse: psycopg.Connection
 ) -> None:
-    for hour in (1, 1, 2):  # the second by a key of the hour
+    for hour in (1, 1, 2):  # from the second on, the run key has the hour
         (request,) = daemon.requests(moment(2, hour))
         tags = {"dagster/run_key": str(request.run_key)}
         failed_run(instance, JOB, key(1), ended=moment(2, hour), tags=tags)
@@ -214,7 +214,7 @@ def test_a_day_that_failed_for_good_is_left_alone_until_its_source_changes(
 def test_a_held_day_whose_source_was_mended_is_loaded_though_a_run_fails_before_the_gate(
     daemon: Daemon, instance: dg.DagsterInstance, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
-    shop.put("bad", day=1, second=1, status="lost")  # beside a good one, which waits
+    shop.put("bad", day=1, second=1, status="lost")  # a good order of that day is held with it
     assert daemon.tick(moment(2), fails=True) == [key(1)]
     for hour in (1, 2, 9):
         assert daemon.requests(moment(2, hour)) == [], "the source is as it was"
@@ -247,7 +247,7 @@ def publish(daemon: Daemon, day: str) -> dg.ExecuteInProcessResult:
 def test_mornings_that_a_provider_was_away_for_are_made_when_it_is_back(
     news: Callable[..., Daemon], instance: dg.DagsterInstance
 ) -> None:
-    """The schedule started them, in vain: that they were started must not end it."""
+    """The schedule's runs of them failed; that they were started mustn't keep them from being made later."""
     now = datetime.now(UTC)
     days = [f"{now - timedelta(days=back):%Y-%m-%d}" for back in (6, 5, 4)]
     daemon = news()
@@ -295,7 +295,7 @@ def failed_run(
     ended: datetime,
     tags: dict[str, str] | None = None,
 ) -> str:
-    """A run that failed at a moment, as the storage has it."""
+    """Store a run that failed at that moment, and return its id."""
     run = dg.DagsterRun(job_name=job, tags={"dagster/partition": day, **(tags or {})})
     instance.run_storage.add_run(run)
     instance.report_run_failed(run)

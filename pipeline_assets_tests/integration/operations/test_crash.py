@@ -1,7 +1,7 @@
-"""A run whose process is killed: told by mail, and resumed from the step it died in, loading once.
+"""A run whose process is killed is reported by mail and resumed from the step it died in, loading once.
 
-Nothing is driven by hand: the daemon, its code server, launcher, queue, retries and the sensor `alerts`
-are Dagster's own, in processes of their own; `kill -9` is real, too.
+Nothing is simulated: the daemon, its code server, launcher, queue, retries and the sensor `alerts` run in
+real processes of their own, and `kill -9` is real.
 """
 
 import os
@@ -56,7 +56,7 @@ def environment(
 
 @pytest.fixture
 def dagster(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., None]]:
-    """Dagster's command line in that deployment, and its daemon running."""
+    """Dagster's command line in that deployment, while its daemon runs."""
 
     def command(*arguments: str) -> None:
         subprocess.run(
@@ -90,7 +90,7 @@ def test_a_killed_run_is_told_and_resumed_where_it_died(
     dagster: Callable[..., None],
 ) -> None:
     shop.put("before", day=1)
-    assert load(settings, instance, "2026-01-08").success  # the table is there, to be locked
+    assert load(settings, instance, "2026-01-08").success  # creates the table to lock
     shop.put("a")
     dagster("sensor", "start", "alerts")
 
@@ -143,7 +143,7 @@ def status(instance: dg.DagsterInstance, run_id: str) -> str:
 
 
 def process_of(instance: dg.DagsterInstance, run_id: str) -> int:
-    """The process that executes the run, as it says itself in the run's log."""
+    """The pid of the process that executes the run, from the run's log."""
     entries = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     found = [re.search(r"Started process for run \(pid: (\d+)\)", e.message) for e in entries]
     (pid,) = (match[1] for match in found if match)

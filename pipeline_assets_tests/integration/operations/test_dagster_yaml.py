@@ -1,4 +1,4 @@
-"""That Dagster takes every setting of dagster.yaml, and that it means what the comment there says."""
+"""Dagster accepts every setting of dagster.yaml, and each does what the comment there says."""
 
 import subprocess
 import time

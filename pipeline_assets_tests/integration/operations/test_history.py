@@ -1,4 +1,4 @@
-"""What is read of Dagster's ticks and runs, on a real instance."""
+"""What is read of Dagster's ticks and removed from them, on a real instance."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 
 def sensor_of(name: str) -> dg.SensorDefinition:
-    """Its definition, asked for every half a minute."""
+    """A sensor's definition, with Dagster's default interval of half a minute."""
 
     @dg.sensor(name=name)
     def found() -> None: ...
@@ -52,7 +52,7 @@ def sensor(
 def tick(
     instance: dg.DagsterInstance, state: InstigatorState, days: float, status: TickStatus
 ) -> None:
-    """A tick so many days ago; a failed one with a cause behind its error."""
+    """Store a tick so many days ago; the error of a failed one has a cause."""
     error = None
     if status == TickStatus.FAILURE:
         try:

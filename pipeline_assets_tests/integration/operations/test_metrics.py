@@ -30,7 +30,7 @@ NAMED = re.compile(r"\bpipeline_[a-z_]+")
 
 
 def reader(settings: Settings, instance: dg.DagsterInstance) -> Callable[[], Status]:
-    """The state of a test's instance and warehouse."""
+    """A function that reads the state of a test's instance and warehouse."""
     known = watched(build_definitions(settings))
     return lambda: deployment_status(lambda: instance, settings, known)
 
@@ -85,7 +85,7 @@ def test_the_metrics_say_what_happened(
     assert found["pipeline_partitions_held", "transactions"] == 1
     first = settings.warehouse_start_date
     closed = (datetime.now(UTC).date() - first).days
-    # One is loaded and one held. And one less in the hour that a day's load is given after midnight.
+    # One is loaded and one held. In the hour after midnight that a load may take, the newest isn't behind.
     assert found["pipeline_partitions_behind", "transactions"] in (closed - 2, closed - 3)
     assert (
         found["pipeline_newest_change_timestamp_seconds", "transactions"]
@@ -175,7 +175,7 @@ def test_rules_and_dashboard_name_only_metrics_that_exist(
     in_rules = set(NAMED.findall((MONITORING / "alerts.rules.yaml").read_text()))
     assert in_rules <= exist
     assert on_dashboard <= exist
-    # And the other way round: what nobody looks at needn't be there.
+    # And the other way round: a metric that neither of them uses needn't exist.
     assert exist - on_dashboard - in_rules == set()
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 

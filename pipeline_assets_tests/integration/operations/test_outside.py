@@ -1,4 +1,4 @@
-"""The watch from outside: what leaves no sensor to tell of it."""
+"""The watch from outside: failures that leave no sensor to report them."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ except KeyError as error:
 
 
 def workspace(folder: Path, **modules: str) -> Path:
-    """A `workspace.yaml` of modules with such code."""
+    """A `workspace.yaml` of modules with the given code."""
     for name, code in modules.items():
         (folder / f"{name}.py").write_text(code)
     file = folder / "workspace.yaml"
@@ -41,7 +41,7 @@ def workspace(folder: Path, **modules: str) -> Path:
 
 
 def alive(instance: dg.DagsterInstance) -> None:
-    """The daemon's sign of life."""
+    """Store a heartbeat for each daemon that the instance requires."""
     from dagster._daemon.types import DaemonHeartbeat
 
     now = datetime.now(UTC).timestamp()
@@ -53,7 +53,7 @@ def alive(instance: dg.DagsterInstance) -> None:
 def outside(
     settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> Settings:
-    """Settings of a deployment that the watch finds; no UI to look for."""
+    """Settings of a deployment that the watch finds, without a UI to check."""
     monkeypatch.setenv("DAGSTER_HOME", str(Path(__file__).parents[3]))
     return settings.model_copy(update={"pipeline_ui_url": None, "pipeline_automation": "stopped"})
 

@@ -1,4 +1,4 @@
-"""That retention removes what is old, and that no partition looks missing or out of step after it."""
+"""Retention removes what is old, and no partition looks missing or out of step afterwards."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -48,7 +48,7 @@ def age(settings: Settings, instance: dg.DagsterInstance, warehouse: psycopg.Con
 
 
 def statuses(settings: Settings, instance: dg.DagsterInstance) -> dict[str, Any]:
-    """All that Dagster and the ledger say of partitions, checks and runs."""
+    """All that Dagster says of partitions, checks and runs."""
     definitions = build_definitions(settings)
     graph = definitions.resolve_asset_graph()
     partitions = {}
@@ -119,7 +119,7 @@ def test_old_history_goes_and_every_partition_and_check_stays(
     assert len(kept) < events
     assert not logs.exists()
     assert statuses(settings, instance) == before
-    # The set-aside row keeps its place, so its day is in step; the held day's row keeps everything.
+    # The set-aside row stays, emptied, so its day is in step; the held day's row keeps its values.
     assert in_step
     assert DAYS[0] not in days_to_load(settings, load_tables()[0])
     assert warehouse.execute(

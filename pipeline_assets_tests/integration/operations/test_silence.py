@@ -1,5 +1,7 @@
-"""What Dagster says to nobody, and this project does: a test for each row of docs/operations.md that
-test_alerts.py and test_catch_up.py don't have already."""
+"""What Dagster reports to nobody and this project does.
+
+A test for each row of docs/operations.md that test_alerts.py and test_catch_up.py don't cover.
+"""
 
 import sys
 from dataclasses import replace
@@ -61,7 +63,7 @@ def add_run(
     started: datetime | None = None,
     ended: datetime | None = None,
 ) -> dg.DagsterRun:
-    """A run as the storage has it, with its times."""
+    """Store a run with these times."""
     from sqlalchemy import text
 
     run = dg.DagsterRun(
@@ -94,7 +96,7 @@ def only(problems: list[Problem]) -> Problem:
 
 
 def shown(view: View) -> list[str]:
-    """The kinds of what the status says is wrong."""
+    """The kinds of problems that the status shows."""
     known = watched(build_definitions(view.settings))
     status = deployment_status(lambda: view.instance, view.settings, known, view.now)
     return [problem.kind for problem in status.problems]
@@ -163,7 +165,7 @@ def test_a_run_that_is_stuck_or_slow(view: View) -> None:
 
 
 def test_a_run_that_writes_nothing_any_more(view: View) -> None:
-    """Of its job no run ever ended, so that nothing is usual; its process was killed with its code server."""
+    """No run of its job ever ended, so no length is usual; its process was killed with its code server."""
     orphan = add_run(
         view.instance,
         dg.DagsterRunStatus.STARTED,
@@ -225,7 +227,7 @@ def test_a_retry_that_is_on_its_way_is_said(view: View) -> None:
 def test_a_failed_run_of_a_check_alone_is_mended_by_the_next_days(
     settings: Settings, view: View
 ) -> None:
-    """Its schedule asks for another partition each day: none is ever asked for again."""
+    """Its schedule requests another partition each day, and none of them again."""
     server, _, _ = settings.warehouse_database_url.get_secret_value().rpartition("/")  # type: ignore[union-attr]  # the fixture's
     nowhere = settings.model_copy(update={"warehouse_database_url": SecretStr(f"{server}/nowhere")})
 
@@ -260,7 +262,7 @@ def test_a_failed_run_of_a_check_alone_is_mended_by_the_next_days(
 def test_what_another_run_made_since_mends_a_failure(
     view: View, shop: Shop, settings: Settings
 ) -> None:
-    """Whoever made it: the failed run's job needn't run again."""
+    """Any run may make it: the failed run's job needn't run again."""
     shop.put("a")
     shop.connection.execute("ALTER TABLE shop.transactions RENAME TO elsewhere")
     load(settings, view.instance, DAY)
@@ -300,7 +302,7 @@ def state(
     cron: str | None = None,
     since: datetime = NOW - timedelta(days=30),
 ) -> InstigatorState:
-    """A sensor's or a schedule's state, as the daemon stores it: switched on at that moment."""
+    """A sensor's or a schedule's state, as the daemon stores it, switched on at `since`."""
     begun = since.timestamp()
     return instance.add_instigator_state(
         InstigatorState(
@@ -386,7 +388,7 @@ def test_alerts_status_and_metrics_have_one_idea_of_late(
     tick(view.instance, state(view.instance, "looks"), timedelta(0), TickStatus.SKIPPED)
 
     def are_late(minutes: float) -> tuple[bool, bool, bool]:
-        """What the three say so long after the tick."""
+        """What alerts, status and metrics say so many minutes after the tick."""
         now = NOW + timedelta(minutes=minutes)
         at = replace(view, now=now, repository=definitions.get_repository_def())
         told = daemon.late_ticks(at, NOW - timedelta(days=1))
@@ -405,7 +407,7 @@ def test_alerts_status_and_metrics_have_one_idea_of_late(
 
 
 def test_a_look_at_the_ticks_asks_once_for_all(view: View) -> None:
-    """An answer of Dagster's own takes 0.1 s a sensor, beside a week of a hundred sensors' ticks."""
+    """Dagster's own query takes 0.1 s per sensor, with a week of a hundred sensors' ticks stored."""
     from sqlalchemy import event
 
     for sensor in view.repository.sensor_defs:
@@ -426,7 +428,7 @@ def test_a_look_at_the_ticks_asks_once_for_all(view: View) -> None:
 
 
 def test_a_schedule_that_does_not_start_its_run(settings: Settings, view: View) -> None:
-    """Its time was 05:00."""
+    """It was due at 05:00."""
     schedule = state(view.instance, "reconcile_transactions_daily", cron="0 5 * * *")
     five = NOW.replace(hour=5, minute=0, second=0)
     day_before = NOW - (five - timedelta(days=1))
@@ -513,7 +515,7 @@ def test_a_daemon_that_is_silent(view: View) -> None:
 def test_failing_checks_are_what_dagsters_own_api_says(
     view: View, shop: Shop, settings: Settings
 ) -> None:
-    """The query of ours against the API that takes ten times as long."""
+    """Our query is compared with Dagster's API, which takes ten times as long."""
     shop.put("bad", status="lost")
     shop.put("good", day=1)
     shop.put("worse", day=2, quantity=0)
@@ -539,7 +541,7 @@ def test_failing_checks_are_what_dagsters_own_api_says(
 def test_a_check_of_a_run_that_was_deleted_blinds_nobody(
     view: View, shop: Shop, settings: Settings
 ) -> None:
-    """Dagster deletes a run's events with it, and keeps what its checks found."""
+    """Dagster deletes a run's events with the run, and keeps its checks' results."""
     shop.put("bad", status="lost")
     shop.put("worse", day=1, quantity=0)
     deleted = load(settings, view.instance, "2026-01-07").run_id
@@ -591,12 +593,12 @@ def test_of_the_predictions_state_only_the_newest_week_tells(view: View, check: 
 
     subject = f"purchase_predictions {check}"
     assert report("2026-05-04", check, passed=False) == [(subject, ("2026-05-04",))]
-    # A newer week's takes its place, failed or passed; an older one, scored later, doesn't.
+    # A newer week's result replaces it, failed or passed; that of an older week, scored later, doesn't.
     assert report("2026-05-11", check, passed=False) == [(subject, ("2026-05-11",))]
     assert report("2026-04-27", check, passed=False) == [(subject, ("2026-05-11",))]
     assert report("2026-05-18", check, passed=True) == []
     assert report("2026-04-20", check, passed=False) == []
-    # Of the other checks each week tells for itself.
+    # For the other checks, each week counts by itself.
     distribution = "purchase_predictions distribution"
     report("2026-05-04", "distribution", passed=False)
     assert report("2026-05-11", "distribution", passed=True) == [(distribution, ("2026-05-04",))]

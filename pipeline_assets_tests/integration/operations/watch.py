@@ -1,4 +1,4 @@
-"""Helpers for tests of alerts: a real mail server, a look of the sensor, runs with a given outcome."""
+"""Helpers for tests of alerts: a real mail server, a tick of the sensor, runs that load a day."""
 
 import email
 import email.policy
@@ -18,14 +18,14 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 class Mailbox:
-    """What a mail server took, as (subject, text)."""
+    """The mails that a mail server accepted, as (subject, text)."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, str]] = []
         self.refuse = False
 
     async def handle_DATA(self, *about: Any) -> str:  # noqa: N802  # aiosmtpd's name
-        """Take a mail; it is called with server, session and envelope."""
+        """Accept a mail; aiosmtpd passes server, session and envelope."""
         _, _, envelope = about
         if self.refuse:
             return "451 Try again later"
@@ -44,7 +44,7 @@ class Mailbox:
 def mail_server() -> Iterator[tuple[Mailbox, str]]:
     """A mail server, and the Apprise address that mails to it."""
     mailbox = Mailbox()
-    # Its controller looks whether it answers, at the port it was given: 0 won't do.
+    # The controller checks that the server answers, at the port that it was given: 0 won't do.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     controller = Controller(mailbox, hostname="127.0.0.1", port=port)
@@ -56,7 +56,7 @@ def mail_server() -> Iterator[tuple[Mailbox, str]]:
 
 
 def look(settings: Settings, instance: dg.DagsterInstance, now: datetime | None = None) -> str:
-    """One tick of the sensor `alerts`, by fresh definitions as after a restart; what it says."""
+    """Tick the sensor `alerts` once, with new definitions as after a restart; return its message."""
     moment = now or datetime.now(UTC)
     repository = build_definitions(settings, now=lambda: moment).get_repository_def()
     tick = repository.get_sensor_def("alerts").evaluate_tick(
@@ -71,7 +71,7 @@ def look(settings: Settings, instance: dg.DagsterInstance, now: datetime | None 
 def load(
     settings: Settings, instance: dg.DagsterInstance, day: str, **tags: str
 ) -> dg.ExecuteInProcessResult:
-    """Load a day of the table, whatever comes of it."""
+    """Load a day of the table; the run may fail."""
     return (
         build_definitions(settings)
         .resolve_job_def("load_transactions")
@@ -82,5 +82,5 @@ def load(
 
 
 def after(moment: datetime | None = None, **span: float) -> datetime:
-    """A moment, by default now, and so much later."""
+    """A moment, by default now, plus a span of time."""
     return (moment or datetime.now(UTC)) + timedelta(**span)

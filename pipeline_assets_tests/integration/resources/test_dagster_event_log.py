@@ -1,4 +1,4 @@
-"""Batches leave in Dagster's tables what its own one-by-one writing leaves there."""
+"""Batched writes leave the same in Dagster's tables as Dagster's own writes, event by event."""
 
 import re
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def results(day: str) -> Iterator[dg.AssetCheckResult]:
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def first(context: dg.AssetExecutionContext) -> Iterator[Any]:
-    # One day more than the run's, which wasn't planned.
+    # One day more than the run's: its results weren't planned.
     keys = [*context.partition_keys, "2026-01-15"]
     log_partitions(context, "first", ((key, results(key)) for key in keys))
     yield dg.MaterializeResult(check_results=list(results(keys[0])))
@@ -55,7 +55,7 @@ def second() -> Iterator[Any]:
 
 
 def stored(instance: dg.DagsterInstance, run_id: str) -> dict[str, list[tuple[Any, ...]]]:
-    """A run's events and check executions, without what is another's each time."""
+    """A run's events and check executions, without what differs between any two runs."""
     queries = {
         "events": "SELECT dagster_event_type, step_key, asset_key, partition, event FROM event_logs"
         " WHERE run_id = :run AND dagster_event_type LIKE 'ASSET_%' ORDER BY id",
@@ -85,7 +85,7 @@ def stored(instance: dg.DagsterInstance, run_id: str) -> dict[str, list[tuple[An
 
 def _comparable(value: str, run_id: str) -> str:
     value = value.replace(run_id, "RUN")
-    # Storage ids, moments and versions that Dagster makes up.
+    # Storage ids, times and versions that Dagster generates.
     value = re.sub(r'"(timestamp|storage_id|pid|[^"]*pointer/first)": "?[\d.]+', r'"\1": 0', value)
     return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{64}", "ID", value)
 
@@ -105,7 +105,7 @@ def run(instance: dg.DagsterInstance) -> str:
 
 @contextmanager
 def writes_of_checks(instance: dg.DagsterInstance) -> Iterator[list[str]]:
-    """The statements that write check executions, as the server gets them: a row each if they are many."""
+    """The statements that write check executions, as the server gets them: one per row of an executemany."""
     found: list[str] = []
 
     def note(_1: Any, _2: Any, statement: str, rows: Any, _3: Any, _4: bool) -> None:
@@ -135,7 +135,7 @@ def test_a_ranged_run_leaves_what_it_leaves_event_by_event(
     found = stored(instance, written)
     assert found == expected
     assert "Falling back" not in capfd.readouterr().err
-    of_the_range = 2 * 3  # its own three results: Dagster looks for each's row, and then inserts it
+    of_the_range = 2 * 3  # its own three results: Dagster tries an UPDATE for each, then inserts it
     assert len(statements) == writes + of_the_range
     statuses = {row[1:4] for row in found["executions"] if "first" in row[0]}
     assert ("even", "2026-01-03", "FAILED") in statuses

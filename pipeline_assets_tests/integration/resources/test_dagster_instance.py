@@ -1,4 +1,4 @@
-"""Dagster's storage on a real PostgreSQL, whose server restarts under what uses it."""
+"""Dagster's storage on a real PostgreSQL whose server restarts while it is in use."""
 
 import sys
 from typing import Any
@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 
 def end_sessions(instance: dg.DagsterInstance) -> int:
-    """End all connections to Dagster's database, as a restart does; how many there were."""
+    """End all connections to Dagster's database, as a restart does; return their number."""
     url = instance.run_storage.postgres_url  # type: ignore[attr-defined]  # PostgreSQL's has it
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
@@ -19,7 +19,7 @@ def end_sessions(instance: dg.DagsterInstance) -> int:
 
 
 def test_a_run_whose_server_restarts_ends_as_it_went(instance: dg.DagsterInstance) -> None:
-    """All of its work was done, and the connection that was asked last said that it had failed."""
+    """Such a run did all of its work, but was marked as failed: its last statement used a lost connection."""
     ended = []
 
     @dg.asset
@@ -46,7 +46,7 @@ def test_a_run_whose_server_restarts_ends_as_it_went(instance: dg.DagsterInstanc
 def test_a_run_whose_server_goes_away_under_dagsters_own_statement_is_run_again(
     instance: dg.DagsterInstance,
 ) -> None:
-    """A step's retries are of its function's errors: Dagster's own failed the run, which stayed failed."""
+    """A step's retries cover only its function's errors: one of Dagster's own failed the run for good."""
     engine = instance.event_log_storage._engine  # type: ignore[attr-defined]  # SQL storages have it
     lost: list[int] = []
 
@@ -80,7 +80,7 @@ def test_a_run_whose_server_goes_away_under_dagsters_own_statement_is_run_again(
 def test_an_instance_that_is_opened_again_connects_once_it_is_asked(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A code server opens one a tick: looking for the tables each time took nine connections."""
+    """A code server opens one per tick: checking for the tables each time took nine connections."""
     connected: list[object] = []
     driver: Any = sys.modules["psycopg2"]  # it has no types
     connect = driver.connect

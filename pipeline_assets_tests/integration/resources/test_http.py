@@ -16,7 +16,7 @@ from werkzeug import Request, Response
 from pipeline_assets.resources.http import FetchError, HttpClient, Limits, PermanentFetchError
 
 PATIENT = Limits(connect=10, read=10, total=20, body_bytes=100_000, attempts=1, backoff=0.01)
-"""A busy machine answers after more than half a second, one time in a thousand."""
+"""One time in a thousand, a busy machine takes more than half a second to answer."""
 
 
 def client(**changes: float) -> HttpClient:
@@ -25,7 +25,7 @@ def client(**changes: float) -> HttpClient:
 
 @pytest.fixture
 def sleeps() -> list[float]:
-    """What the client waited between attempts; nobody waits."""
+    """The pauses between the client's attempts, recorded instead of waited for."""
     return []
 
 
@@ -154,7 +154,7 @@ class TestPoliteness:
 
 @pytest.fixture
 def raw_server() -> Iterator[Callable[[Callable[[socket.socket], None]], str]]:
-    """Serve one connection with whatever the function does to the socket; gives the address."""
+    """A function that serves one connection by calling `behave` with its socket; it returns the address."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
         def serve(behave: Callable[[socket.socket], None]) -> str:
@@ -182,7 +182,7 @@ DRIPS = {
 
 
 class Clinging:
-    """Keeps its connections open, though it is asked not to, and drips all answers but the first."""
+    """A server that keeps connections open, though asked not to, and drips all answers but the first."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/feed"
@@ -218,7 +218,7 @@ def clinging() -> Iterator[Clinging]:
 
 @pytest.mark.security
 class TestServersThatKeepTheConnection:
-    """No request goes over a connection that no deadline and no look at its address holds for."""
+    """Every request has a connection of its own, which its deadline and its address check cover."""
 
     def test_the_next_request_has_its_deadline(self, clinging: Clinging) -> None:
         one = client(total=3)
@@ -286,7 +286,7 @@ class TestHostileServers:
 
     @pytest.mark.security
     def test_an_untrusted_certificate_is_refused(self) -> None:
-        # A server that speaks no TLS at all, which fails at the same place.
+        # The server speaks no TLS at all, which fails in the same place.
         with closing(socket.create_server(("127.0.0.1", 0))) as listener:
             port = listener.getsockname()[1]
 

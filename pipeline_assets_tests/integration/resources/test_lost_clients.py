@@ -1,6 +1,6 @@
-"""What the server has of clients that are lost, by a power cut, a dead network or a kill, or are done.
+"""What the server keeps of clients that are done, or lost by a power cut, a dead network or a kill.
 
-And what clients have of a server that is lost.
+And how clients give up on a server that is lost.
 """
 
 import gc
@@ -35,7 +35,7 @@ EXPECTED = {
     "tcp_keepalives_idle": "15",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
-    # Without it a session that has answered waits a quarter of an hour for somebody to hear it.
+    # Without it a session waits a quarter of an hour for its answer to be acknowledged.
     "tcp_user_timeout": "30000",
 }
 
@@ -59,7 +59,7 @@ def test_so_do_those_of_dagster_and_celery(server: embedded_postgres.Server) -> 
         f"{url}?options=-c%20work_mem%3D5MB", poolclass=sqlalchemy.NullPool
     )
     Database("dagster", settings).follow(engine)
-    for _ in range(2):  # its second connection is made by the same parameters
+    for _ in range(2):  # the second connection is made from the same parameters
         with engine.connect() as connection:
             show = {
                 name: connection.execute(sqlalchemy.text(f"SHOW {name}")).scalar()
@@ -99,7 +99,7 @@ CLIENTS = [by_psycopg, by_sqlalchemy, by_adbc]
 def test_a_client_gives_up_a_server_that_falls_silent(
     server: embedded_postgres.Server, client: Callable[[str], Any]
 ) -> None:
-    """As the kernel has been told; of its own it would ask after two hours."""
+    """The kernel is told when to probe the connection; by default it would after two hours."""
     url = server.url("postgres")
 
     def connected() -> set[int]:
@@ -127,7 +127,7 @@ def test_a_client_gives_up_a_server_that_falls_silent(
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of a host that drops whatever would connect: its queue is full, and nobody serves it."""
+    """The port of a host that drops new connections: its backlog is full, and nothing accepts any."""
     with ExitStack() as stack:
         listener = stack.enter_context(closing(socket.socket()))
         listener.bind(("127.0.0.1", 0))
@@ -139,7 +139,7 @@ def silent() -> Iterator[int]:
 
 @pytest.mark.slow
 def test_a_client_gives_up_a_server_that_never_answers(silent: int) -> None:
-    """Before the kernel does, and so before a tick or a scrape is given up: its words are others."""
+    """Before the kernel does, whose message differs, and so before a tick or a scrape is given up."""
 
     def connect(client: Callable[[str], Any]) -> Exception:
         with (
@@ -183,7 +183,7 @@ STEPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'steps'"
 def reference(
     server: embedded_postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> InstanceRef:
-    """What a process opens an instance by, on a database of its own."""
+    """The reference by which a process opens an instance, on a database of the test's own."""
     url = embedded_postgres.ensure_database(server, "steps")
     root = Path(__file__).parents[3]
     (tmp_path / "dagster.yaml").write_text((root / "dagster.yaml").read_text())
@@ -211,7 +211,7 @@ def test_a_worker_holds_no_connection_of_the_steps_it_has_done(
 def test_an_instance_that_is_closed_holds_no_connection(
     server: embedded_postgres.Server, reference: InstanceRef
 ) -> None:
-    """A code server opens and closes one for each tick; the collector comes when it likes."""
+    """A code server opens and closes one per tick; the garbage collector may run much later."""
     gc.collect()  # what other tests have left
     gc.disable()
     try:
@@ -241,7 +241,7 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
 def test_a_partition_is_free_soon_after_the_death_of_who_worked_on_it(
     settings: Settings, warehouse: psycopg.Connection
 ) -> None:
-    """Its statement would go on for an hour."""
+    """The statement of the killed process would run for an hour."""
     assert settings.warehouse_database_url
     url = settings.warehouse_database_url.get_secret_value()
     at_work = (
@@ -253,5 +253,5 @@ def test_a_partition_is_free_soon_after_the_death_of_who_worked_on_it(
     assert warehouse.execute(at_work).fetchone(), "the server has not looked yet"
     warehouse.execute("SET lock_timeout = '120s'")
     with ledger.partition_lock(warehouse, lenient().contract, "2026-01-07"):
-        pass  # it would have waited for two minutes, and failed
+        pass  # otherwise it would fail after waiting for two minutes
     until(lambda: warehouse.execute(at_work).fetchone() is None, "over")

@@ -1,4 +1,4 @@
-"""Files between assets in a bucket, as workers on several hosts use it, on moto's S3 server over HTTP."""
+"""Files between assets in a bucket shared by workers on several hosts, on moto's S3 server over HTTP."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ files.write("asset", "2026-01-07", [pa.table({"key": [int(sys.argv[2])]})])
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[ThreadedMotoServer]:
-    """An S3 server, and the settings by which everything finds it."""
+    """An S3 server, and the variables by which every client finds it."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -36,7 +36,7 @@ def storage() -> Iterator[ThreadedMotoServer]:
         patch.setenv("AWS_ACCESS_KEY_ID", "pipeline")
         patch.setenv("AWS_SECRET_ACCESS_KEY", uuid4().hex)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        # A server that is away is asked for half a minute otherwise.
+        # Otherwise an unreachable server is retried for half a minute.
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         yield server
     server.stop()
@@ -49,7 +49,7 @@ def files(storage: ThreadedMotoServer) -> PartitionFiles:
 
 
 def names(files: PartitionFiles) -> list[str]:
-    """What is in the bucket, asked by a client that remembers nothing."""
+    """What is in the bucket, listed by a client without a cache."""
     filesystem, root = fsspec.url_to_fs(files.root, skip_instance_cache=True)
     return [path.removeprefix(f"{root}/") for path in filesystem.find(root)]
 
@@ -73,7 +73,7 @@ def test_what_is_read_is_what_was_written(files: PartitionFiles) -> None:
 def test_what_another_host_writes_is_seen_by_one_that_found_nothing_before(
     files: PartitionFiles,
 ) -> None:
-    files.write("asset", "2026-01-08", [ROWS])  # the folder is known, and was looked at
+    files.write("asset", "2026-01-08", [ROWS])  # the client knows the folder, and has listed it
     assert files.remove(("nothing",), datetime.now(UTC)) == 0
     with pytest.raises(MissingPartitionError, match=f"materialize partition {DAY} of asset first"):
         list(files.read("asset", DAY))
@@ -86,7 +86,7 @@ def test_what_another_host_writes_is_seen_by_one_that_found_nothing_before(
 def test_a_reader_never_gets_the_half_of_a_file_that_was_replaced(
     files: PartitionFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Row groups that don't shrink, and each larger than what is fetched at once: 50 MB by default.
+    # Row groups that don't compress, each larger than a block that is fetched: 50 MB by default.
     monkeypatch.setitem(fsspec.config.conf, "s3", {"default_block_size": 5 * 2**20})
     large = pa.table({"key": pa.array([os.urandom(2**20) for _ in range(12)])})
     files.write("asset", DAY, [large, large])

@@ -1,7 +1,7 @@
 """Runs that start warm: real daemon, code server, launcher, warm process and `kill -9`.
 
-The code location is a small one of the tests' own, as what is tested is how runs start and end. One
-deployment serves all tests of the module.
+The code location is a small one of the tests' own: only how runs start and end is tested. One deployment
+serves all tests of the module.
 """
 
 import os
@@ -130,7 +130,7 @@ class Deployment:
         return run.status.value if run else ""
 
     def ended(self, run_id: str) -> str:
-        """The status that the run comes to."""
+        """Wait for the run to end, and return its status."""
         ends = ("SUCCESS", "FAILURE", "CANCELED")
         until(lambda: self.status(run_id) in ends)
         return self.status(run_id)
@@ -139,14 +139,14 @@ class Deployment:
         return "\n".join(entry.message for entry in self.instance.all_logs(run_id))
 
     def waits(self, run_id: str) -> int:
-        """The process of a run that has come to its second step."""
+        """Wait until the run is in its second step, and return the pid of its process."""
         until(lambda: 'Started execution of step "second"' in self.log(run_id))
         found = re.search(r"Started process for run \(pid: (\d+)\)", self.log(run_id))
         assert found
         return int(found[1])
 
     def open(self, gate: str) -> None:
-        """Let the runs on that wait for it."""
+        """Let the runs that wait for this gate continue."""
         (self.home / gate).touch()
 
     def steps(self, run_id: str) -> str:
@@ -154,7 +154,7 @@ class Deployment:
         return (self.home / run_id).read_text()
 
     def files(self) -> list[Path]:
-        """The files of runs that live, or died unnoticed."""
+        """The files of runs that are alive, or whose death went unnoticed."""
         return list((self.data / "run_processes").glob("*"))
 
     def warm(self) -> list[psutil.Process]:
@@ -175,7 +175,7 @@ class Deployment:
 
     def started_warm(self) -> psutil.Process:
         """The daemon's warm process, started by a run if there is none."""
-        for _ in range(3):  # a run that starts cold after a kill, then one that starts it
+        for _ in range(3):  # after a kill the first run starts cold, the next starts it
             run_id = self.submit()
             assert self.ended(run_id) == "SUCCESS", self.log(run_id)
             pids = {each.pid for each in self.warm()}
@@ -367,8 +367,8 @@ def test_monitoring_finds_a_run_that_died_together_with_the_warm_process(
     assert deployment.ended(run_id) == "FAILURE"
     assert "Detected run worker status FAILED: 'its process was killed" in deployment.log(run_id)
     deployment.started_warm()
-    # The dead run's file goes as the next warm process starts, the file of the run that started it as its
-    # own process ends, a moment after its success is stored.
+    # The dead run's file is removed when the next warm process starts; the file of the run that started it,
+    # when that run's process ends, a moment after its success is stored.
     until(lambda: not deployment.files())
 
 
@@ -381,7 +381,7 @@ def test_no_run_executes_older_code_than_the_files_or_the_code_server_have(
     deployment.waits(waiting)
     client = DagsterGrpcClient(socket=str(deployment.socket))
     try:
-        client.reload_code(timeout=60)  # the button of the UI
+        client.reload_code(timeout=60)  # as the UI's button does
         run_id = deployment.submit()
         assert deployment.ended(run_id) == "SUCCESS"
         assert "the code server was reloaded" in deployment.log(run_id)
@@ -395,12 +395,12 @@ def test_no_run_executes_older_code_than_the_files_or_the_code_server_have(
         client.reload_code(timeout=60)
     deployment.open("reloaded")
     assert deployment.ended(waiting) == "SUCCESS"
-    until(lambda: not psutil.pid_exists(old.pid))  # it had nothing more to wait for
+    until(lambda: not psutil.pid_exists(old.pid))  # it had no more runs to wait for
 
 
 @pytest.mark.slow
 def test_no_run_says_that_a_changed_dotenv_counts(deployment: Deployment) -> None:
-    """The daemon has handed on what it read of it, which wins over the file."""
+    """The daemon passes on what it read from the file, which takes precedence over the file itself."""
     dotenv = deployment.home / ".env"
     dotenv.write_text("ALERT_LATE_MINUTES=11")
     deployment.code.touch()
@@ -416,7 +416,7 @@ def test_no_run_says_that_a_changed_dotenv_counts(deployment: Deployment) -> Non
 
 @pytest.mark.slow
 def test_two_launchers_at_once_start_each_run_once(deployment: Deployment) -> None:
-    """The daemon's, and this process'."""
+    """The daemon's launcher, and that of this process."""
     deployment.started_warm()
     queued = [deployment.submit() for _ in range(3)]
     direct = [deployment.create() for _ in range(3)]
@@ -509,9 +509,9 @@ def test_nothing_is_left_of_many_runs(
     before, memory = held(warm), warm.memory_full_info().uss
     launchers = psutil.Process().num_fds()
     runs(many)
-    # What a run had is closed a moment after its process is gone: the last one's may be there yet.
+    # A run's descriptors are closed a moment after its process is gone: the last run's may still be open.
     until(lambda: all(now <= then for now, then in zip(held(warm), before, strict=True)))
-    # gRPC has five more or fewer from one run to the next; one that is left is one a run.
+    # gRPC's descriptors vary by five from one run to the next; a leak would add one per run.
     assert psutil.Process().num_fds() - launchers < many / 2
     assert warm.memory_full_info().uss - memory < 1 << 20
     with psycopg.connect(server.url()) as connection:

@@ -1,4 +1,4 @@
-"""Secrets that are changed while a process lives: what is refused is read again, without a restart."""
+"""Secrets that change while a process runs: one that is refused is read again, without a restart."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -62,7 +62,7 @@ def test_mlflows_login(put: Put, account: Account) -> None:
     changed = account.change_password("second")
     with pytest.raises(Exception, match="password authentication failed"):
         mlflow.client()
-    # Another place is no other login: what was begun on one doesn't go on on another.
+    # Another server is not another login: what was begun on one doesn't continue on another.
     put("mlflow_tracking_uri", "postgresql://me:password@127.0.0.1:1/mlflow")
     with pytest.raises(Exception, match="password authentication failed"):
         mlflow.client()
@@ -81,7 +81,7 @@ def test_an_alert_address(put: Put, httpserver: HTTPServer, instance: dg.Dagster
     problem = Problem("look_failed", "the warehouse", begun, facts={"Cause": "it is away"})
 
     def look(minutes: int) -> list[str]:
-        """The paths that are asked at a look so many minutes after the first."""
+        """The paths requested by a look so many minutes after the first."""
         httpserver.clear_log()
         now = begun + timedelta(minutes=minutes)
         view = Outside(instance, settings, now)

@@ -1,4 +1,4 @@
-"""Secrets out of a real Vault server, and passwords that are changed while a process lives."""
+"""Secrets from a real Vault server, and passwords that change while a process runs."""
 
 import os
 import re
@@ -186,7 +186,7 @@ def test_a_token_that_cannot_be_renewed_is_replaced(server: VaultServer, use: Us
 
 
 def token_of(access: dict[str, str]) -> str:
-    """What this process is logged in with."""
+    """The token of this process's login."""
     token: str = login_of(access).client.token
     return token
 
@@ -197,7 +197,7 @@ def login_of(access: dict[str, str]) -> Any:
 
 
 def seconds_left(server: VaultServer, token: str) -> int | None:
-    """What is left of a token; None once it isn't one any more."""
+    """The seconds until a token expires; None once it is no longer valid."""
     from hvac.exceptions import Forbidden
 
     try:
@@ -214,7 +214,7 @@ def test_a_token_is_renewed_while_it_can_be(server: VaultServer, use: Use) -> No
     until(lambda: (seconds_left(server, token) or 0) <= 57)
     login_of(access).renew_at = time.monotonic()
     server.put(access["VAULT_PATH"], {"NEWSAPI_KEY": "two"})
-    assert secret(load_settings(), "newsapi_key") == "one"  # asked for once a process
+    assert secret(load_settings(), "newsapi_key") == "one"  # read once per process
     assert secret(reload_settings(), "newsapi_key") == "two"
     assert token_of(access) == token
     left = seconds_left(server, token)
@@ -265,7 +265,7 @@ class Account:
         )
 
     def change_password(self, password: str) -> str:
-        """The URL with the new one; who is logged in is thrown out."""
+        """Set another password and end the sessions of this login; return the new URL."""
         self.administrator.execute(
             sql.SQL("ALTER ROLE {} PASSWORD {}").format(
                 sql.Identifier(self.name), sql.Literal(password)
@@ -310,13 +310,13 @@ def test_a_password_changed_in_vault_is_used_by_what_is_already_running(
     database.connect().close()
     for password in ("second", "third"):
         changed = account.change_password(password)
-        with pytest.raises(psycopg.OperationalError) as caught:  # Vault hasn't been told yet
+        with pytest.raises(psycopg.OperationalError) as caught:  # Vault still has the old one
             database.connect()
         assert not is_transient(caught.value)
         server.put(access["VAULT_PATH"], {"WAREHOUSE_DATABASE_URL": changed})
         with database.connect() as connection:
             assert connection.info.password == password
-        assert database.url() == changed  # for what reads by another driver
+        assert database.url() == changed  # for other drivers
         with Database("warehouse", load_settings()).connect() as connection:
             assert connection.info.password == password
 
@@ -328,7 +328,7 @@ def test_a_vault_that_is_down_meanwhile_is_told_beside_the_refusal(
         use(own.approle({"WAREHOUSE_DATABASE_URL": account.change_password("first")}))
         database = Database("warehouse", load_settings())
         database.connect().close()
-    database.connect().close()  # nothing asks Vault as long as the password is right
+    database.connect().close()  # Vault isn't asked as long as the password is right
     account.change_password("second")
     with pytest.raises(psycopg.OperationalError, match="authentication failed") as caught:
         database.connect()
@@ -400,7 +400,7 @@ def test_celerys_results_follow_a_password_in_a_secret_file(
 
 
 def _created(instance: dg.DagsterInstance) -> str | None:
-    """The id of a new run; None where the pool still held a connection that was thrown out."""
+    """The id of a new run; None if the pool still held a connection that the server has ended."""
 
     @dg.op
     def nothing() -> None: ...

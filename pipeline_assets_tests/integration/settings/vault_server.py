@@ -88,7 +88,7 @@ def vault_server(folder: Path) -> Iterator[VaultServer]:
 
 
 def _is_ready(address: str) -> bool:
-    # The engine at `secret` comes a moment after the server.
+    # The engine at `secret` is mounted a moment after the server answers.
     try:
         mounts = requests.get(
             f"{address}/v1/sys/mounts", headers={"X-Vault-Token": ROOT_TOKEN}, timeout=2

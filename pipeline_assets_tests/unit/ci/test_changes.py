@@ -1,4 +1,4 @@
-"""What a change means, asked of git: broken contracts, and the asset graph's difference."""
+"""What a change means, read from git: broken contracts, and the asset graph's difference."""
 
 import shutil
 import subprocess

@@ -18,7 +18,7 @@ NOT_JOBS = {"stages", "workflow", "default", "variables"}
 GITLAB_JOBS: dict[str, dict[str, Any]] = {
     name: job for name, job in yaml.safe_load(GITLAB.read_text()).items() if name not in NOT_JOBS
 }
-# What only there has a meaning: a login, a comment, the way from one job to the next.
+# Commands that make sense in CI only: logins, comments, handing data from one job to the next.
 GLUE = re.compile(
     r"docker login |base64 |install -m 600 |echo \"\w+=(?:\$\(|ghcr)|apk add |mkdir |echo \"\$CI_REGISTRY_"
 )
@@ -75,7 +75,7 @@ def test_every_job_has_a_time_limit_few_rights_and_pinned_actions(name: str) -> 
     assert job["timeout-minutes"] <= 90
     writes = {right for right, kind in job["permissions"].items() if kind == "write"}
     assert writes == {"comment": {"pull-requests"}, "image": {"packages"}}.get(name, set())
-    if name == "comment":  # the only one that a pull request gives the right to write
+    if name == "comment":  # the only job that may write in a pull request
         assert not any("uses" in step for step in job["steps"])
     for step in job["steps"]:
         assert re.search(r"@[0-9a-f]{40}$", step.get("uses", "@" + "0" * 40))

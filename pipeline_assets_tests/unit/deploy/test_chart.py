@@ -14,7 +14,7 @@ ENVIRONMENTS = ("staging", "production")
 IMAGE = "registry.example.com/pipeline-assets@sha256:" + "a" * 64
 SECRETS = "/etc/pipeline-assets/secrets"
 KUBERNETES = ("1.29", "1.34")
-"""The oldest that the chart says it can do with, and one of now."""
+"""The oldest version that the chart supports, and a recent one."""
 
 
 def values(environment: str, **others: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def render(given: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def judge(manifest: dict[str, Any], version: str) -> None:
-    """Refuse what a version of Kubernetes doesn't know."""
+    """Fail if the schema of a Kubernetes version doesn't allow the manifest."""
     import kubernetes_validate  # 3 s
 
     kubernetes_validate.validate(manifest, version, strict=True)
@@ -40,7 +40,7 @@ def of_kind(manifests: list[dict[str, Any]], kind: str) -> dict[str, dict[str, A
 
 
 def pods(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pod templates by the name of what makes them."""
+    """The pod templates by the name of the Deployment or Job that creates the pods."""
     makers = {**of_kind(manifests, "Deployment"), **of_kind(manifests, "Job")}
     return {name: one["spec"]["template"] for name, one in makers.items()}
 
@@ -51,7 +51,7 @@ def test_every_manifest_is_what_kubernetes_knows(environment: str, version: str)
     manifests = render(values(environment))
     judged = [
         one for one in manifests if one["kind"] != "ExternalSecret"
-    ]  # it isn't Kubernetes' own
+    ]  # a custom resource, not Kubernetes' own
     assert len(judged) >= 15
     for one in judged:
         judge(one, version)
@@ -90,7 +90,7 @@ def test_every_pod_is_hardened_bounded_and_probed(environment: str) -> None:
     for name, pod in pods(render(values(environment))).items():
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
-        # One starts runs, the other ends them when an operator asks for it.
+        # The daemon starts runs; the webserver terminates them when an operator asks for it.
         launches = name.endswith(("-daemon", "-webserver"))
         assert spec["automountServiceAccountToken"] is launches
         assert spec["serviceAccountName"].endswith("-launcher") is launches
@@ -100,7 +100,7 @@ def test_every_pod_is_hardened_bounded_and_probed(environment: str) -> None:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert "memory" in container["resources"]["limits"]
-            # One ends, and the other has to tell of what it would be restarted for.
+            # The migration ends; the watch has to report what a probe would restart it for.
             assert "livenessProbe" in container or name.endswith(("-migrate", "-watch"))
             writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
             assert writable == {"/tmp", "/data"}  # noqa: S108 - paths of the container
@@ -149,7 +149,7 @@ def test_secrets_reach_the_pods_as_files_of_the_settings_names() -> None:
         (container,) = pod["spec"]["containers"]
         places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         assert places["secrets"] == SECRETS
-        # There Kubernetes makes a folder for the account's token: /var/run is /run in the image.
+        # Kubernetes makes a folder for the account's token there: /var/run is /run in the image.
         assert not any(place.startswith(("/run", "/var/run")) for place in places.values())
     for name, pod in pods(render(values("production"))).items():
         told = pod["metadata"]["annotations"]
@@ -178,7 +178,7 @@ def _token_source(spec: dict[str, Any], volume: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_tables_are_made_before_anything_else_and_need_nothing_else(environment: str) -> None:
-    """At the first install a hook finds nothing of the release but the hooks before it."""
+    """At the first install nothing of the release exists yet, except the earlier hooks."""
     manifests = render(values(environment))
     hooks = [one for one in manifests if "helm.sh/hook" in one["metadata"].get("annotations", {})]
     weights = {}
@@ -197,7 +197,7 @@ def test_the_tables_are_made_before_anything_else_and_need_nothing_else(environm
     assert "envFrom" not in container
     assert {one for one, weight in weights.items() if weight < 0} == needed
     assert weights["Job", "pipeline-assets-migrate"] == 0
-    # It has the settings of all the others.
+    # The job has the same settings as all other pods.
     shared = of_kind(manifests, "ConfigMap")["pipeline-assets-settings"]["data"]
     assert {one["name"]: one["value"] for one in container["env"]} == shared
 

@@ -1,4 +1,4 @@
-"""The Compose file by the specification's own schema, and by what the project says of it."""
+"""The Compose file: valid by the specification's own schema, and by the project's rules."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 PUBLISHED = {"proxy"}
 
 
-@pytest.mark.slow  # it reads every schema that it carries
+@pytest.mark.slow  # check-jsonschema reads every schema that it ships with
 def test_the_file_keeps_the_compose_specification() -> None:
     command = [str(Path(sys.executable).with_name("check-jsonschema")), "--builtin-schema"]
     found = subprocess.run(
@@ -36,7 +36,7 @@ def test_a_service_is_closed_hardened_and_checked(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    # One ends, and the other has to tell of what it would be restarted for.
+    # The migration ends; the watch has to report what a check would restart it for.
     assert "healthcheck" in service or name in ("migrate", "watch")
     assert ":latest" not in service["image"]
 
@@ -83,7 +83,7 @@ def test_secrets_are_made_once_and_are_what_the_settings_read(
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == before
     assert tmp_path.stat().st_mode & 0o777 == 0o700
 
-    # A part of the deployment takes exactly these, whatever else is in the environment here.
+    # A service's settings load from exactly these, whatever else is in the environment here.
     part = SERVICES["code"]
     stated = ("PIPELINE_EXECUTOR", "PIPELINE_FILES_URL", "MLFLOW_TRACKING_URI")
     given: dict[str, Any] = {name.lower(): part["environment"][name] for name in stated}

@@ -1,7 +1,8 @@
-"""The values for Dagster's own chart, which isn't the project's to carry.
+"""The values for Dagster's own Helm chart, which isn't part of this repository.
 
-Without it, what it hands on unchanged is judged by those who take it: Kubernetes' schemas, the code server's
-own options, Dagster's instance and run launcher. With it, the whole that it renders is too:
+Without the chart, the values that it passes on unchanged are validated by what consumes them: Kubernetes'
+schemas, the code server's own options, Dagster's instance and run launcher. With it, all that it renders
+is validated too:
 
     helm pull dagster --repo https://dagster-io.github.io/helm --version 1.13.27 --untar
     DAGSTER_CHART=dagster .venv/bin/pytest pipeline_assets_tests/unit/deploy/test_dagster_chart.py
@@ -39,7 +40,7 @@ def own_instance() -> dict[str, Any]:
 
 
 def run_job(config: dict[str, Any]) -> dict[str, Any]:
-    """The job that Dagster's run launcher makes of its configuration for a run."""
+    """The Kubernetes job that Dagster's run launcher creates for a run, given its configuration."""
     from dagster_k8s.job import (
         DagsterK8sJobConfig,
         UserDefinedDagsterK8sConfig,
@@ -114,7 +115,7 @@ def test_the_code_server_takes_its_arguments() -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_a_run_is_hardened_as_in_our_own_chart(version: str) -> None:
-    """It has what stands here alone: neither the code server's limits nor its init container."""
+    """A run gets only what its own values state: neither the code server's limits nor its init container."""
     assert CODE["includeConfigInLaunchedRuns"] == {"enabled": False}
     job = run_job(RUN)
     judge(job, version)
@@ -137,7 +138,7 @@ def test_a_run_is_hardened_as_in_our_own_chart(version: str) -> None:
 
 
 def test_the_webserver_listens_where_everybody_may() -> None:
-    """Without root and without capabilities, the chart's port 80 is refused."""
+    """Without root or capabilities, the webserver can't bind the chart's default port 80."""
     web = VALUES["dagsterWebserver"]
     assert web["service"]["port"] >= 1024
     assert web["readinessProbe"]["httpGet"]["port"] == web["service"]["port"]
@@ -179,7 +180,7 @@ needs_chart = pytest.mark.skipif(
 
 
 def rendered() -> list[dict[str, Any]]:
-    """What the chart makes of the values; its own schema judges them before."""
+    """The manifests that the chart renders from the values, after its own schema has validated them."""
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(VALUES, name="dagster", namespace="dagster")
     texts = (text for name, text in files.items() if name.endswith(".yaml"))
@@ -208,14 +209,14 @@ def test_dagster_takes_what_the_chart_renders(tmp_path: Path) -> None:
     taken, _ = dagster_instance_config(str(tmp_path))
     assert taken["run_coordinator"]["class"] == "QueuedRunCoordinator"
     given, own = yaml.safe_load(text), own_instance()
-    # It has its own storage and launcher, names a module otherwise, and says what is Dagster's default.
+    # Dagster's chart has its own storage and launcher, names a module differently, and states defaults.
     own["run_coordinator"] = {**given["run_coordinator"], "config": own.pop("run_queue")}
     del own["storage"], own["run_launcher"], own["scheduler"]["module"]
     assert [name for name in own if not within(own[name], given.get(name))] == []
 
 
 def within(own: Any, given: Any) -> bool:
-    """Whether something has all that is ours, and perhaps more."""
+    """Whether `given` has all that `own` has, and perhaps more."""
     if isinstance(own, dict) and isinstance(given, dict):
         return all(key in given and within(value, given[key]) for key, value in own.items())
     return bool(own == given)

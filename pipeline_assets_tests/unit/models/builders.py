@@ -14,7 +14,7 @@ FIRST = date(2026, 2, 2)
 
 
 def snapshot(cutoff: date, customers: int = 800, *, noise: float = 0.5, **columns: Any) -> pa.Table:
-    """Made-up customers of whom those buy who bought often and lately; the same for a cutoff always."""
+    """Made-up customers, likelier to buy if they bought often and lately; always the same for a cutoff."""
     random = np.random.default_rng(cutoff.toordinal())
     often, lately = random.poisson(1.5, customers), random.integers(1, 200, customers)
     values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Which week the model's sensor asks for next, from what is stored; a failed run mustn't end a week."""
+"""Which week the model's sensor requests next, given what is stored; a failed run mustn't lose a week."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,9 +31,9 @@ def weeks(
     champion: int = 1,
     incomplete: int = 6,
 ) -> Weeks:
-    """Six closed weeks, of which the first ones were decided and scored, and have all their days.
+    """Six closed weeks: the first `decided` and `scored` of them are; those from `incomplete` on lack days.
 
-    The first was deployed; the newest is the schedule's for as long as the tests look.
+    The first was deployed; the schedule's time to train the newest is later than any time in the tests.
     """
     return Weeks(
         closed=CLOSED,
@@ -51,7 +51,7 @@ def weeks(
 def asked(
     instance: dg.DagsterInstance, stored: Weeks, *, hours: float = 0
 ) -> tuple[str | None, str | None, str | None]:
-    """Job, week and run key of what is asked for; the last is the reason if nothing is."""
+    """Job, week and run key of the requested run; if there is none, the third is the reason."""
     found = next_step(instance, stored, SETTINGS, datetime.now(UTC) + timedelta(hours=hours))
     if isinstance(found, dg.SkipReason):
         return None, None, found.skip_message
@@ -68,7 +68,7 @@ def fails(
     held: bool = False,
     assets: frozenset[dg.AssetKey] | None = None,
 ) -> str:
-    """A run, of all the job's assets or of some, that fails now; its ID."""
+    """Record a run, of all the job's assets or of some, that fails now; returns its ID."""
     tags = {"dagster/partition": str(week)}
     tags |= {"dagster/run_key": key} if key else {}
     tags |= {PERMANENT: "true"} if permanent else {}
@@ -99,7 +99,7 @@ def fails(
 def succeeds(
     instance: dg.DagsterInstance, job: str | None, week: str | None, key: str | None = None
 ) -> str:
-    """A run that succeeds now; its ID."""
+    """Record a run that succeeds now; returns its ID."""
     tags = {"dagster/partition": str(week)} | ({"dagster/run_key": key} if key else {})
     run = dg.DagsterRun(job_name=str(job), tags=tags)
     instance.add_run(run)
@@ -156,7 +156,7 @@ def test_a_week_that_failed_for_good_is_left_to_a_person_and_hides_no_later_one(
     assert asked(instance, stored, hours=24)[2] == (
         f"Not scored: {CLOSED[4]}, {CLOSED[5]}. Their runs failed for good, or lately, or wait for days."
     )
-    # Another champion's scores are another matter.
+    # Scoring by another champion is a step of its own, not tried yet.
     assert asked(instance, weeks(scored=4, champion=2))[:2] == (SCORE, CLOSED[4])
 
 
@@ -194,14 +194,14 @@ def test_a_week_is_trained_and_scored_before_the_next_is_trained(
 def test_later_trainings_wait_some_tries_for_a_week_that_failed_for_a_while(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Deployed first, the newer model would keep the older one out."""
+    """If the newer model were deployed first, the older one couldn't be any more."""
     monkeypatch.setattr(automation, "TRIES", 3)
     stored = weeks(decided=3, scored=3)
     for hours in range(2):
         found = asked(instance, stored, hours=1.1 * hours)
         assert found[:2] == (TRAIN, CLOSED[3])
         fails(instance, *found)
-        # Its customers needn't wait, and with their scores nothing is left but to wait.
+        # Its customers are scored meanwhile; once they are, there is nothing to do but wait.
         assert asked(instance, stored)[:2] == (SCORE, CLOSED[3])
         assert asked(instance, replace(stored, scored=dict.fromkeys(CLOSED, 1)))[0] is None
     fails(instance, *asked(instance, stored, hours=1.1))
@@ -238,7 +238,7 @@ def test_a_week_before_one_that_was_deployed_was_not_missed(instance: dg.Dagster
 def test_after_a_rollback_the_newest_scores_are_made_again_whoever_made_them_before(
     instance: dg.DagsterInstance,
 ) -> None:
-    """A scoring that was under way during the rollback may end after the one that it asked for."""
+    """A scoring under way during the rollback may end after the one that the rollback requested."""
     before = asked(instance, weeks(scored=5))
     succeeds(instance, *before)
     assert before == (SCORE, CLOSED[5], f"score {CLOSED[5]} 1")
@@ -273,7 +273,7 @@ def test_what_a_restored_warehouse_has_lost_is_made_again(instance: dg.DagsterIn
 def test_what_ended_since_the_weeks_were_read_is_not_made_twice(
     instance: dg.DagsterInstance,
 ) -> None:
-    """They can't know of it yet."""
+    """The weeks, read before it ended, don't show its result yet."""
     read_at = datetime.now(UTC)
     stored = weeks(scored=5)
     succeeds(instance, *asked(instance, stored))

@@ -11,7 +11,7 @@ from pipeline_assets.failures import PermanentError
 from pipeline_assets.models import baseline
 from pipeline_assets.models.baseline import BgNbd, Histories
 
-# Fader, Hardie & Lee 2005, Tables 2 and 3: weeks 1-39 to fit, weeks 40-78 to foresee.
+# Fader, Hardie & Lee 2005, Tables 2 and 3: weeks 1-39 to fit, weeks 40-78 to forecast.
 CALIBRATED, OBSERVED = date(1997, 9, 30), date(1998, 6, 30)
 PUBLISHED = {"r": 0.243, "alpha": 4.414, "a": 0.793, "b": 2.426}
 
@@ -58,7 +58,7 @@ def test_a_fit_is_the_same_to_the_last_digit_in_any_order(
 
 
 def test_probability_and_expectation_agree_with_simulated_futures() -> None:
-    """A customer's future is drawn from the model itself, given what is known of him."""
+    """Each customer's future is drawn from the model itself, given the customer's history."""
     model = BgNbd(0.3, 5.0, 1.4, 3.0, 0.0)
     horizon, draws = 12.0, 400_000
     random = np.random.default_rng(7)
@@ -66,7 +66,7 @@ def test_probability_and_expectation_agree_with_simulated_futures() -> None:
         one = Histories(np.array([x]), np.array([recency]), np.array([age]))
         alive = random.random(draws) < model.alive(one)[0]
         rate = random.gamma(model.r + x, 1 / (model.alpha + age), draws)
-        # Alive and with x repeat purchases, he has survived each of them.
+        # A customer alive after x repeat purchases has survived each of them.
         leaving = random.beta(model.a, model.b + x, draws)
         bought, now = np.zeros(draws), np.zeros(draws)
         while alive.any():

@@ -46,7 +46,7 @@ def test_a_shift_of_the_normal_distribution_is_seen() -> None:
     same = measure(random.normal(size=20_000), random.normal(size=20_000))
     moved = measure(random.normal(size=20_000), random.normal(0.5, size=20_000))
     assert same.psi < 0.005
-    # PSI of two normals with one deviation is their distance squared, a little less in ten bins.
+    # The PSI of two normals of unit deviation is their squared distance, slightly less over ten bins.
     assert moved.psi == pytest.approx(0.25, rel=0.15)
 
 

@@ -15,7 +15,7 @@ from pipeline_assets.models.evaluation import METRICS, Estimate, Evaluation, com
 def scored(
     customers: int, seed: int = 0, informative: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Customers whose chance is known, the labels drawn by it: perfectly calibrated scores."""
+    """Labels drawn with known probabilities, and these as scores: perfectly calibrated."""
     random = np.random.default_rng(seed)
     chance = 1 / (1 + np.exp(3 - informative * random.normal(size=customers)))
     return random.random(customers) < chance, chance
@@ -52,7 +52,7 @@ def test_every_metric_is_scikit_learns_ties_and_certainties_included(
 def test_the_top_tenth_counts_buyers_and_shares_ties_out() -> None:
     labels = np.array([True, False] * 5 + [False] * 10)
     scores = np.linspace(1, 0, 20)
-    # The two highest hold one of five buyers; of ten customers with one score a fifth are in the top.
+    # The two highest scores hold one of five buyers; of ten customers tied at the top, a fifth counts.
     assert evaluate(labels, scores, resamples=1)["top_decile_capture"].value == 1 / 5
     tied = np.where(np.arange(20) < 10, 0.9, 0.1)
     assert evaluate(labels, tied, resamples=1)["top_decile_capture"].value == pytest.approx(0.2)
@@ -122,7 +122,7 @@ def test_little_bootstraps_give_the_intervals_of_the_plain_one(
     monkeypatch: pytest.MonkeyPatch, paired: bool
 ) -> None:
     labels, scores = scored(20_000)
-    # The same model with a tenth of its customers at random: better or worse from customer to customer.
+    # The same model, but every tenth customer has another's score: better for some, worse for others.
     other = np.where(np.arange(20_000) % 10 == 0, np.roll(scores, 1), scores)
     monkeypatch.setattr(evaluation, "SUBSET", 20_000)
 

@@ -102,8 +102,8 @@ def test_a_moderate_miscalibration_warns_and_does_not_refuse(ratio: float) -> No
 @pytest.mark.parametrize(
     ("precision", "loss"),
     [
-        ((-0.0051, 0.02), (-0.01, -0.001)),  # may be less precise, whatever its log loss
-        ((0.001, 0.02), (-0.01, 0.0011)),  # may be less well calibrated, however precise
+        ((-0.0051, 0.02), (-0.01, -0.001)),  # the model may be less precise, whatever its log loss
+        ((0.001, 0.02), (-0.01, 0.0011)),  # its log loss may be higher, however precise it is
         ((nan, nan), (-0.01, -0.001)),
     ],
 )

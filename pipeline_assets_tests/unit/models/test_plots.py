@@ -112,7 +112,7 @@ def test_figures_do_not_pile_up_in_pyplot() -> None:
 
 
 def test_a_margin_of_nothing_has_the_direction_of_its_metric() -> None:
-    """-0.0 isn't below 0: the gate let a model through of which the plot said that it was worse."""
+    """-0.0 isn't below 0: the gate accepted a model that the plot called worse."""
     thresholds = GateThresholds(
         models_champion_precision_margin=0, models_champion_log_loss_margin=0
     )

@@ -51,7 +51,7 @@ def test_a_week_can_be_trained_once_two_snapshots_lie_four_weeks_after_the_first
 @pytest.mark.parametrize(
     ("start", "first", "learnt_from"),
     [
-        # The cutoff of July 20 is June 29, four weeks after the first orders.
+        # The cutoff of July 20's snapshot is June 29, four weeks after the first orders.
         (date(2026, 6, 1), "2026-09-14", ["2026-07-20", "2026-08-17"]),
         (date(2026, 6, 2), "2026-09-21", ["2026-07-27", "2026-08-24"]),
     ],
@@ -59,7 +59,7 @@ def test_a_week_can_be_trained_once_two_snapshots_lie_four_weeks_after_the_first
 def test_a_warehouse_that_starts_later_trains_on_the_snapshots_that_there_can_be(
     start: date, first: str, learnt_from: list[str]
 ) -> None:
-    """All eight were waited for: the first model came half a year later."""
+    """Training used to wait for all eight, so that the first model came half a year later."""
     later = Settings(warehouse_start_date=start)
     stored = Weeks([], datetime.now(UTC), set(), set(), set(), set(), {}, None, None)
     mondays = [str(date(2026, 3, 2) + timedelta(weeks=number)) for number in range(80)]

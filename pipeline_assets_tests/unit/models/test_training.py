@@ -1,4 +1,4 @@
-"""Choice and fit: what they refuse, that they repeat, and that the holdout has no say."""
+"""Choosing and fitting a model: what is refused, that results repeat, that the holdout has no influence."""
 
 import os
 import subprocess
@@ -120,7 +120,7 @@ def test_labels_that_are_open_or_all_alike_are_refused() -> None:
 
 
 def test_validation_asks_about_a_time_after_all_that_it_learnt_from() -> None:
-    """Labels that flip in the newest snapshot alone show in the validation: it isn't learnt from there."""
+    """Labels flipped in the newest snapshot alone worsen the validation: nothing was learnt from them."""
     rows = training(3)
     newest = snapshot(LAST)
     flipped = newest.set_column(

@@ -1,4 +1,4 @@
-"""What a deployment may choose, and what it is told when it can't be."""
+"""What a deployment may choose, and the error when a choice can't work."""
 
 import re
 

@@ -17,7 +17,7 @@ from pipeline_assets.news.stories import Selection, Story, select
 from pipeline_assets.resources.http import HttpClient
 from pipeline_assets_tests.unit.news.builders import NOON, WINDOW, article
 
-# More than a reader may set: all stories are wanted here.
+# More than `news_max_stories` allows: all stories are wanted here.
 ALL = NewsSettings().model_copy(update={"news_max_stories": 10_000, "news_cap_per_source": 10_000})
 
 
@@ -44,7 +44,7 @@ def different(number: int, **changes: object) -> Article:
 
 
 def sample_articles(count: int) -> list[Article]:
-    """Other articles, of as many days of the sample as it takes, each of an outlet of its own."""
+    """Other articles, from as many days of the sample as needed, each from an outlet of its own."""
     items: list[Item] = []
     window = WINDOW
     while len(items) < count:
@@ -60,10 +60,10 @@ def sample_articles(count: int) -> list[Article]:
 
 
 class TestTellingApart:
-    """How well, on articles written for the purpose; the threshold was chosen on the other half."""
+    """How well stories are told apart, on articles written for this; the other half set the threshold."""
 
     def measured(self, half: int, others: int) -> tuple[float, float]:
-        """Precision and recall over all pairs of a half's articles, told apart among others."""
+        """Precision and recall over all pairs of a half's articles, mixed with `others` from the sample."""
         file = Path(__file__).with_name("labelled_articles.yaml")
         topics = yaml.safe_load(file.read_text(encoding="utf-8"))[half::2]
         events = [event for topic in topics for event in topic["events"]]

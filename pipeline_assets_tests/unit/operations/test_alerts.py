@@ -1,4 +1,4 @@
-"""The book of who was told of what, under any order of problems, failures and crashes."""
+"""The book of which channel was told what, under any order of problems, failures and crashes."""
 
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,7 @@ class CrashError(Exception):
     st.lists(
         st.tuples(
             st.sets(st.sampled_from("abc")),  # the problems that exist at a look
-            st.sets(st.sampled_from(CHANNELS)),  # the channels that are away
+            st.sets(st.sampled_from(CHANNELS)),  # the channels that fail
             st.integers(0, 6),  # the delivery at which the process dies; mostly none
         ),
         max_size=12,
@@ -121,7 +121,7 @@ def test_what_is_out_of_sight_is_given_up_and_not_called_mended() -> None:
 
 
 def test_what_began_long_ago_and_recurred_since_is_mended_when_it_is_gone() -> None:
-    """A daily check without partitions: the newest result, of each day, is the only one that counts."""
+    """A daily check without partitions: only its newest result counts, and each day brings a new one."""
     book = Book()
     for days in range(33):
         now = BEGIN + timedelta(days=days)
@@ -162,7 +162,7 @@ def test_what_a_new_channel_never_heard_of_is_told_to_it_alone() -> None:
     for channels in (["mail"], ["mail"], CHANNELS, CHANNELS, ["mail"]):
         update(book, [problem("a")], BEGIN, channels=channels, repeat=REPEAT)
     titles = [(message.title, message.waiting) for message in book.messages]
-    assert titles == [("Run failed: a", ["mail"])]  # the other was removed, and what waited for it
+    assert titles == [("Run failed: a", ["mail"])]  # `hook` was removed, and what waited for it
     update(book, [problem("a")], BEGIN, channels=CHANNELS, repeat=REPEAT)
     assert book.messages[-1].waiting == ["hook"]
 
@@ -173,7 +173,7 @@ def test_the_number_of_alerts_that_were_left_out_is_right() -> None:
         found = [problem(str(number))]
         update(book, found, BEGIN, channels=CHANNELS, repeat=REPEAT, unknown={"run_failed"})
     assert len(book.messages) == KEPT_MESSAGES
-    assert book.messages[0].title == "21 alerts could not be kept"  # one made room for this
+    assert book.messages[0].title == "21 alerts could not be kept"  # one dropped for this note
     assert book.messages[1].title == "Run failed: 21"
 
 

@@ -1,4 +1,4 @@
-"""What the status takes for a problem, and how its page says it."""
+"""What the status reports as a problem, and how its page words it."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -27,7 +27,7 @@ def run(status: str, hours: float, *, first: str = "2026-11-21", last: str = "20
 
 
 def ticked(kind: str, minutes: float, failures: int = 0, error: str | None = None) -> Instigator:
-    """What last ticked so many minutes ago, and is late ten minutes after."""
+    """A sensor or schedule that last ticked so many minutes ago, and is late ten minutes after that."""
     last = NOW - timedelta(minutes=minutes)
     return Instigator("changes", kind, last, last + LATE, failures, error)
 
@@ -110,7 +110,7 @@ def test_each_thing_that_is_wrong_is_a_problem_with_a_remedy(kind: str) -> None:
     "changes",
     [
         {"ended": [run("success", 1), run("failure", 2)]},  # made good by a later run
-        {"ended": [run("success", 1), run("failure", 2, first="2026-11-01")]},  # a range's bad day
+        {"ended": [run("success", 1), run("failure", 2, first="2026-11-01")]},  # a longer range too
         {"ended": [run("canceled", 1), run("failure", 2)]},  # somebody looked at it
         {"unfinished": [run("queued", 0.1), run("started", 9)]},
         {"automated": False, "heartbeats": {}},  # a laptop where nothing is to start by itself
@@ -175,7 +175,7 @@ def test_days_close_at_the_hour_of_their_windows_across_summer_time() -> None:
 
 def test_weeks_close_seven_days_after_they_began() -> None:
     zone = ZoneInfo("Europe/Berlin")
-    first = date(2026, 3, 16)  # with the change of the clocks in its second week
+    first = date(2026, 3, 16)  # the clocks change in the second week
     for now, expected in (
         (datetime(2026, 3, 29, 23, 59, tzinfo=zone), ["2026-03-16"]),
         (datetime(2026, 3, 30, tzinfo=zone), ["2026-03-16", "2026-03-23"]),

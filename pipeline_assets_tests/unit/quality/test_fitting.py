@@ -1,4 +1,4 @@
-"""Which values become the contract's type, from whatever type the source has; none is changed."""
+"""Which values fit the contract's type, whatever type the source has; none is changed."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -76,7 +76,7 @@ def test_a_value_fits_if_it_needs_no_change(
 ) -> None:
     found = fitted(source, normal_type(physical_type))
     assert [*map(str, found[0])] == [*map(str, fits)]
-    assert [*map(str, found[1])] == [*map(str, misfits)]  # as text, in which NaN is NaN
+    assert [*map(str, found[1])] == [*map(str, misfits)]  # as text, because NaN != NaN
 
 
 @given(

@@ -304,6 +304,6 @@ def test_every_contract_of_the_project_is_in_use() -> None:
     tables = load_tables()
     used = {table.contract.name for table in tables}
     used |= {mart.name for table in tables for mart in table.marts}
-    # Which assets of their own load.
+    # Tables that are loaded by assets of their own.
     used |= {"news_articles", "purchase_predictions"}
     assert {file.name for file in CONTRACTS.iterdir()} == {f"{name}.odcs.yaml" for name in used}

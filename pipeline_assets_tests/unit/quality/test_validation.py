@@ -1,4 +1,4 @@
-"""Whole partitions: against a naive oracle, row by row in Python, whatever the rows and batches."""
+"""Whole partitions: compared with a naive row-by-row oracle in Python, for any rows and batches."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def decimal(text: str | None) -> Decimal | None:
 
 
 def oracle(rows: list[dict[str, Any]]) -> list[set[str]]:
-    """The rules that each row breaks, told one row at a time."""
+    """The rules that each row breaks, found one row at a time."""
     keys = Counter((row["id"], row["part"]) for row in rows)
     codes = Counter(row["code"] for row in rows if row["code"] is None or len(row["code"]) <= 2)
     found = []

@@ -1,4 +1,4 @@
-"""The environments: what differs between them and nothing else, and what `config` shows of one."""
+"""The environments' files hold only what differs between them; what `config` shows of an environment."""
 
 import os
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_no_file_repeats_a_default_or_holds_a_secret(name: str) -> None:
     for setting, value in stated(name).items():
         field = Settings.model_fields[setting]
         assert "SecretStr" not in str(field.annotation)
-        if setting != "pipeline_automation":  # said in each, as it is what people look for
+        if setting != "pipeline_automation":  # stated in each file, as it is what people look for
             assert value != field.default
 
 
@@ -83,7 +83,7 @@ def test_each_setting_is_shown_with_its_source(home: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PIPELINE_SECRETS_DIR", str(home / "secrets"))
     monkeypatch.setenv("NEWS_LANGUAGE", "fr")
     monkeypatch.setenv("SOURCE_DATABASE_URL", "postgresql://me:hunter2@db/shop?password=hunter2")
-    for name in ("PIPELINE_TIMEZONE", "PIPELINE_ENV"):  # what .env adds goes with the test
+    for name in ("PIPELINE_TIMEZONE", "PIPELINE_ENV"):  # undoes what .env adds, after the test
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     found = shown("staging")
