@@ -52,7 +52,7 @@ TRANSIENT_ERRNOS = frozenset(
         errno.ENOSPC,
         # What s3fs raises if the storage answers 503 or 500, or if a file was replaced meanwhile.
         errno.EBUSY,
-        getattr(errno, "EREMOTEIO", errno.EBUSY),  # Linux has it
+        getattr(errno, "EREMOTEIO", errno.EIO),  # where there is none, s3fs takes the other
     }
 )
 

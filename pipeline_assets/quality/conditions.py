@@ -227,7 +227,7 @@ class _Parser:
         kind, value = self.tokens[self.position]
         self.position += 1
         if kind == "number":
-            if len(value) > MOST_DIGITS:
+            if len(value.replace(".", "")) > MOST_DIGITS:
                 raise ValueError(f"{value[:MOST_DIGITS]}... has more than {MOST_DIGITS} digits")
             return _constant("number", Decimal(value) if "." in value else int(value))
         if kind == "string":

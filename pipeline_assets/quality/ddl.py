@@ -105,10 +105,10 @@ def ensure_table(connection: psycopg.Connection, contract: TableContract) -> Non
 def ensure_index(connection: psycopg.Connection, target: str, columns: Sequence[str]) -> None:
     """Index a table by these columns, if no index begins with them."""
     found = connection.execute(
-        """SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND (
-               SELECT array_agg(attname::text ORDER BY place)
+        """SELECT FROM pg_index WHERE indrelid = to_regclass(%s) AND indisvalid AND indpred IS NULL AND (
+               SELECT array_agg(attname::text ORDER BY place) -- of an expression null
                FROM unnest(indkey::int2[]) WITH ORDINALITY AS part (number, place)
-               JOIN pg_attribute ON attrelid = indrelid AND attnum = number
+               LEFT JOIN pg_attribute ON attrelid = indrelid AND attnum = number
            )[:%s] = %s""",
         [relation(target).as_string(connection), len(columns), list(columns)],
     ).fetchone()

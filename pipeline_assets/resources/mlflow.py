@@ -286,9 +286,11 @@ def _experiment_id(client: "MlflowClient", name: str) -> str:
 def _unchanged_environment() -> Iterator[None]:
     """Undo MLflow's additions: settings that are read later would take its address for a configured one."""
     before = dict(os.environ)
-    yield
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
 
 
 @contextmanager

@@ -39,6 +39,20 @@ def columns(database: psycopg.Connection) -> dict[str, tuple[str, bool]]:
     return {name: (physical_type, required) for name, physical_type, required in rows}
 
 
+def test_an_index_of_an_expression_or_of_some_rows_does_not_count(
+    database: psycopg.Connection,
+) -> None:
+    its = things(x("text"))
+    ensure_table(database, its)
+    name = its.target_relation
+    database.execute("CREATE INDEX of_an_expression ON things (lower(x), changed_at)")
+    database.execute("CREATE INDEX of_some_rows ON things (changed_at) WHERE x = 'some'")
+    for _ in range(2):
+        ensure_index(database, name, ["changed_at"])
+    found = database.execute("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%(changed_at)'")
+    assert found.fetchone() == (1,)
+
+
 def test_a_table_is_made_with_key_index_and_comment(database: psycopg.Connection) -> None:
     its = things(
         {"name": "id", "physicalType": "bigint", "primaryKey": True, "primaryKeyPosition": 2},
