@@ -41,7 +41,7 @@ dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:30
 mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
 	@$(BIN)/pipeline-assets mlflow ui
 
-# Tests spend half of their time waiting for processes and clocks: three workers keep two cores busy.
+# Tests also wait for processes and clocks: three workers keep two cores busy.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --quiet -m "not reliability and not cluster and not image"

@@ -2,9 +2,10 @@
 
     python -m benchmarks.load --help
 
-Every run starts from a fresh copy of the warehouse, on which the tool has loaded an empty day, so that
-what it creates only once exists. The tools take turns, round after round, so that other load on the machine
-affects all of them. Results of earlier invocations stay in the results file until their case is run again.
+Every run starts from a fresh copy of the warehouse, on which the tool has loaded an empty day if it creates
+something only once. The tools take turns, round after round, so that other load on the machine
+affects all of them. Results of earlier invocations stay in the results file until that case is run again
+with that tool.
 """
 
 import shutil

@@ -1,8 +1,8 @@
 """An edition on disk: data, CSV, page, text, and the index and feed of all editions.
 
 Belongs here: everything that readers and spreadsheets open. `stories` decides which stories are in an
-edition. `<date>.json` is the edition; every other file is derived from these files alone, so the same
-editions give the same bytes, whatever the order in which they were published.
+edition. `<date>.json` is the edition; every other file is derived from these files and the settings alone,
+so the same editions give the same bytes, whatever the order in which they were published.
 """
 
 import base64

@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One collection: which window, how, and when. `now` is the date of the answers that it fetches."""
+    """One collection: which window, how, and when. `now` dates the answers of live feeds."""
 
     window: Window
     settings: NewsSettings

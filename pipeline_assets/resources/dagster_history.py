@@ -1,8 +1,9 @@
 """What Dagster's storage knows of its daemons, runs, schedules, sensors and checks, as plain data.
 
-Every query is bounded, so that it takes the same time with a million runs: a limited number of the newest
-of a kind, counts that an index answers, one query for all checks. `operations/status.py` judges what is
-right or wrong; removal from the storage is in `dagster_instance.py`.
+The queries are bounded, so that they take the same time with a million runs: a limited number of the newest
+of a kind, what is under way now, an asset's partitions, counts that an index answers, one query for all
+checks. `operations/status.py` judges what is right or wrong; removal from the storage is in
+`dagster_instance.py`.
 """
 
 from collections.abc import Collection, Mapping

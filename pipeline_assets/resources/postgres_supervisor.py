@@ -51,7 +51,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
 SETTINGS = {
     "listen_addresses": HOST,
-    "max_connections": "200",  # outside its web server, Dagster opens a connection per query
+    "max_connections": "200",  # each process of Dagster, MLflow and a run keeps a few
     "shared_buffers": "256MB",
     # Loading a million rows into six million writes 1.5 GB of WAL; 1.8 GB with a checkpoint midway.
     "max_wal_size": "4GB",

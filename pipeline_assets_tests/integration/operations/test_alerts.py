@@ -20,8 +20,6 @@ from pipeline_assets_tests.integration.operations.watch import (
 )
 
 DAY = ("2026-01-07", "2026-01-08", "2026-01-09")
-# A moment at which no table's data is due yet: most tests aren't about lateness.
-NOTHING_DUE = datetime(2026, 1, 8, 1, tzinfo=UTC)
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_weekly_tables_and_those_that_only_have_held_partitions_have_their_rows(
 
 
 def test_a_database_that_is_down_is_a_sample_not_a_crash(
-    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     gone = settings.model_copy(
         update={"warehouse_database_url": SecretStr("postgresql://me:hidden@127.0.0.1:1/none")}

@@ -214,7 +214,7 @@ def test_later_trainings_wait_some_tries_for_a_week_that_failed_for_a_while(
 def test_a_week_whose_days_are_missing_is_trained_once_they_have_come(
     instance: dg.DagsterInstance,
 ) -> None:
-    without = weeks(decided=5, incomplete=5)
+    without = weeks(decided=5, scored=5, incomplete=5)
     fails(instance, TRAIN, CLOSED[5])  # the schedule's run named the days
     fails(instance, *asked(instance, without))  # and so did that for its scores
     for hours in (0, 1.1, 24 * 40):

@@ -212,12 +212,12 @@ def test_normalisation_comes_before_the_rules_and_rejected_rows_stay_as_they_wer
 
 
 def test_a_normalisation_must_leave_alone_what_must_be_unique() -> None:
-    def lower(frame: "pd.DataFrame") -> "pd.DataFrame":
+    def upper(frame: "pd.DataFrame") -> "pd.DataFrame":
         return frame.assign(code=frame["code"].str.upper())
 
     table = pa.Table.from_pylist([{"id": 1, "part": "a", "amount": "1", "code": "a"}], SCHEMA)
     with pytest.raises(ContractError, match="changes code, which rule code_unique compares"):
-        validate(table, CONTRACT, Verdict(CONTRACT), normalise=lower)
+        validate(table, CONTRACT, Verdict(CONTRACT), normalise=upper)
 
 
 def test_data_without_a_column_or_of_another_kind_is_an_error_that_names_it() -> None:
