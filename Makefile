@@ -41,10 +41,12 @@ dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:30
 mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
 	@$(BIN)/pipeline-assets mlflow ui
 
-# Tests also wait for processes and clocks: three workers keep two cores busy.
+# The slow tests of a file share servers, models and browsers: they run in one worker. Tests also wait for
+# processes and clocks: three workers keep two cores busy.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() * 3 // 2)')
 test: $(VENV)/installed-dev $(VENV)/referee/installed ## install, then run the tests, the fast ones first
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder --quiet -m "not reliability and not cluster and not image"
+	$(BIN)/pytest --numprocesses $(WORKERS) --quiet -m "not slow and not reliability"
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --quiet -m "slow and not reliability and not cluster and not image"
 
 test-reliability: $(VENV)/installed-dev ## install, then run the reliability tests, for hours: kills, bad data, network faults
 	$(BIN)/pytest --quiet -m reliability $(ARGS)

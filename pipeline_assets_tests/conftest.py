@@ -43,17 +43,6 @@ FIRST_DAY = datetime(2026, 1, 7, tzinfo=UTC)
 _numbers = count()
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have one worker run a file's slow tests: they share servers, models and browsers."""
-    if item.get_closest_marker("slow"):
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the fast tests first."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-
-
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded_postgres.Server]:
     """One real PostgreSQL server for the session."""

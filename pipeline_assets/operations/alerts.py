@@ -202,7 +202,7 @@ def _close(
     if alert.repeated:
         lines.append(f"It recurred {alert.repeated} times meanwhile.")
     if forgotten:
-        lines = [f"Not mended since {moment(alert.since)}; nobody looks any more.", alert.text]
+        lines = [f"Not resolved since {moment(alert.since)}; nobody looks any more.", alert.text]
         _tell(book, f"Given up: {alert.title}", "\n".join(lines), "failure", channels)
     else:
         _tell(book, f"{ended}: {about}", "\n".join(lines), "success", channels)

@@ -59,7 +59,7 @@ def alerting(
         if running
         else dg.DefaultSensorStatus.STOPPED,
         description=(
-            "Finds what is wrong now and tells ALERT_URLS what is new or mended; then asks for "
+            "Finds what is wrong now and tells ALERT_URLS what is new or resolved; then asks for "
             "HEARTBEAT_URL. It starts nothing."
         ),
     )

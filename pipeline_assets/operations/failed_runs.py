@@ -83,13 +83,13 @@ def failed_runs(view: View, told: Collection[str] = ()) -> list[Problem]:
     for record in _failed_records(view):  # the newest first
         newest.setdefault(_target(record.dagster_run), record)
     failures = _failures(view, [record.dagster_run for record in newest.values()])
-    mended = _mended(view, list(newest.values()), failures)
+    resolved = _resolved(view, list(newest.values()), failures)
     groups: dict[str, list[tuple[dg.RunRecord, Failure]]] = defaultdict(list)
     for record in newest.values():
         run = record.dagster_run
         failure = failures[run.run_id]
         follows = failure.follows_check and {key for _, key in failure.missing} <= set(told)
-        if run.run_id not in mended and not follows:
+        if run.run_id not in resolved and not follows:
             what = run.job_name if run.job_name != "__ASSET_JOB" else failure.step or "assets"
             groups[f"{what} {failure.step}: {alike(failure.cause)}"].append((record, failure))
     return [_run_problem(view, subject, found) for subject, found in groups.items()]
@@ -189,7 +189,7 @@ def _partition_keys(view: View, run: dg.DagsterRun, planned: Iterable[dg.AssetKe
     return []
 
 
-def _mended(
+def _resolved(
     view: View, records: Sequence[dg.RunRecord], failures: Mapping[str, Failure]
 ) -> set[str]:
     """The runs whose work has been done since, judged by what they were for.
@@ -202,7 +202,7 @@ def _mended(
     checked = _newest_checked(view, failures.values())
     others = [record for record in records if _is_other(failures[record.dagster_run.run_id])]
     ran = _newest_success(view, others)
-    mended = set()
+    resolved = set()
     for record in records:
         run = record.dagster_run
         failure = failures[run.run_id]
@@ -213,8 +213,8 @@ def _mended(
             done = all(made[pair] > failure.end for pair in failure.missing)
             done &= all(checked.get(key, 0) > failure.end for key in failure.checks)
         if done:
-            mended.add(run.run_id)
-    return mended
+            resolved.add(run.run_id)
+    return resolved
 
 
 def _is_other(failure: Failure) -> bool:

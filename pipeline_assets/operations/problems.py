@@ -45,7 +45,7 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     "tick_failing": ("Tick fails", "Tick works again"),
     "tick_late": ("Tick late", "Tick came"),
     "switched_off": ("Automation switched off", "Automation on again"),
-    "backfill_failed": ("Backfill failed", "Backfill mended"),
+    "backfill_failed": ("Backfill failed", "Backfill done"),
     "channel_failing": ("Alerts not delivered", "Alerts delivered again"),
     "look_failed": ("Operations can't look", "Operations can look again"),
     "daemon_silent": ("Daemon silent", "Daemon back"),

@@ -49,7 +49,7 @@ GRACE = timedelta(hours=1)
 """What a partition's load may take after its window closed; a week's has a day, as a model is trained."""
 OWN_TABLES = {NEWS_TABLE: (DAY, GRACE), PREDICTIONS: (WEEK, DAY)}
 """Tables that an asset of their own loads -> how long their partitions are, and their grace."""
-MEND_BEHIND = {
+FIX_BEHIND = {
     NEWS_TABLE: "The sensor `missed_mornings` makes up for a week; older ones have no source.",
     PREDICTIONS: "The sensor `model_weeks` makes up for them; `pipeline-assets run` scores the newest.",
 }
@@ -302,7 +302,7 @@ def _run_problems(status: Status) -> Iterator[Problem]:
         yield Problem(
             "failed run",
             f"{_named(run)} failed {_ago(status.at, run.ended or run.created)} ago.",
-            f"Read why on the run's page (run {run.run_id[:8]}); re-execute it from failure once mended.",
+            f"Read why on the run's page (run {run.run_id[:8]}); re-execute it from failure once fixed.",
         )
 
 
@@ -334,13 +334,13 @@ def _table_problems(status: Status) -> Iterator[Problem]:
             yield Problem(
                 "held",
                 f"{table.name}: {_some(table.held)} held back by the contract; nothing of it is loaded.",
-                f"`pipeline-assets quarantine show {table.name}` has the rows. Mend the source or the "
+                f"`pipeline-assets quarantine show {table.name}` has the rows. Fix the source or the "
                 f"contract, then {again}.",
             )
         behind = [key for key in table.behind if key not in table.held]
         if behind:
-            mend = MEND_BEHIND.get(table.name, "`pipeline-assets run` loads it now.")
-            yield Problem("behind", f"{table.name}: {_some(behind)} not loaded.", mend)
+            fix = FIX_BEHIND.get(table.name, "`pipeline-assets run` loads it now.")
+            yield Problem("behind", f"{table.name}: {_some(behind)} not loaded.", fix)
 
 
 def _check_problems(status: Status) -> Iterator[Problem]:

@@ -377,7 +377,7 @@ def passed_batch(connection: psycopg.Connection, contract: Contract, key: str) -
     if batch.verdict != "passed":
         raise GateError(
             f"{contract.name} {key}: held by {', '.join(batch.broken_rules)}; nothing was loaded. "
-            f"{quarantine_query(contract, key)} shows the rows; mend the source or the contract and "
+            f"{quarantine_query(contract, key)} shows the rows; fix the source or the contract and "
             "materialize the partition again"
         )
     return batch

@@ -149,7 +149,7 @@ def test_a_failed_check_that_blocks_nothing_is_told(
 
     assert load(told, instance, DAY[1]).success
     look(told, instance)
-    assert len(not_late(mailbox[0])) == 1, "a good day doesn't mend a bad one"
+    assert len(not_late(mailbox[0])) == 1, "a good day doesn't make up for a bad one"
 
     assert load(told, instance, DAY[0]).success
     look(told, instance)
