@@ -7,7 +7,7 @@ from typing import TypedDict
 
 from rich.table import Table
 
-from benchmarks.report import RESULTS, markdown
+from benchmarks.report import RESULTS, markdown, verdict
 
 SYSTEM_RESULTS = RESULTS.with_name("orchestrators.json")
 FIGURES = {
@@ -147,12 +147,9 @@ def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
             pairs = zip(ours["rounds"], result["rounds"], strict=False)
             found = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
             bound = bounds.get(result["name"])
-            row.append(_spread(found) + (_verdict(median(found), bound) if bound else ""))
+            judged = f", {verdict(median(found), bound)} {bound:g}" if bound else ""
+            row.append(_spread(found) + judged)
         yield row
-
-
-def _verdict(ratio: float, bound: float) -> str:
-    return f", {'keeps' if ratio <= bound else 'misses'} {bound:g}"
 
 
 def _spread(values: list[float]) -> str:
