@@ -293,7 +293,7 @@ BOUNDS = (
 
 
 def _ratios(results: list[Result]) -> Iterator[list[str]]:
-    """The heading, then each bound with our ways of running a load."""
+    """The heading, then each bound with our ways of running a load; empty where one wasn't measured."""
     yield [
         *("case", "of ours to", "at most", "whole process", "warm"),
         *("warm, less Dagster's own part", "functions alone"),
@@ -301,14 +301,16 @@ def _ratios(results: list[Result]) -> Iterator[list[str]]:
     seconds = {(each["case"], each["tool"]): each["seconds"]["median"] for each in results}
     for key, tool, bound in BOUNDS:
         case = cases(FULL_ROWS)[key].name
+        theirs = seconds.get((case, tool))
         warm = seconds.get((case, "pipeline_assets, warm process"))
+        dagster = seconds.get((case, "three empty Dagster assets, warm"))
         ours = [
             seconds.get((case, "pipeline_assets")),
             warm,
-            warm and warm - seconds[case, "three empty Dagster assets, warm"],
+            warm - dagster if warm and dagster else None,
             seconds.get((case, "pipeline_assets, warm, without Dagster")),
         ]
-        ratios = [each and each / seconds[case, tool] for each in ours]
+        ratios = [each / theirs if each and theirs else None for each in ours]
         verdicts = (f"{each:.2f}, {verdict(each, bound)}" if each else "" for each in ratios)
         yield [case, tool, f"{bound:.2f}", *verdicts]
 

@@ -38,6 +38,40 @@ def test_the_harness_measures_and_finds_what_a_tool_did_wrong(
         assert result["peak_mb"] > 0
 
 
+def test_the_page_judges_the_bounds_of_the_tools_that_were_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "load.json")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
+    monkeypatch.setattr(report, "PLOT", tmp_path / "benchmarks.svg")
+    ours = "pipeline_assets, warm, without Dagster"
+    measured = {"psql: COPY, sorted upsert": 10.0, ours: 11.4, "Sling": 20.0}
+    report.merge(
+        [
+            {
+                "case": "1M mixed into 6M",
+                "tool": tool,
+                "version": "1",
+                "runs": 1,
+                "seconds": {"median": median, "min": median, "max": median},
+                "cpu_seconds": 1,
+                "server_cpu_seconds": 1,
+                "peak_mb": 1,
+                "wrong_rows": None,
+                "wrong": None,
+            }
+            for tool, median in measured.items()
+        ]
+    )
+    report.write_page()
+    page = report.PAGE.read_text()
+    assert (
+        "| 1M mixed into 6M | psql: COPY, sorted upsert | 1.15 |  |  |  | 1.14, keeps |\n" in page
+    )
+    assert "| 1M mixed into 6M | Sling | 0.50 |  |  |  | 0.57, misses |\n" in page
+    assert "| 1M mixed into 6M | ingestr | 0.71 |  |  |  |  |\n" in page
+
+
 @pytest.mark.parametrize(
     "with_daemon",
     [
