@@ -146,6 +146,7 @@ def grown(contracts: Path) -> "dg.Definitions":
 
 def make(tables: Tables) -> None:
     """Write contracts; fill source, warehouse and ledger as after loads of one row per day and table."""
+    from benchmarks.ours import derive
     from pipeline_assets.quality.odcs import load_contract
     from pipeline_assets.warehouse.load import prepare
     from pipeline_assets.warehouse.tables import Table
@@ -167,7 +168,7 @@ def make(tables: Tables) -> None:
             name = sql.Identifier(contract.name)
             source.execute(sql.SQL(SOURCE).format(table=name), span)
             source.commit()  # a single transaction would need more locks than a server has
-            prepare(warehouse, Table(contract))
+            prepare(warehouse, Table(contract, derive=derive))
             with (
                 source.cursor().copy(
                     sql.SQL(

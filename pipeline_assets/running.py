@@ -6,7 +6,7 @@ database went away meanwhile (`run_retries` in dagster.yaml, `resources.dagster_
 failed has been tried often enough, or trying again can't help.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -22,6 +22,26 @@ RETRY = dg.RetryPolicy(
 
 TRIED_AGAIN = timedelta(hours=1)
 """How long a partition whose run failed is left alone: what was away at 8 may be back at 9."""
+
+NOT_FINISHED = [
+    status
+    for status in dg.DagsterRunStatus
+    if status.value not in ("SUCCESS", "FAILURE", "CANCELED")
+]
+
+
+def under_way(
+    instance: dg.DagsterInstance, jobs: Collection[str], assets: Collection[dg.AssetKey]
+) -> list[dg.DagsterRun]:
+    """The unfinished runs of the jobs, and others that materialize one of the assets.
+
+    What is started from the graph in the UI, or by a backfill, is of no job of ours.
+    """
+    return [
+        run
+        for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED))
+        if run.job_name in jobs or set(assets) & (run.asset_selection or set())
+    ]
 
 
 def may_do_better(instance: dg.DagsterInstance, record: dg.RunRecord, now: datetime) -> bool:

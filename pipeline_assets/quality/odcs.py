@@ -266,10 +266,12 @@ def _doubled(names: Iterator[str]) -> str | None:
 
 
 def _custom(table: "SchemaObject", name: str) -> str:
-    values = {custom.property: custom.value for custom in table.customProperties or []}
-    if not values.get(name):
+    values = [custom.value for custom in table.customProperties or [] if custom.property == name]
+    if len(values) > 1:
+        refuse(f"schema.customProperties.{name}", values, "is there more than once")
+    if not any(values):
         raise ContractError(f"schema.customProperties: {name} is missing")
-    return str(values[name])
+    return str(values[0])
 
 
 def _relation(place: str, name: str) -> str:

@@ -176,6 +176,10 @@ def _place(owner: str, quality: "DataQuality") -> str:
         refuse(f"{place}.type", quality.type)
     if quality.metric and quality.query:
         refuse(place, quality.metric, "and a query are two rules")
+    if quality.query and quality.type != "sql":
+        refuse(f"{place}.type", quality.type, "must be sql for a query")
+    if quality.type == "sql" and quality.arguments:
+        refuse(f"{place}.arguments", quality.arguments, "are not supported with a query")
     return place
 
 

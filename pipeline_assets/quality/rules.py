@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from pipeline_assets.quality import types
@@ -160,13 +161,16 @@ def _is_beyond(values: "pa.ChunkedArray", physical_type: str, rule: Rule) -> "pa
 
 def key_values(typed: "pa.Table", contract: Contract, rule: Rule) -> Iterable[tuple[Any, ...]]:
     """The rule's columns, one tuple per row; tuples are equal where PostgreSQL's values are."""
-    return zip(
-        *(
-            types.equal_values(typed[name], contract.column(name).physical_type)
-            for name in rule.columns
-        ),
-        strict=True,
-    )
+
+    def values(name: str) -> list[Any]:
+        physical_type = contract.column(name).physical_type
+        found = types.equal_values(typed[name], physical_type)
+        if not types.may_be_nan(physical_type):
+            return found
+        # To PostgreSQL, NaN equals itself; to Python it doesn't.
+        return ["NaN" if value is not None and isnan(value) else value for value in found]
+
+    return zip(*map(values, rule.columns), strict=True)
 
 
 def find_duplicates(

@@ -220,6 +220,12 @@ def is_long_number(physical_type: str) -> bool:
     return family(physical_type) == "number" and travels_as_text(physical_type)
 
 
+def may_be_nan(physical_type: str) -> bool:
+    """Whether a value that fits the type can be NaN."""
+    is_float = parts(physical_type)[0] in ("real", "double precision")
+    return is_float or is_long_number(physical_type)
+
+
 def comparable(constant: Any) -> Any:
     """A `constant` as Arrow compares it with its column: a time of day is text there."""
     if not isinstance(constant, time):
@@ -236,7 +242,7 @@ def texts(constants: tuple[Any, ...]) -> "pa.Array":
 
 
 def equal_values(values: "pa.ChunkedArray", physical_type: str) -> list[Any]:
-    """A typed column as Python values that are equal where PostgreSQL says so."""
+    """A typed column as Python values that are equal where PostgreSQL says so, but for NaN."""
     if is_long_number(physical_type):
         return [text if text is None else Decimal(text) for text in values.to_pylist()]
     listed: list[Any] = unpadded(values, physical_type).to_pylist()

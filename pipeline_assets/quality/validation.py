@@ -14,7 +14,7 @@ from pipeline_assets.quality.contract import Contract, ContractError, Rule
 from pipeline_assets.quality.fitting import as_source, fit
 from pipeline_assets.quality.rules import Keys
 from pipeline_assets.quality.rules import broken as broken_by
-from pipeline_assets.quality.types import arrow_type
+from pipeline_assets.quality.types import arrow_type, may_misfit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ def validate(
     with moments outside the calendar (`infinity`) become text in them.
 
     Raises:
-        SchemaMismatchError: a column is missing, or its type can't become the contract's.
+        SchemaMismatchError: a column is missing, or its type, or a value of it, can't become the contract's.
         ContractError: a rule can't be evaluated on these rows, or `normalise` changes a key.
     """
     import pyarrow as pa
@@ -168,8 +168,14 @@ def _typed(table: "pa.Table", contract: Contract) -> "tuple[pa.Table, dict[str, 
                 f"{contract.name}: column {column.name} comes as {table[column.name].type}, of which "
                 f"no {column.physical_type} can be made; correct its physicalType"
             ) from None
-        if mask is not None:
-            misfits[column.name] = mask
+        if mask is None:
+            continue
+        if not may_misfit(column.physical_type):  # no rule looks at it: the values would be lost
+            raise SchemaMismatchError(
+                f"{contract.name}: column {column.name} comes as {table[column.name].type}, with values of "
+                f"which no {column.physical_type} can be made; correct its physicalType"
+            )
+        misfits[column.name] = mask
     return pa.table(columns), misfits
 
 

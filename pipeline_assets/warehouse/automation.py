@@ -15,7 +15,7 @@ from pipeline_assets.failures import PERMANENT
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import with_own_checks
+from pipeline_assets.running import under_way, with_own_checks
 from pipeline_assets.warehouse.checks import OUT_OF_STEP, reconciliation, source_key
 
 DAY = timedelta(days=1)
@@ -23,11 +23,6 @@ SETTLED = timedelta(minutes=15)
 """Delay between a day's end and its load, for transactions that are still open when it ends."""
 SENSOR_WAITS = timedelta(minutes=5)
 """The sensor's further delay, so that it and the schedule don't start a new day at the same moment."""
-NOT_FINISHED = [
-    status
-    for status in dg.DagsterRunStatus
-    if status.value not in ("SUCCESS", "FAILURE", "CANCELED")
-]
 REQUESTS = 10
 """Runs that one tick requests at most; the queue stays short, and the next tick requests more."""
 
@@ -100,7 +95,14 @@ def table_automation(
             ensure_schema(at_warehouse, contract)
             missed = never_loaded(at_warehouse, contract, first, last)
             missed |= half_loaded(at_warehouse, contract, first, last)
-            windows = partition_windows(partitions, sorted(days(last, missed)))
+            wanted_days = {
+                day
+                for day in days(last, missed)
+                if first.isoformat()
+                <= day
+                <= last.isoformat()  # whatever the last reconciliation had
+            }
+            windows = partition_windows(partitions, sorted(wanted_days))
             known = batches(at_warehouse, contract, list(windows))
             found = compare(at_source, at_warehouse, contract, windows)
         # During a rollout the previous version still loads, and leaves the new version's columns empty.
@@ -110,7 +112,7 @@ def table_automation(
             for day, comparison in found.items()
             if day in missed or day in older or not comparison.in_step
         ]
-        under_way = _under_way(instance, job.name, assets) if wanted else set()
+        busy = _days_under_way(instance, job.name, assets) if wanted else set()
         requested: list[dg.RunRequest] = []
         for day in wanted:
             if len(requested) == REQUESTS:
@@ -119,7 +121,7 @@ def table_automation(
             held_by = batch.validated_by if batch and batch.verdict == "failed" else None
             version = f"{day}@{versions}@{found[day].source}"
             key = _unused_key(instance, job.name, day, version, now(), held_by=held_by)
-            if key and day not in under_way:
+            if key and day not in busy:
                 requested.append(dg.RunRequest(run_key=key, partition_key=day))
         return requested or dg.SkipReason(
             f"{len(found)} days compared, {len(wanted)} to load; none that isn't held, failed for good, "
@@ -167,7 +169,7 @@ def table_automation(
             context.instance,
             (source, warehouse),
             now() - SETTLED - SENSOR_WAITS,
-            lambda last, missed: {*found, *missed, *_newest(first, last, lateness_days)},
+            lambda last, missed: {*found, *missed, *_newest(last, lateness_days)},
         )
 
     return dg.Definitions(
@@ -178,21 +180,18 @@ def table_automation(
     )
 
 
-def _newest(first: date, last: date, count: int) -> list[str]:
-    """The `count` days up to the last one, but none before the first."""
-    days = [last - number * DAY for number in range(count)]
-    return [day.isoformat() for day in days if day >= first]
+def _newest(last: date, count: int) -> list[str]:
+    """The `count` days up to the last one."""
+    return [(last - number * DAY).isoformat() for number in range(count)]
 
 
-def _under_way(
+def _days_under_way(
     instance: dg.DagsterInstance, job_name: str, assets: Sequence[dg.AssetsDefinition]
 ) -> set[str]:
     """The days that this table's unfinished runs cover."""
     keys = {key for definition in assets for key in definition.keys}
     days = set()
-    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED)):
-        if run.job_name != job_name and not keys & (run.asset_selection or set()):
-            continue
+    for run in under_way(instance, [job_name], keys):
         first = run.tags.get("dagster/asset_partition_range_start")
         if day := run.tags.get("dagster/partition"):
             days.add(day)
@@ -218,8 +217,9 @@ def _unused_key(
 
     `key` is the day, the source's digest of it, and the versions of code and contracts. If the last run
     had the same key and failed permanently, or held the day (`held_by`), no run is due until one of these
-    changes. Any other day that is out of step although its key was used (the run failed or was lost, or
-    the source is back to an earlier state) is retried once an hour.
+    changes; a day held by a run of several days, which has no key, is run once more. Any other day that is
+    out of step although its key was used (the run failed or was lost, or the source is back to an earlier
+    state) is retried once an hour.
     """
     if not _used(instance, key):
         return key

@@ -63,7 +63,7 @@ def rule_results(
                 check_name=rule.name,
                 passed=not broken,
                 severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,
-                description=_outcome(rule, broken, len(judgements)),
+                description=_outcome(broken, len(judgements)),
                 metadata=_evidence(contract, rule, judgements, broken),
             )
         )
@@ -105,13 +105,13 @@ def log_partitions(
         )
 
 
-def _outcome(rule: Rule, broken: "Mapping[str, Judgement]", partitions: int) -> str:
+def _outcome(broken: "Mapping[str, Judgement]", partitions: int) -> str:
     if not broken:
         return "Kept."
-    held = "held back" if rule.blocking else "loaded all the same"
+    held = sum(not judgement.verdict.passed for judgement in broken.values())
     if partitions == 1:
-        return f"Broken: the partition is {held}."
-    return f"Broken by {len(broken)} of {partitions} partitions, which are {held}."
+        return f"Broken: the partition is {'held back' if held else 'loaded all the same'}."
+    return f"Broken by {len(broken)} of {partitions} partitions, of which {held} are held back."
 
 
 def _evidence(
@@ -133,7 +133,7 @@ def _evidence(
     breaking = [
         key for key, judgement in judgements.items() if judgement.verdict.violations[rule.name]
     ]
-    if breaking:
+    if broken or breaking:
         worst = next(iter(broken or breaking))
         evidence["quarantine"] = dg.MetadataValue.text(quarantine_query(contract, worst))
         sample = judgements[worst].rejected_sample
@@ -209,7 +209,7 @@ def rebuild_spec(
     return dg.AssetCheckSpec(
         "equals_rebuild",
         asset=asset,
-        description=f"The groups that the partition touches are what {loaded} gives when rebuilt.",
+        description=f"The groups of the partition's rows are what {loaded} gives when rebuilt.",
         partitions_def=partitions,
     )
 
@@ -255,7 +255,7 @@ def reconciliation(
         source: dg.ResourceParam[Database], warehouse: dg.ResourceParam[Database]
     ) -> dg.AssetCheckResult:
         from pipeline_assets.warehouse.ledger import ensure_schema
-        from pipeline_assets.warehouse.reconcile import compare, rows_without_a_day
+        from pipeline_assets.warehouse.reconcile import compare, rows_outside
 
         windows = partition_windows(partitions, partitions.get_partition_keys())
         with (
@@ -265,18 +265,21 @@ def reconciliation(
         ):
             ensure_schema(at_warehouse, contract)
             found = compare(at_source, at_warehouse, contract, windows)
-            without_a_day = rows_without_a_day(at_source, contract)
+            without_a_day, before = rows_outside(at_source, contract, partitions.start)
         late = [day for day, comparison in found.items() if not comparison.in_step]
         return dg.AssetCheckResult(
             passed=not late and not without_a_day,
             description=(
                 f"{len(late)} of {len(found)} days differ; {without_a_day} rows belong to none: their "
-                f"{contract.change_column} is missing, in no year from 1 to 9999, or days ahead."
+                f"{contract.change_column} is missing, in no year from 1 to 9999, or days ahead. "
+                f"{before} rows last changed before {partitions.start:%Y-%m-%d}, the first day that is "
+                "loaded (WAREHOUSE_START_DATE)."
             ),
             metadata={
                 "days": len(found),
                 "rows": sum(comparison.source.rows for comparison in found.values()),
                 "rows_without_a_day": without_a_day,
+                "rows_before_the_first_day": before,
                 OUT_OF_STEP: " ".join(late),
             },
         )

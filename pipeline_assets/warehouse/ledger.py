@@ -346,16 +346,16 @@ def half_loaded(
 
 
 def rows_by_day(
-    connection: psycopg.Connection, contract: Contract, until: str, *, days: int = 60
+    connection: psycopg.Connection, contract: Contract, until: str
 ) -> dict[str, dict[str, int]]:
-    """Rows and violations of the newest partitions up to `until`: what is counted -> day -> count."""
+    """Rows and violations of the newest 60 partitions up to `until`: what is counted -> day -> count."""
     found = connection.execute(
         "SELECT partition_key, rows_extracted,"
         " (SELECT coalesce(sum(count::bigint), 0)::bigint"
         "  FROM jsonb_each_text(violations) AS rules (rule, count))"
         " FROM pipeline.batches WHERE table_name = %s AND partition_key <= %s"
-        " ORDER BY partition_key DESC LIMIT %s",
-        [contract.name, until, days],
+        " ORDER BY partition_key DESC LIMIT 60",
+        [contract.name, until],
     ).fetchall()[::-1]
     return {
         "rows": {key: rows for key, rows, _ in found},

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from pipeline_assets.quality.contract import Contract
+from pipeline_assets.quality.contract import Contract, ContractError
 from pipeline_assets.quality.ddl import changing_tables, ensure_index, ensure_table, relation
-from pipeline_assets.quality.types import parts, travels_as_text
+from pipeline_assets.quality.types import arrow_type, parts, travels_as_text
 from pipeline_assets.quality.validation import apply
 from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles, ahead
 from pipeline_assets.warehouse import ledger
@@ -106,7 +106,7 @@ def load(
         )
         ledger.wait_for_other_loads(warehouse, contract.target_relation)
         highest = _highest_key(contract, warehouse)
-        rows = (apply(table.derive, rows) for rows in files.read(validated, key))
+        rows = (derived(table, rows) for rows in files.read(validated, key))
         written = _append_or_stage(contract, highest, rows, warehouse)
         appended = _appended(contract, highest)
         if table.marts:
@@ -125,6 +125,49 @@ def load(
             run_id=run_id,
         )
     return Loaded(batch.rows_valid, written, deleted, groups)
+
+
+def derived(table: Table, rows: "pa.Table") -> "pa.Table":
+    """Valid rows with the columns that the table's function adds, those of the contract in its order.
+
+    Binary COPY doesn't say which types it sends: PostgreSQL would read a float's bytes as a bigint's.
+
+    Raises:
+        ContractError: a column is missing, or doesn't have its contract's type.
+    """
+    import pyarrow as pa
+
+    contract = table.contract
+    found = apply(table.derive, rows)
+    for column in contract.columns:
+        if column.name not in found.column_names:
+            raise ContractError(
+                f"{contract.name}: derive gives no column {column.name}, which the contract has"
+            )
+        kind, wanted = found[column.name].type, arrow_type(column.physical_type)
+        if pa.types.is_null(kind):  # so pandas types a column without any value
+            place = found.column_names.index(column.name)
+            found = found.set_column(place, column.name, pa.nulls(found.num_rows, wanted))
+        elif not _is_sent_alike(kind, wanted):
+            raise ContractError(
+                f"{contract.name}: derive gives {column.name} as {kind}, which must be {wanted} to be "
+                f"loaded as {column.physical_type}; convert it there"
+            )
+    return found.select([column.name for column in contract.columns])
+
+
+def _is_sent_alike(kind: "pa.DataType", wanted: "pa.DataType") -> bool:
+    """Whether binary COPY sends a type as it sends the wanted one."""
+    import pyarrow.types as kinds
+
+    if kinds.is_decimal128(kind) and kinds.is_decimal128(wanted):
+        return bool(
+            kind.scale == wanted.scale
+        )  # PostgreSQL refuses too many digits, but would round
+    if kinds.is_timestamp(kind) and kinds.is_timestamp(wanted):
+        return bool(kind.unit == wanted.unit and (kind.tz is None) == (wanted.tz is None))
+    is_text = kinds.is_large_string(kind) and kinds.is_string(wanted)
+    return bool(kind == wanted or is_text)
 
 
 def _content_hash(files: PartitionFiles, asset: str, key: str) -> str | None:
@@ -174,7 +217,7 @@ def _append_or_stage(
     for column in texts:
         _alter_staged(warehouse, column.name, "text")
     encoded = (
-        [(len(part), _encode(part)) for part in _split(table.select(names), contract, highest)]
+        [(len(part), _encode(part)) for part in _split(table, contract, highest)]
         for table in tables
     )
     for (_, known), (above, new) in ahead(encoded):

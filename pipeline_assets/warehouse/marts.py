@@ -97,7 +97,7 @@ def differing_groups(
     mart: MartContract,
     window: tuple[datetime, datetime],
 ) -> int:
-    """How many rows of a mart differ from a rebuild, either way, in the groups that a window touches."""
+    """How many rows of a mart differ from a rebuild, either way, in groups that have rows in a window."""
     # Literals: with parameters, psycopg would take a `%` in a mart's expression for a placeholder.
     parts = _parts(mart) | {
         "version": sql.Identifier(contract.change_column),

@@ -70,7 +70,10 @@ def days_to_load(settings: Settings, table: Table, *, everything: bool = False) 
     return [
         key
         for key, found in comparisons.items()
-        if key not in known or key in half_loaded or not found.in_step
+        if key not in known
+        or known[key].verdict == "failed"  # in step if all its rows are in quarantine
+        or key in half_loaded
+        or not found.in_step
     ]
 
 

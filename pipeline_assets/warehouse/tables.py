@@ -24,7 +24,13 @@ class Table:
     """Tables aggregated from this one, refreshed by its loads."""
 
     def __post_init__(self) -> None:
-        """Raises ContractError for a mart of another table, or one grouped by an optional column."""
+        """Raises ContractError for derived columns that nothing derives, and for a mart of another table or
+        one grouped by an optional column."""
+        lacking = [column.name for column in self.contract.columns if column.derived_from]
+        if lacking and self.derive is unchanged:
+            raise ContractError(
+                f"{self.contract.name}: {', '.join(lacking)} must be derived; give the table a `derive`"
+            )
         always = {column.name for column in self.contract.columns if column.required}
         for mart in self.marts:
             if mart.source_relation != self.contract.target_relation:
@@ -37,6 +43,15 @@ class Table:
                     f"{mart.name}: groups by {optional[0]}, which isn't a required column of "
                     f"{self.contract.name}: rows without it would be in no group"
                 )
+
+
+OWN_ASSETS = ("news_articles", "purchase_predictions")
+"""Contracts of tables that an asset of their own loads, through the same gate, and no pipeline of a table."""
+
+
+def every_table() -> list[Table]:
+    """Every table of the warehouse with a contract, but for the marts, which belong to theirs."""
+    return [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
 
 
 def load_tables() -> list[Table]:

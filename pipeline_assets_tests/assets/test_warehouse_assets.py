@@ -13,6 +13,7 @@ from pipeline_assets.definitions import build_definitions, build_resources
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
+from pipeline_assets.warehouse.extract import SourceSchemaError
 from pipeline_assets.warehouse.status import days_to_load
 from pipeline_assets.warehouse.tables import load_tables
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
@@ -268,13 +269,13 @@ def test_a_day_without_rows_is_loaded_as_empty(
             "ALTER TABLE shop.transactions ALTER order_id TYPE char(9)",
             "order_id is character(9), a part of the key and text to contract",
         ),
-        ("DROP TABLE shop.transactions", "doesn't exist"),
+        ("DROP TABLE {}", "doesn't exist"),
     ],
 )
 def test_a_source_with_other_columns_is_named_and_nothing_is_written(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection, change: str, message: str
 ) -> None:
-    shop.connection.execute(change)
+    shop.connection.execute(change.format("shop.transactions"))
 
     result = load(settings, DAY[0])
 
@@ -491,14 +492,53 @@ def test_reconciliation_finds_what_the_sensor_does_not_watch_and_the_sensor_repa
         assert DAY[1] not in sensor_tick(settings, instance)
 
 
+def test_the_sensor_leaves_out_days_of_a_reconciliation_before_a_later_start(
+    settings: Settings, shop: Shop
+) -> None:
+    """Each tick failed until the next reconciliation: Dagster refuses a partition that isn't one."""
+    shop.put("old", day=0)
+    shop.put("a", day=TODAY - 1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_definitions(settings).resolve_job_def("reconcile_transactions")
+        job.execute_in_process(instance=instance)
+        assert DAY[0] in sensor_tick(settings, instance)
+        later = settings.model_copy(
+            update={"warehouse_start_date": (FIRST_DAY + timedelta(days=1)).date()}
+        )
+        assert list(sensor_tick(later, instance)) == [
+            f"{FIRST_DAY + timedelta(days=TODAY - 1):%Y-%m-%d}"
+        ]
+
+
+@pytest.mark.parametrize("change", ["DROP TABLE {}", "ALTER TABLE {} DROP updated_at"])
+def test_a_source_that_is_not_there_is_said_by_its_contract(
+    settings: Settings, shop: Shop, change: str
+) -> None:
+    shop.connection.execute(change.format("shop.transactions"))
+    with pytest.raises(SourceSchemaError, match=r"shop\.transactions.* contract transactions"):
+        days_to_load(settings, load_tables()[0])
+
+
+def test_a_held_day_is_run_again_by_hand_though_all_its_rows_are_in_quarantine(
+    settings: Settings, shop: Shop
+) -> None:
+    """Source and warehouse are in step then; `pipeline-assets run` said that all was well."""
+    shop.put("bad", status="lost")
+    assert not load(settings, DAY[0]).success
+    assert DAY[0] in days_to_load(settings, load_tables()[0])
+
+
 def test_reconciliation_counts_rows_that_belong_to_no_day(settings: Settings, shop: Shop) -> None:
     shop.put("never", updated_at=None)
     shop.put("forever", updated_at="infinity")
     shop.put("mistyped", updated_at="2206-01-07")
+    shop.put("before", day=-1)
     job = build_definitions(settings).resolve_job_def("reconcile_transactions")
     with dg.DagsterInstance.ephemeral() as instance:
         (found,) = job.execute_in_process(instance=instance).get_asset_check_evaluations()
     assert (found.passed, found.metadata["rows_without_a_day"].value) == (False, 3)
+    assert found.metadata["rows_before_the_first_day"].value == 1
+    assert "1 rows last changed before 2026-01-07" in str(found.description)
 
 
 def test_a_reconciliation_is_retried_unless_that_is_in_vain(settings: Settings, shop: Shop) -> None:
@@ -509,7 +549,8 @@ def test_a_reconciliation_is_retried_unless_that_is_in_vain(settings: Settings, 
     shop.connection.execute("DROP TABLE shop.transactions")
     with dg.DagsterInstance.ephemeral() as instance:
         result = job.execute_in_process(instance=instance, raise_on_error=False)
-    assert "UndefinedTable" in failures(result)
+    reason = "shop.transactions, the source of contract transactions, doesn't exist"
+    assert reason in failures(result)
     assert not any(event.is_step_up_for_retry for event in result.all_events)
 
 

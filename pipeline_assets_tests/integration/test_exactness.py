@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from pipeline_assets.quality.contract import ContractError
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
-from pipeline_assets.warehouse import ledger, marts
+from pipeline_assets.warehouse import ledger, load, marts, reconcile
 from pipeline_assets.warehouse.gate import SAMPLE_ROWS, judge
-from pipeline_assets.warehouse.reconcile import compare, rows_without_a_day
+from pipeline_assets.warehouse.reconcile import compare, rows_outside
 from pipeline_assets.warehouse.tables import Table
-from pipeline_assets_tests.conftest import Shop
+from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 from pipeline_assets_tests.load_steps import (
     DAYS,
     KEYS,
@@ -288,6 +288,33 @@ def test_what_a_judgement_keeps_to_be_shown_is_small(settings: Settings, shop: S
         assert shown.get_total_buffer_size() < 200 * SAMPLE_ROWS
 
 
+def test_a_moved_row_has_its_part_of_the_day_looked_up_and_no_other(
+    settings: Settings,
+    shop: Shop,
+    warehouse: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline = Pipeline(settings)
+    for number in range(200):
+        shop.put(f"order {number}", 0, number)
+    pipeline.run(KEYS[0])
+    shop.put("order 7", 1)
+    shop.put("order 8", 1)
+    asked = []
+
+    def chunks(cursor: Any) -> Iterator[list[Any]]:
+        for keys in load.chunks(cursor):
+            asked.extend(keys)
+            yield keys
+
+    monkeypatch.setattr(reconcile, "chunks", chunks)
+    window = {KEYS[0]: WINDOWS[KEYS[0]]}
+    found = compare(shop.connection, warehouse, pipeline.table.contract, window)[KEYS[0]]
+    assert found.in_step
+    assert {("order 7",), ("order 8",)} <= set(asked)
+    assert len(asked) < 10
+
+
 def test_a_change_time_beyond_the_calendar_leaves_the_others_in_step(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
@@ -299,7 +326,7 @@ def test_a_change_time_beyond_the_calendar_leaves_the_others_in_step(
     shop.connection.execute(
         "UPDATE shop.transactions SET updated_at = '20261-01-08' WHERE order_id = 'a'"
     )
-    assert rows_without_a_day(shop.connection, pipeline.table.contract) == 1
+    assert rows_outside(shop.connection, pipeline.table.contract, FIRST_DAY) == (1, 0)
     assert pipeline.catch_up() == []
     assert [row[0] for row in loaded(warehouse)] == ["b"]
 

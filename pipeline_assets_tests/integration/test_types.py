@@ -5,13 +5,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 import pytest
 
+from pipeline_assets.quality.contract import ContractError
+from pipeline_assets.quality.validation import SchemaMismatchError, empty
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.extract import extract, source_reader
 from pipeline_assets.warehouse.gate import judge
-from pipeline_assets.warehouse.load import load, prepare
+from pipeline_assets.warehouse.load import derived, load, prepare
 from pipeline_assets.warehouse.tables import Table
 from pipeline_assets_tests.contracts import contract
 
@@ -86,6 +89,7 @@ def run(
     source_type: str,
     physical_type: str,
     values: list[str],
+    **rules: Any,
 ) -> list[str]:
     """Load a source of these values; return what the warehouse holds of them, as text."""
     source.execute("DROP TABLE IF EXISTS public.source")
@@ -94,7 +98,7 @@ def run(
     )
     for place, value in enumerate(values):
         source.execute("INSERT INTO public.source VALUES (%s, %s, %s)", [place, WINDOW[0], value])
-    table = Table(contract([{"name": "x", "physicalType": physical_type}]))
+    table = Table(contract([{"name": "x", "physicalType": physical_type, **rules}]))
     files = PartitionFiles(str(settings.pipeline_data_dir))
     assert settings.source_database_url
     url = settings.source_database_url.get_secret_value()
@@ -164,3 +168,63 @@ def test_a_value_that_does_not_fit_is_set_aside_as_the_source_has_it(
         [[text for _, text in rows]],
     )
     assert same.fetchone() == (True,), json.dumps(rows)
+
+
+@pytest.mark.parametrize(
+    ("source_type", "value"),
+    [("bytea", "\\xff"), ("timestamptz", "infinity"), ("date", "infinity")],
+)
+def test_a_value_of_which_no_text_can_be_made_is_an_error_and_not_lost(
+    source_type: str,
+    value: str,
+    settings: Settings,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+) -> None:
+    """It became NULL and was loaded: any text is text, so no rule asks whether a value fits."""
+    with pytest.raises(SchemaMismatchError, match=r"things: column x .*correct its physicalType"):
+        run(settings, source, warehouse, source_type, "text", [value])
+    assert warehouse.execute("SELECT FROM public.things").fetchall() == []
+
+
+DERIVED = {
+    "name": "y",
+    "physicalType": "bigint",
+    "transformSourceObjects": ["x"],
+    "transformDescription": "x",
+}
+
+
+def test_a_derived_column_of_another_type_is_refused() -> None:
+    """PostgreSQL read the float's eight bytes as a bigint: 1.0 became 4607182418800017408."""
+    its = contract([{"name": "x", "physicalType": "bigint"}, DERIVED])
+    rows = empty(its)
+    good = Table(its, derive=lambda frame: frame.assign(y=frame["x"]))
+    nothing = Table(its, derive=lambda frame: frame.assign(y=None))
+    assert derived(nothing, rows)["y"].type == pa.int64()  # pandas types such a column as null
+    assert derived(good, rows).column_names == ["id", "changed_at", "x", "y"]
+    for wrong, message in (
+        (lambda frame: frame.assign(y=frame["x"].astype("double[pyarrow]")), "gives y as double"),
+        (lambda frame: frame.assign(y=frame["x"].astype("int32[pyarrow]")), "gives y as int32"),
+        (lambda frame: frame.assign(z=frame["x"]), "gives no column y"),
+    ):
+        with pytest.raises(ContractError, match=f"things: derive {message}"):
+            derived(Table(its, derive=wrong), rows)
+
+
+def test_a_table_without_a_function_for_its_derived_columns_is_refused() -> None:
+    with pytest.raises(ContractError, match="things: y must be derived; give the table a `derive`"):
+        Table(contract([{"name": "x", "physicalType": "bigint"}, DERIVED]))
+
+
+@pytest.mark.parametrize("physical_type", ["double precision", "numeric"])
+def test_nan_is_a_duplicate_of_nan_as_in_postgresql(
+    physical_type: str,
+    settings: Settings,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+) -> None:
+    values = ["NaN", "1", "NaN"]
+    assert run(settings, source, warehouse, physical_type, physical_type, values, unique=True) == []
+    rows = warehouse.execute("SELECT broken_rules, source_row ->> 'x' FROM quarantine.things")
+    assert rows.fetchall() == [(["x_unique"], "NaN")] * 2

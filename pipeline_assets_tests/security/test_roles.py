@@ -10,15 +10,14 @@ import pytest
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from pipeline_assets.cli import OWN_ASSETS
 from pipeline_assets.definitions import build_definitions
 from pipeline_assets.operations.migration import migrate
 from pipeline_assets.quality.ddl import TableMismatchError
-from pipeline_assets.quality.odcs import CONTRACTS, load_contract
+from pipeline_assets.quality.odcs import CONTRACTS
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.load import prepare
-from pipeline_assets.warehouse.tables import Table, load_tables
+from pipeline_assets.warehouse.tables import every_table, load_tables
 from pipeline_assets_tests import databases
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 
@@ -72,7 +71,7 @@ class Roles:
 def roles(server: embedded_postgres.Server) -> Iterator[Roles]:
     found = Roles(server)
     with found.connect("migrate") as connection:
-        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        tables = every_table()
         list(migrate(connection, tables, load=found.names["load"], read=found.names["read"]))
     yield found
     found.remove()
@@ -230,13 +229,13 @@ def test_a_new_contract_waits_for_the_migration_and_says_so(roles: Roles) -> Non
         roles.connect("load") as connection,
         pytest.raises(TableMismatchError, match="pipeline-assets migrate"),
     ):
-        prepare(connection, Table(wider))
+        prepare(connection, replace(table, contract=wider))
     fresh = replace(table.contract, name="fresh", target_relation="analytics.fresh")
     with (
         roles.connect("load") as connection,
         pytest.raises(TableMismatchError, match="permission denied"),
     ):
-        prepare(connection, Table(fresh))
+        prepare(connection, replace(table, contract=fresh, marts=()))
 
 
 def test_migrating_again_changes_nothing(roles: Roles) -> None:
@@ -244,7 +243,7 @@ def test_migrating_again_changes_nothing(roles: Roles) -> None:
     rights += " ON relnamespace = n.oid WHERE relacl IS NOT NULL AND nspname !~ '^pg_|^info' ORDER BY 1, 2"
     with roles.connect("migrate") as connection:
         before = connection.execute(rights).fetchall()
-        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        tables = every_table()
         names = roles.names
         list(migrate(connection, tables, load=names["load"], read=names["read"]))
         assert connection.execute(rights).fetchall() == before

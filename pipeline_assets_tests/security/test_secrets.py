@@ -23,13 +23,11 @@ from psycopg import sql
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from pipeline_assets.cli import OWN_ASSETS
 from pipeline_assets.news.assets import mornings
 from pipeline_assets.operations.migration import migrate
-from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
-from pipeline_assets.warehouse.tables import Table, load_tables
+from pipeline_assets.warehouse.tables import every_table
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 from pipeline_assets_tests.databases import drop
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi, article
@@ -160,7 +158,7 @@ def deployment(
                 )
             )
     with psycopg.connect(server.url(databases["warehouse"]), autocommit=True) as connection:
-        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
+        tables = every_table()
         list(migrate(connection, tables, load=databases["warehouse"], read=""))
     with psycopg.connect(server.url(databases["source"])) as connection:
         connection.execute(SOURCE_SCHEMA)

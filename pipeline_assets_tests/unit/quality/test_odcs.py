@@ -65,6 +65,10 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (document([], physicalName="things"), "schema.physicalName: 'things' must be a schema"),
         (document([], relationships=[{"to": "a.b"}]), "schema.relationships: "),
         (document([], customProperties=[]), "schema.customProperties: sourceRelation is missing"),
+        (
+            document([], customProperties=[{"property": "sourceRelation", "value": "a.b"}] * 2),
+            "schema.customProperties.sourceRelation: ['a.b', 'a.b'] is there more than once",
+        ),
         (document([{"name": "id", "physicalType": "bigint"}]), "no property has primaryKey"),
         (document([{"name": "changed_at", "physicalType": "timestamptz"}]), "one source column"),
         (
@@ -154,6 +158,8 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (sql("n > 1", query="SELECT COUNT(*) FROM other WHERE n > 1"), "write SELECT COUNT(*) FROM"),
         (sql("n > 1", query=None), "rule.query: None is not supported"),
         (sql("n > 1", metric="nullValues"), "'nullValues' and a query are two rules"),
+        (sql("n > 1", type=None), "rule.type: None must be sql for a query"),
+        (sql("n > 1", arguments={"a": 1}), "rule.arguments: {'a': 1} are not supported with a query"),
         (sql("{property} > 1"), "'{property}' stands for nothing here"),
         (sql("m > 1"), "'m > 1' is not supported: m is no source column of the table"),
         (sql("n > 'a'"), "'a' is no"),
