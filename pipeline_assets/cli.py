@@ -57,7 +57,7 @@ def run(
         bool, typer.Option("--all", help="Load all days again, also those in step.")
     ] = False,
 ) -> None:
-    """Load every closed day on which source and warehouse differ, then train and score the newest
+    """Load every day that has ended and differs from the source, then train and score the newest
     closed week, and make the morning's digest."""
     settings = _settings()
     from pipeline_assets.warehouse.status import days_to_load, table_status
@@ -135,18 +135,17 @@ def migrate(
 ) -> None:
     """Bring the warehouse's tables in line with the contracts, and grant roles the rights they need on them.
 
-    Run it in one process, before a new version starts. Where the pipelines' own role may not create tables,
-    run it with the WAREHOUSE_DATABASE_URL of the role that owns the database, and with --load and --read.
+    Run it once, not in parallel, before a new version starts. Where the pipelines' own role may not create
+    tables, run it with the WAREHOUSE_DATABASE_URL of the role that owns the database, and with --load and
+    --read.
     """
     settings = _settings()
     from pipeline_assets.operations.migration import migrate
-    from pipeline_assets.quality.odcs import load_contract
     from pipeline_assets.resources.postgres import Database
-    from pipeline_assets.warehouse.tables import Table, load_tables
+    from pipeline_assets.warehouse.tables import every_table
 
     with clear_errors(), Database("warehouse", settings).connect(autocommit=True) as warehouse:
-        tables = [*load_tables(), *(Table(load_contract(name)) for name in OWN_ASSETS)]
-        for done in migrate(warehouse, tables, load=load, read=read):
+        for done in migrate(warehouse, every_table(), load=load, read=read):
             console.print(escape(done), highlight=False)
 
 
@@ -175,7 +174,8 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 30.0,
     workspace: Annotated[
-        Path | None, typer.Option(help="Where the code is; by default DAGSTER_HOME's.")
+        Path | None,
+        typer.Option(help="The daemon's workspace.yaml; default: the one in DAGSTER_HOME."),
     ] = None,
 ) -> None:
     """Watch from outside whether Dagster itself works, and alert: a process beside the daemon.
@@ -230,15 +230,16 @@ def alert(
 def upgrade() -> None:
     """Create or upgrade the tables that Dagster and MLflow need; `migrate` does the warehouse's.
 
-    Run it in one process, before a new version starts: the old version works with them meanwhile.
+    Run it once, not in parallel, before a new version starts: the old version works with them meanwhile.
     """
     settings = _settings()
     import dagster as dg
 
+    from pipeline_assets.resources import dagster_instance
     from pipeline_assets.resources.mlflow import Mlflow
 
     with clear_errors():
-        dg.DagsterInstance.get().upgrade()
+        dagster_instance.upgrade(dg.DagsterInstance.get())
         Mlflow(settings).upgrade()
     console.print("The tables of Dagster and MLflow are up to date.")
 
@@ -396,8 +397,6 @@ def _read_status(settings: "Settings") -> "Callable[[], Status]":
 
 quarantine = typer.Typer(help="Rows that broke their contract.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
-OWN_ASSETS = ("news_articles", "purchase_predictions")
-"""Contracts with a quarantine whose rows no table's job loads."""
 TableName = Annotated[str, typer.Argument(help="A table's contract, such as transactions.")]
 RuleName = Annotated[str, typer.Option("--rule", help="Only rows that broke this rule.")]
 
@@ -413,6 +412,7 @@ def show(
     settings = _settings()
     from pipeline_assets.quality.odcs import load_contract
     from pipeline_assets.warehouse.status import quarantined_rows
+    from pipeline_assets.warehouse.tables import OWN_ASSETS
 
     with clear_errors():
         contract = load_contract(name) if name in OWN_ASSETS else _table(name).contract
@@ -442,7 +442,7 @@ def replay(name: TableName, rule: RuleName = "") -> None:
 
 
 def _table(name: str) -> "Table":
-    from pipeline_assets.warehouse.tables import load_tables
+    from pipeline_assets.warehouse.tables import OWN_ASSETS, load_tables
 
     tables = {table.contract.name: table for table in load_tables()}
     if name in OWN_ASSETS:

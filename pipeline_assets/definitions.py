@@ -15,7 +15,8 @@ import dagster as dg
 
 from pipeline_assets.models.assets import evaluated_asset, model_assets, weeks
 from pipeline_assets.models.automation import model_automation
-from pipeline_assets.models.checks import PREDICTIONS, evaluation
+from pipeline_assets.models.checks import evaluation
+from pipeline_assets.models.names import ORDERS, PREDICTIONS
 from pipeline_assets.news.assets import ARTICLES, mornings, news_assets
 from pipeline_assets.news.automation import news_automation
 from pipeline_assets.operations.assets import operations_assets
@@ -100,12 +101,12 @@ def build_definitions(
             dg.Definitions(assets=news),
             news_automation(news, partitions, running=running, now=now),
         ]
-        others = [
-            ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions),
-            ServiceLevel(load_contract(PREDICTIONS), dg.AssetKey(PREDICTIONS), weeks(settings)),
-        ]
+        others = [ServiceLevel(load_contract(ARTICLES), dg.AssetKey(ARTICLES), partitions)]
+        for orders in (table for table in tables if table.contract.name == ORDERS):
+            key = dg.AssetKey(PREDICTIONS)
+            others.append(ServiceLevel(load_contract(PREDICTIONS), key, weeks(settings)))
+            parts.append(_models(settings, orders, running=running, now=now))
         parts += [
-            _models(settings, tables, running=running, now=now),
             *(on_time(level, running=running) for level in others),
             alerting(settings, [*levels, *others], running=running, now=now),
         ]
@@ -138,9 +139,8 @@ def _with_own_jobs(shared: dg.Definitions, table: dg.Definitions) -> dg.Definiti
 
 
 def _models(
-    settings: Settings, tables: list[Table], *, running: bool, now: Callable[[], datetime]
+    settings: Settings, orders: Table, *, running: bool, now: Callable[[], datetime]
 ) -> dg.Definitions:
-    (orders,) = (table for table in tables if table.contract.name == "transactions")
     partitions = weeks(settings)
     assets, checks = model_assets(settings, orders, partitions), evaluation(settings, partitions)
     automation = model_automation(settings, assets, checks, partitions, running=running, now=now)

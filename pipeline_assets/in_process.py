@@ -74,8 +74,13 @@ def train_and_score(settings: "Settings") -> bool:
         stored_weeks,
         trainable,
     )
+    from pipeline_assets.models.names import ORDERS
     from pipeline_assets.resources.postgres import Database
+    from pipeline_assets.warehouse.tables import load_tables
 
+    if ORDERS not in {table.contract.name for table in load_tables()}:
+        console.print(f"model: there is no table {ORDERS} to learn from.")
+        return True
     warehouse = Database("warehouse", settings)
     with dg.DagsterInstance.get() as instance:
         stored = stored_weeks(instance, warehouse, settings, weeks(settings), datetime.now(UTC))

@@ -15,7 +15,7 @@ Since = Annotated[str, typer.Option(help="The commit or branch to compare with."
 
 @ci.command()
 def contracts(since: Since = "origin/main") -> None:
-    """Read all contracts, and show what they break of those of another commit.
+    """Check that every contract can be read, and list what breaks compared with another commit.
 
     The exit code is 1 if a contract breaks something without a new major version.
     """
@@ -51,9 +51,9 @@ def smoke(
     timeout: Annotated[float, typer.Option(help="Seconds that a run may take.")] = 900,
 ) -> None:
     """Materialize one partition of each pipeline through the API of a deployment."""
-    from pipeline_assets.ci.smoke import smoke_test
+    from pipeline_assets.ci.smoke import pipelines, smoke_test
 
     with clear_errors():
-        for done in smoke_test(url.rstrip("/"), timeout):
+        for done in smoke_test(url.rstrip("/"), timeout, pipelines()):
             assets = ", ".join(done.assets)
             console.print(f"{done.job} {done.partition}: {assets}", highlight=False)

@@ -14,12 +14,7 @@ import dagster as dg
 from pipeline_assets import __version__
 from pipeline_assets.metadata import column_schema, image, preview
 from pipeline_assets.models.checks import (
-    DEPLOYED,
-    EVALUATED,
-    PREDICTIONS,
     RETRAINING,
-    SNAPSHOTS,
-    TRAINED,
     days_result,
     days_spec,
     deployed_spec,
@@ -29,6 +24,7 @@ from pipeline_assets.models.checks import (
     realised_result,
     trained_version,
 )
+from pipeline_assets.models.names import DEPLOYED, EVALUATED, PREDICTIONS, SNAPSHOTS, TRAINED
 from pipeline_assets.partitions import partition_windows
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.files import PartitionFiles
@@ -133,8 +129,8 @@ def snapshots_asset(
         if len(results) > 1:
             by_week = ((key, [result]) for key, result in results.items())
             log_partitions(context, SNAPSHOTS, by_week)
-        worst = max(results.values(), key=lambda result: not result.passed)
-        return dg.MaterializeResult(check_results=[worst])
+        # The newest week rests on all days that the others rest on.
+        return dg.MaterializeResult(check_results=[results[keys[-1]]])
 
     return training_snapshots
 
@@ -289,7 +285,7 @@ def deployed_asset(
                 dg.AssetCheckResult(
                     check_name="champion_answers",
                     passed=champion.version == deployment.champion_after
-                    and len(scores) == len(few),
+                    and bool(((scores >= 0) & (scores <= 1)).all()),
                     metadata={"champion": champion.version, "customers": len(scores)},
                 )
             ],
@@ -414,12 +410,11 @@ def _require_days(
     connection: "psycopg.Connection", settings: Settings, table: Table, end: date, what: str
 ) -> dg.AssetCheckResult:
     """Check the warehouse's days before `end`; raises if more are held or missing than allowed."""
-    from pipeline_assets.models import scoring, snapshots
+    from pipeline_assets.models.completeness import days_before, incomplete_days, require_days
 
-    first = settings.warehouse_start_date
-    days = [first + timedelta(days=number) for number in range((end - first).days)]
-    incomplete = snapshots.incomplete_days(connection, table.contract, days)
-    scoring.require_days(incomplete, len(days), settings.models_missing_days, what)
+    days = days_before(end, settings)
+    incomplete = incomplete_days(connection, table.contract, days)
+    require_days(incomplete, len(days), settings.models_missing_days, what)
     return days_result(incomplete, len(days))
 
 

@@ -13,20 +13,19 @@ import dagster as dg
 
 from pipeline_assets.models.checks import (
     MEASURED,
-    PREDICTIONS,
     REALISED,
     RETRAINING,
     SCORE_DRIFT,
-    SNAPSHOTS,
-    TRAINED,
 )
+from pipeline_assets.models.names import DEPLOYED, ORDERS, PREDICTIONS, SNAPSHOTS, TRAINED
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import TRIED_AGAIN, may_do_better, with_own_checks
+from pipeline_assets.running import TRIED_AGAIN, may_do_better, under_way, with_own_checks
 from pipeline_assets.settings import Settings
 
 HOUR = 3
 """When a week is trained on Monday, in the project's time zone: Sunday's orders are loaded by then."""
-BUILD, TRAIN, SCORE = "build_snapshots", "train_model", "score_customers"
+JOBS = BUILD, TRAIN, SCORE = "build_snapshots", "train_model", "score_customers"
+ASSETS = [dg.AssetKey(name) for name in (SNAPSHOTS, TRAINED, DEPLOYED, PREDICTIONS)]
 TRIES = 24
 """How many times a week is tried, an hour apart, before later weeks stop waiting for it."""
 
@@ -160,7 +159,8 @@ def stored_weeks(
     now: datetime,
 ) -> Weeks:
     """Read the state of the closed weeks from the warehouse and Dagster."""
-    from pipeline_assets.models import records, registry, scoring
+    from pipeline_assets.models import records, registry
+    from pipeline_assets.models.completeness import incomplete_weeks
     from pipeline_assets.quality.odcs import load_contract
 
     name = registry.model_name(settings.pipeline_env)
@@ -170,9 +170,7 @@ def stored_weeks(
         verdicts = records.verdicts(connection, name)
         moves = records.deployments(connection, name)
         scored = records.scored_weeks(connection)
-        incomplete = scoring.incomplete_weeks(
-            connection, load_contract("transactions"), settings, closed
-        )
+        incomplete = incomplete_weeks(connection, load_contract(ORDERS), settings, closed)
     standing: set[int | None] = set()
     for move in moves:
         # After a withdrawal no model is in production, and deployed weeks are undecided again.
@@ -230,10 +228,10 @@ def next_step(
     if not weeks.closed:
         return dg.SkipReason("No week has closed yet.")
     runs = _runs(instance)
-    for record, *_ in runs.values():
-        run = record.dagster_run
-        if not run.is_finished:
-            return dg.SkipReason(f"{run.job_name} is under way (run {run.run_id}).")
+    # Those that were read above too: one that fails between the two reads is neither failed nor under way.
+    read = [record.dagster_run for record, *_ in runs.values()]
+    for run in [run for run in read if not run.is_finished] + under_way(instance, JOBS, ASSETS):
+        return dg.SkipReason(f"{run.job_name} is under way (run {run.run_id}).")
     left, waiting = [], False
     for about, job, week in _wanted(
         weeks, runs, settings, scheduled=scheduled or now >= weeks.due + TRIED_AGAIN
@@ -287,7 +285,7 @@ def _runs(instance: dg.DagsterInstance) -> Runs:
     A week's trainings, also those that the schedule or a person started, are under `missed <week>` too.
     """
     found: dict[str, list[dg.RunRecord]] = defaultdict(list)
-    for job in (BUILD, TRAIN, SCORE):
+    for job in JOBS:
         for record in instance.get_run_records(dg.RunsFilter(job_name=job)):  # the newest first
             run = record.dagster_run
             about = {run.tags.get("dagster/run_key", run.run_id).partition(" after ")[0]}

@@ -65,18 +65,6 @@ class BgNbd:
         found: NDArray[np.float64] = self.alive(of) * (1 - none)
         return found
 
-    def expected_purchases(self, horizon: float, of: Histories) -> "NDArray[np.float64]":
-        """Purchases to be expected within the next `horizon` weeks (equation 10)."""
-        import numpy as np
-        from scipy.special import hyp2f1
-
-        x, now = of.frequency, self.alpha + of.age
-        series = hyp2f1(self.r + x, self.b + x, self.a + self.b + x - 1, horizon / (now + horizon))
-        decline = np.exp((self.r + x) * np.log(now / (now + horizon)))
-        while_alive = (self.a + self.b + x - 1) / (self.a - 1) * (1 - decline * series)
-        found: NDArray[np.float64] = while_alive * self.alive(of)
-        return found
-
 
 def fit(of: Histories) -> BgNbd:
     """Fit by maximum likelihood (equation 7), over the parameters' logarithms.

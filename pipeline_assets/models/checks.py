@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from pipeline_assets.failures import PermanentError
+from pipeline_assets.models.names import DEPLOYED, EVALUATED, PREDICTIONS, SNAPSHOTS, TRAINED
 from pipeline_assets.models.rules import RULES
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.resources.mlflow import Mlflow
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from pipeline_assets.models.monitoring import Incomparable, Movement, Realised
     from pipeline_assets.models.registry import Registered
 
-SNAPSHOTS, TRAINED, EVALUATED = "training_snapshots", "trained_model", "model_evaluation"
-DEPLOYED, PREDICTIONS = "deployed_model", "purchase_predictions"
 SCORE_DRIFT, REALISED = "score_drift", "realised_performance"
 """The checks whose failure triggers early retraining."""
 RETRAINING = "retraining"

@@ -7,15 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from pipeline_assets import markdown
 from pipeline_assets.models.evaluation import METRICS, Estimate, Evaluation
 from pipeline_assets.models.gate import Finding
 from pipeline_assets.models.rules import RULES
 from pipeline_assets.models.snapshots import FEATURES, HORIZON, Window
-
-MARKUP = str.maketrans(
-    {character: f"\\{character}" for character in "\\|*_`[]#"}
-    | {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
-)
 
 
 @dataclass(frozen=True)
@@ -42,10 +38,10 @@ def render(card: ModelCard) -> str:
     training, holdout = card.training, card.holdout
     compared = [("model", card.evaluation), ("BG/NBD", card.baseline), *card.slices.items()]
     sections = [
-        f"# {_text(card.name)}, week of {card.week}",
+        f"# {markdown.escape(card.name)}, week of {card.week}",
         f"The probability that a customer buys again within {HORIZON.days} days, for every customer "
-        f"with a completed order. Chosen candidate: **{_text(card.candidate)}**. Code: "
-        f"{_text(card.code_version)}.",
+        f"with a completed order. Chosen candidate: **{markdown.escape(card.candidate)}**. Code: "
+        f"{markdown.escape(card.code_version)}.",
         "## Intended use",
         "To rank customers and to expect their number, for offers and reminders that do no harm where "
         "they are wrong. Not for decisions about a person such as credit, prices or access.",
@@ -107,13 +103,11 @@ def render(card: ModelCard) -> str:
 def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
-        "| " + " | ".join(str(cell) if cell == "---" else _text(cell) for cell in line) + " |"
+        "| "
+        + " | ".join(str(cell) if cell == "---" else markdown.escape(cell) for cell in line)
+        + " |"
         for line in lines
     )
-
-
-def _text(value: object) -> str:
-    return str(value).translate(MARKUP)
 
 
 def _name(name: str, evaluation: Evaluation) -> str:

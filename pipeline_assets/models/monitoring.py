@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from pipeline_assets.failures import PermanentError
-from pipeline_assets.models import drift, plots, registration, registry, snapshots
+from pipeline_assets.models import drift, plots, registry, snapshots
 from pipeline_assets.models.drift import Drift
 from pipeline_assets.models.evaluation import Evaluation, evaluate
+from pipeline_assets.models.names import SNAPSHOTS
 from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.scoring import Sample, Scored
 from pipeline_assets.models.training import predict
@@ -205,7 +206,7 @@ def _against_training(
         ]
         shares = [_share_of_buyers(files, week) for week in weeks]
         learnt_from = Sample()
-        for part in files.read(registration.SNAPSHOTS, weeks[-1]):
+        for part in files.read(SNAPSHOTS, weeks[-1]):
             learnt_from.add(part)
         return movement(scored.pipeline, learnt_from.table(), scored.sample), shares
     except PermanentError as error:
@@ -220,7 +221,7 @@ def _share_of_buyers(files: PartitionFiles, monday: str) -> float:
     import pyarrow.compute as pc
 
     label = snapshots.LABEL
-    parts = [part[label] for part in files.read(registration.SNAPSHOTS, monday, [label])]
+    parts = [part[label] for part in files.read(SNAPSHOTS, monday, [label])]
     return float(sum(pc.sum(part).as_py() or 0 for part in parts) / sum(map(len, parts)))
 
 

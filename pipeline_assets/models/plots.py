@@ -186,7 +186,7 @@ def history(
         "Each week's model on its own holdout, with 95% intervals; the figure is the registry's version",
         ("", METRICS.get(metric, metric)),
     )
-    ordered = sorted(points, key=lambda point: (point.week, point.version))
+    ordered = sorted(points, key=lambda point: point.week)  # of a week as they were judged
     # Matplotlib accepts dates, but its type hints don't say so.
     weeks: list[Any] = [point.week for point in ordered]
     axes.plot(

@@ -15,6 +15,7 @@ import psycopg
 
 from pipeline_assets.failures import PermanentError
 from pipeline_assets.models import records, registry
+from pipeline_assets.models.names import SNAPSHOTS
 from pipeline_assets.models.records import Deployment, RefusedError
 from pipeline_assets.models.registry import CHAMPION, PREVIOUS, Registered
 from pipeline_assets.resources.files import PartitionFiles
@@ -130,7 +131,7 @@ def promote(
         raise NoChampionError(f"{registry.model_name(source)} has no champion to promote")
     records.ensure_schema(warehouse)
     version = registry.copy_version(client, tested, name)
-    holdout = pa.concat_tables(files.read("training_snapshots", str(version.week)))
+    holdout = pa.concat_tables(files.read(SNAPSHOTS, str(version.week)))
     judged = judgement.judge(client, warehouse, version, holdout, settings, decided_by=actor)
     if not judged.accepted:
         return judged, None

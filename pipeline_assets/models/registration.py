@@ -8,6 +8,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from pipeline_assets.models import registry, snapshots
+from pipeline_assets.models.names import SNAPSHOTS
 from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.training import train
 from pipeline_assets.resources.files import PartitionFiles
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from mlflow import MlflowClient
 
-SNAPSHOTS = "training_snapshots"
-
 
 def training_weeks(settings: Settings, week: date) -> list[str]:
     """The partitions of `training_snapshots` that a week's model learns from, oldest first.
@@ -26,7 +25,7 @@ def training_weeks(settings: Settings, week: date) -> list[str]:
     Only those with at least four weeks of orders before their cutoff.
     """
     first = settings.warehouse_start_date + 4 * snapshots.WEEK
-    mondays = snapshots.training_weeks(
+    mondays = snapshots.every_fourth_week(
         week, settings.models_training_snapshots, settings.models_start_date
     )
     return [str(monday) for monday in mondays if snapshots.holdout_cutoff(monday) >= first]

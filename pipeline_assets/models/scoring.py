@@ -4,21 +4,17 @@ Scores are rows of a contract like any other, with the warehouse's table, gate, 
 Customers are scored in batches, so that memory doesn't depend on their number.
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from pipeline_assets.failures import NotYetError
 from pipeline_assets.models import registry, snapshots
 from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.training import predict
-from pipeline_assets.quality.contract import Contract
 from pipeline_assets.resources.files import PartitionFiles
-from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.gate import Judgement, judge
 from pipeline_assets.warehouse.load import load, prepare
 from pipeline_assets.warehouse.tables import Table
@@ -29,10 +25,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 50_000
 """How many customers distributions are compared on: a PSI of ten bins is then stable to 0.001."""
-
-
-class IncompleteDaysError(NotYetError):
-    """Days that a snapshot depends on are held, missing or not loaded in the warehouse."""
 
 
 class Sample:
@@ -132,37 +124,3 @@ def score_week(
     if judgement.verdict.passed:
         load(table, key, files, None, warehouse, run_id)
     return Scored(judgement, pipeline, sample.table())
-
-
-def incomplete_weeks(
-    warehouse: psycopg.Connection, contract: Contract, settings: Settings, mondays: Sequence[str]
-) -> set[str]:
-    """The weeks that `require_days` would refuse, as too many days before their end are incomplete."""
-    first = settings.warehouse_start_date
-    ends = {monday: date.fromisoformat(monday) + snapshots.WEEK for monday in mondays}
-    newest = max(ends.values(), default=first)
-    days = [first + timedelta(days=number) for number in range((newest - first).days)]
-    incomplete = sorted(snapshots.incomplete_days(warehouse, contract, days))
-    return {
-        monday
-        for monday, end in ends.items()
-        if (missing := bisect_left(incomplete, end.isoformat()))
-        and missing / (end - first).days > settings.models_missing_days
-    }
-
-
-def require_days(incomplete: dict[str, str], days: int, allowed_share: float, what: str) -> None:
-    """Accept incomplete days up to a share of all days.
-
-    Raises:
-        IncompleteDaysError: the share is larger; the message names the first such days and why.
-    """
-    share = len(incomplete) / days if days else 0.0
-    if share > allowed_share:
-        named = "; ".join(f"{day} {reason}" for day, reason in list(incomplete.items())[:10])
-        more = f"; and {len(incomplete) - 10} more" if len(incomplete) > 10 else ""
-        raise IncompleteDaysError(
-            f"{what} rests on {days} days, of which {len(incomplete)} aren't in the warehouse as they "
-            f"should be: {named}{more}. Load them, or allow a share by MODELS_MISSING_DAYS (now "
-            f"{allowed_share:g})"
-        )

@@ -2,25 +2,22 @@
 
 A cutoff is a day of the project's time zone; the midnight that begins it divides what is known from
 what is to be foreseen. Belongs here: the one statement that computes a snapshot in the warehouse,
-which weeks use which cutoffs, the hash of a snapshot, and the days of the warehouse that it rests on.
+which weeks use which cutoffs, and the hash of a snapshot.
 
 Columns of a snapshot: `customer_id` int64, `cutoff` date32, the `FEATURES` double, `bought` bool (null
 where the horizon isn't closed), ordered by customer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-import psycopg
 from psycopg import sql
 
 from pipeline_assets.failures import PermanentError
-from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import relation as identifier
-from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.extract import source_reader
 
 if TYPE_CHECKING:
@@ -117,7 +114,7 @@ def holdout_cutoff(week: date) -> date:
     return week + WEEK - HORIZON
 
 
-def training_weeks(week: date, count: int, first: date) -> list[date]:
+def every_fourth_week(week: date, count: int, first: date) -> list[date]:
     """The weeks whose snapshots a model of this week learns from, oldest first, none before `first`.
 
     Every fourth week, beginning four weeks back, whose labels closed at this week's holdout cutoff. So no
@@ -281,25 +278,3 @@ def _content_hash(table: "pa.Table") -> str:
         values = values + 0.0 if values.dtype == np.float64 else values
         digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
-
-
-def incomplete_days(
-    warehouse: psycopg.Connection, contract: Contract, days: Sequence[date]
-) -> dict[str, str]:
-    """Partition key of an incomplete day -> why: `missing`, `held by <rules>` or `not loaded`.
-
-    Days that passed their gate and are loaded are left out.
-    """
-    ledger.ensure_schema(warehouse, contract)
-    keys = [day.isoformat() for day in days]
-    known = ledger.batches(warehouse, contract, keys)
-    found: dict[str, str] = {}
-    for key in keys:
-        batch = known.get(key)
-        if batch is None:
-            found[key] = "missing"
-        elif batch.verdict != "passed":
-            found[key] = f"held by {', '.join(batch.broken_rules)}"
-        elif batch.loaded_hash != batch.content_hash:
-            found[key] = "not loaded"
-    return found

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import dagster as dg
 
+from pipeline_assets.models.names import PREDICTIONS, TRAINED
 from pipeline_assets.operations.checks import ON_TIME, ServiceLevel
 from pipeline_assets.operations.problems import Problem, few
 from pipeline_assets.operations.runs import View
 from pipeline_assets.resources.dagster_instance import check_results
 from pipeline_assets.resources.postgres import Database
 
-MODEL = "trained_model"
-NEWEST_ONLY = {"purchase_predictions score_drift", "purchase_predictions realised_performance"}
+NEWEST_ONLY = {f"{PREDICTIONS} score_drift", f"{PREDICTIONS} realised_performance"}
 """Checks of a state that the next partition replaces, like the gate's checks of a model."""
 
 
@@ -68,10 +68,10 @@ def failed_checks(view: View, failing: Sequence[Failed]) -> list[Problem]:
         if failed.key.name == ON_TIME:
             continue  # `late_data` says it, at once
         asset = failed.key.asset_key.to_user_string()
-        if asset == MODEL or f"{asset} {failed.key.name}" in NEWEST_ONLY:
+        if asset == TRAINED or f"{asset} {failed.key.name}" in NEWEST_ONLY:
             if not failed.is_newest:
                 continue  # a later week's took its place
-            if asset == MODEL:
+            if asset == TRAINED:
                 refused += [failed] if _is_error(failed) else []
                 continue
         # A ranged run has a result for the range as a whole beside each partition's own.
@@ -94,8 +94,8 @@ def _refused_model(view: View, found: Sequence[Failed]) -> Problem:
         for failed in found
     ]
     problem = _check_problem(view, first.key, found)
-    facts = {**problem.facts, "What": f"{MODEL} {first.partition}", "Cause": "; ".join(causes)}
-    return replace(problem, kind="model_refused", subject=MODEL, facts=facts)
+    facts = {**problem.facts, "What": f"{TRAINED} {first.partition}", "Cause": "; ".join(causes)}
+    return replace(problem, kind="model_refused", subject=TRAINED, facts=facts)
 
 
 def _check_problem(view: View, key: dg.AssetCheckKey, found: Sequence[Failed]) -> Problem:
@@ -175,7 +175,7 @@ def held_days(view: View) -> list[Problem]:
 def without_consequences(problems: Sequence[Problem]) -> list[Problem]:
     """The problems without the failed checks that a held day already tells of."""
     held = {
-        f"{asset}": set(problem.members)
+        asset: set(problem.members)
         for problem in problems
         if problem.kind == "day_held"
         for asset in (problem.subject, f"validated_{problem.subject}")

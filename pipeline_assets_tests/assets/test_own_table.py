@@ -9,7 +9,10 @@ import dagster as dg
 import psycopg
 import pytest
 
+from pipeline_assets.ci.smoke import pipelines
 from pipeline_assets.definitions import build_definitions, build_resources
+from pipeline_assets.in_process import train_and_score
+from pipeline_assets.models.names import PREDICTIONS, SNAPSHOTS, TRAINED
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.tables import Table, load_tables
@@ -100,6 +103,26 @@ def test_a_contract_and_a_line_give_a_complete_pipeline(
     assert found == wanted
     held = "SELECT partition_key, broken_rules FROM pipeline.batches WHERE verdict = 'failed'"
     assert warehouse.execute(held).fetchall() == [(BAD_DAY, ["o_totalprice_exclusive_minimum"])]
+
+
+def test_without_the_sample_table_there_is_no_model_and_all_else_works(
+    definitions: dg.Definitions,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A source of one's own has no shop: its table takes the place of the sample's."""
+    tables = [Table(load_contract(CONTRACT))]
+    for module in ("definitions", "warehouse.tables", "ci.smoke"):
+        monkeypatch.setattr(f"pipeline_assets.{module}.load_tables", lambda: tables)
+    repository = build_definitions(settings).get_repository_def()
+    repository.load_all_definitions()
+    names = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
+    assert {"fct_orders", "news_digest", "status_report"} <= names
+    assert not names & {SNAPSHOTS, TRAINED, PREDICTIONS, "fct_transactions"}
+    assert pipelines() == ["load_orders", "publish_digest"]
+    assert train_and_score(settings)
+    assert "there is no table transactions to learn from" in capsys.readouterr().out
 
 
 def test_its_schedule_and_sensor_start_its_own_job(

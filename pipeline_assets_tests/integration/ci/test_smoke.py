@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_assets.ci.smoke import JOBS, SmokeTestError, smoke_test
+from pipeline_assets.ci.smoke import SmokeTestError, pipelines, smoke_test
 from pipeline_assets_tests.integration.test_command import (
     ROOT,
     command,
@@ -64,7 +64,7 @@ def test_it_materializes_a_partition_of_each_pipeline_through_the_api(
         found = graphql(address, RUNS)["runsOrError"]
         assert isinstance(found, dict)
         newest = [(run["jobName"], run["status"]) for run in found["results"]][:3]
-        assert newest == [(job, "SUCCESS") for job in reversed(JOBS)]
+        assert newest == [(job, "SUCCESS") for job in reversed(pipelines())]
 
 
 def test_a_deployment_that_is_not_there_fails_it(environment: dict[str, str]) -> None:

@@ -227,6 +227,24 @@ def test_an_alias_without_a_deployment_is_no_champion(production: Production) ->
 
 
 @pytest.mark.slow
+def test_a_rule_that_came_later_is_for_later_versions(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the next release's rules, no version of before could be served or gone back to."""
+    first, second = production.deployed(2)
+    monkeypatch.setattr(records, "RULES", RULES | {"fair": "A rule of the next release."})
+    with promotion.champion_files(
+        production.client, production.connection, production.world.name
+    ) as (served, _):
+        assert served == second
+    moved = production.rollback()
+    assert (moved.action, moved.champion_after) == ("rollback", first.version)
+    third = production.version(str(date.fromisoformat(WEEK) + timedelta(weeks=2)), champion=1)
+    with pytest.raises(RefusedError, match="missing findings"):
+        production.deploy(third)
+
+
+@pytest.mark.slow
 def test_rolling_back_goes_one_champion_back_each_time_and_never_forward(
     production: Production,
 ) -> None:

@@ -49,7 +49,6 @@ def mlflow_command(world: World, log: Path, *arguments: str, health: str) -> Ite
             env=environment(world),
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         ) as process,
     ):
         try:
@@ -64,7 +63,10 @@ def mlflow_command(world: World, log: Path, *arguments: str, health: str) -> Ite
                     time.sleep(0.2)
             yield address
         finally:
-            os.killpg(process.pid, 15)
+            process.terminate()
+            process.wait(60)
+            with pytest.raises(requests.ConnectionError):  # its server has ended too
+                requests.get(f"{address}{health}", timeout=2)
 
 
 def test_the_served_champion_answers_as_the_batch_scores_do(

@@ -1,6 +1,6 @@
-"""Snapshots from a real table, compared with a naive computation, and the days they are built from."""
+"""Snapshots from a real table, compared with a naive computation."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -21,9 +21,7 @@ from pipeline_assets.models import snapshots
 from pipeline_assets.models.snapshots import FEATURES, LABEL
 from pipeline_assets.quality.ddl import ensure_table
 from pipeline_assets.quality.odcs import load_contract
-from pipeline_assets.quality.validation import Verdict
 from pipeline_assets.settings import Settings
-from pipeline_assets.warehouse import ledger
 from pipeline_assets_tests.integration.models.conftest import Snapshot
 
 CUTOFF = date(2026, 6, 1)
@@ -285,63 +283,3 @@ def test_features_have_the_models_columns(snapshot: Snapshot) -> None:
     assert list(frame) == list(FEATURES)
     assert set(frame.dtypes.astype(str)) == {"float64"}
     assert frame["mean_gap"].isna().mean() == pytest.approx(0.6, abs=0.2)
-
-
-class TestDays:
-    """What the ledger says of the days that a snapshot is built from."""
-
-    def record(self, warehouse: psycopg.Connection, day: date, *, broken: bool = False) -> None:
-        """Record a verdict on a day's batch of one row, which is held if `broken` and passes otherwise."""
-        violations = Counter(amount_positive=int(broken))
-        verdict = Verdict(TRANSACTIONS, rows=1, rejected=int(broken), violations=violations)
-        ledger.record_verdict(
-            warehouse,
-            day.isoformat(),
-            (at(day, 0), at(day + timedelta(days=1), 0)),
-            verdict,
-            watermark=None,
-            content_hash=f"content of {day}",
-            run_id="a run",
-        )
-
-    def load(self, warehouse: psycopg.Connection, day: date) -> None:
-        ledger.record_load(
-            warehouse,
-            TRANSACTIONS,
-            day.isoformat(),
-            rows_written=1,
-            rows_deleted=0,
-            loaded_hash=f"content of {day}",
-            run_id="a run",
-        )
-
-    def test_each_day_that_is_not_as_it_should_be_is_named_with_why(
-        self, warehouse: psycopg.Connection
-    ) -> None:
-        days = [CUTOFF + timedelta(days=number) for number in range(4)]
-        ledger.ensure_schema(warehouse, TRANSACTIONS)
-        self.record(warehouse, days[0])
-        self.load(warehouse, days[0])
-        self.record(warehouse, days[1], broken=True)
-        self.record(warehouse, days[2])
-        assert snapshots.incomplete_days(warehouse, TRANSACTIONS, days) == {
-            "2026-06-02": "held by amount_positive",
-            "2026-06-03": "not loaded",
-            "2026-06-04": "missing",
-        }
-
-    def test_a_day_that_was_loaded_and_is_held_since_is_named(
-        self, warehouse: psycopg.Connection
-    ) -> None:
-        ledger.ensure_schema(warehouse, TRANSACTIONS)
-        self.record(warehouse, CUTOFF)
-        self.load(warehouse, CUTOFF)
-        self.record(warehouse, CUTOFF, broken=True)
-        assert snapshots.incomplete_days(warehouse, TRANSACTIONS, [CUTOFF]) == {
-            "2026-06-01": "held by amount_positive"
-        }
-
-    def test_a_warehouse_without_a_ledger_has_no_days(self, warehouse: psycopg.Connection) -> None:
-        assert snapshots.incomplete_days(warehouse, TRANSACTIONS, [CUTOFF]) == {
-            "2026-06-01": "missing"
-        }

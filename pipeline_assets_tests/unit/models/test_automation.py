@@ -319,3 +319,16 @@ def test_another_model_is_due_by_the_newest_weeks_checks_whichever_ran_last(
     checked(newest, "realised_performance", True)
     assert automation._failed_checks(instance, newest) == []
     assert automation._failed_checks(instance, "") == [], "nothing was scored"
+
+
+def test_a_run_of_the_models_assets_from_the_graph_is_waited_for(
+    instance: dg.DagsterInstance,
+) -> None:
+    run = dg.DagsterRun(
+        job_name="__ASSET_JOB", asset_selection=frozenset({dg.AssetKey("purchase_predictions")})
+    )
+    instance.add_run(run)
+    reason = f"__ASSET_JOB is under way (run {run.run_id})."
+    assert asked(instance, weeks(scored=4)) == (None, None, reason)
+    instance.report_run_failed(run)
+    assert asked(instance, weeks(scored=4))[:2] == (SCORE, CLOSED[4])

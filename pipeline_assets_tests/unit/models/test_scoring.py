@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_assets.models.automation import Weeks, missing_snapshots, trainable
-from pipeline_assets.models.scoring import IncompleteDaysError, Sample, require_days
+from pipeline_assets.models.scoring import Sample
 from pipeline_assets.models.status import figures_in_words
 from pipeline_assets.settings import Settings
 
@@ -26,18 +26,6 @@ def test_a_sample_is_every_nth_row_however_the_stream_is_cut(sizes: list[int], r
     assert len(kept) <= rows
     assert kept == list(range(0, total, sample.step))
     assert sample.step == 1 or len(kept) > rows // 2 - 1
-
-
-def test_days_are_required_up_to_a_share() -> None:
-    incomplete = {"2026-02-01": "missing", "2026-02-03": "held by amount_positive"}
-    require_days(incomplete, 100, 0.02, "training_snapshots 2026-03-02")
-    with pytest.raises(IncompleteDaysError) as error:
-        require_days(incomplete, 100, 0.01, "training_snapshots 2026-03-02")
-    assert "2026-02-01 missing; 2026-02-03 held by amount_positive" in str(error.value)
-    assert "2 aren't" in str(error.value)
-    many = {f"day {number}": "missing" for number in range(12)}
-    with pytest.raises(IncompleteDaysError, match="and 2 more"):
-        require_days(many, 100, 0.0, "it")
 
 
 def test_a_week_can_be_trained_once_two_snapshots_lie_four_weeks_after_the_first_orders() -> None:
