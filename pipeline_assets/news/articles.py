@@ -190,18 +190,25 @@ def plain_text(markup: str, length: int) -> str:
     text = markup[:RAW_LENGTH]
     for _ in range(3):
         before = text
-        text = html.unescape(nh3.clean(_BLOCKS.sub(" ", text), tags=set()))
+        text = _printable(html.unescape(nh3.clean(_BLOCKS.sub(" ", text), tags=set())))
         if text == before:
             break
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    if not text.isprintable():
-        # Control characters, and format characters such as the right-to-left override.
-        shown = (" " if unicodedata.category(x) == "Cc" else x for x in text)
-        text = " ".join("".join(x for x in shown if x.isprintable()).split())
+    text = unicodedata.normalize("NFC", text)
     if len(text) <= length:
         return text
     cut = text[: length - 1]
     return f"{cut.rpartition(' ')[0] or cut}…"
+
+
+def _printable(text: str) -> str:
+    """Text on one line without control characters, and format characters such as the right-to-left override.
+
+    Markup is looked for again without them: between `<` and a name they hide a tag.
+    """
+    if not text.isprintable():
+        shown = (" " if unicodedata.category(x) in ("Cc", "Zs") else x for x in text)
+        text = "".join(x for x in shown if x.isprintable())
+    return " ".join(text.split())
 
 
 _REMOVED = "[removed]"
@@ -218,9 +225,12 @@ def clean_title(markup: str, outlet: str) -> str:
     return "" if title.casefold() == _REMOVED else title
 
 
+# With a capital, as at the start of a sentence: "Students in the U.S. read more than others" is none.
+_MORE = r"(?-i:Continue|Read) (?:reading|more|the full (?:story|article))"
 _TAILS = re.compile(
-    r"(\s*\[\+\d+ chars\]|\s*The post .{1,300} appeared first on .{1,100}$"
-    r"|\s*(continue reading|read more|read the full (story|article))\b[^.]{0,60}(\.\.\.|…|\.|$)$)",
+    r"\s*\[\+\d+ chars\]|\s*The post .{1,300} appeared first on .{1,100}$"
+    rf"|(?<=[.!?…\])\"\u201d\u2019»→])\s*{_MORE}\b[^.]{{0,60}}(?:\.\.\.|…|\.|$)$"
+    rf"|(?:^|\s){_MORE}\W*$|^{_MORE} (?:at|on) [^.,]{{1,40}}\.?$",
     re.IGNORECASE,
 )
 

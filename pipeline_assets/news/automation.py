@@ -8,7 +8,7 @@ import dagster as dg
 from pipeline_assets.news.assets import ARTICLES, DIGEST
 from pipeline_assets.quality.odcs import load_contract
 from pipeline_assets.resources.postgres import Database
-from pipeline_assets.running import may_do_better, with_own_checks
+from pipeline_assets.running import may_do_better, under_way, with_own_checks
 
 CATCH_UP = timedelta(days=7)
 """How far back missed mornings are caught up on; feeds reach back no further."""
@@ -83,11 +83,13 @@ def _next_missed(
         dg.RunsFilter(job_name=job_name, created_after=now - CATCH_UP - timedelta(days=1))
     )
     last: dict[str | None, dg.RunRecord] = {}
+    # Those that were read above too: one that fails between the two reads is neither failed nor under way.
+    read = [record.dagster_run for record in records]
+    of_graph = under_way(instance, [job_name], [dg.AssetKey(ARTICLES), dg.AssetKey(DIGEST)])
+    for run in [run for run in read if not run.is_finished] + of_graph:
+        return dg.SkipReason(f"An edition is being made (run {run.run_id}).")
     for record in records:  # the newest first
-        run = record.dagster_run
-        if not run.is_finished:
-            return dg.SkipReason(f"An edition is being made (run {run.run_id}).")
-        last.setdefault(run.tags.get("dagster/partition"), record)
+        last.setdefault(record.dagster_run.tags.get("dagster/partition"), record)
     kept = made & _judged(warehouse, closed)
     for key in closed:
         if key in kept:

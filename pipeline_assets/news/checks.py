@@ -104,6 +104,8 @@ def digest_specs(asset: str, partitions: dg.PartitionsDefinition[str]) -> list[d
 
 def digest_results(edition: "Edition", page: Path) -> list[dg.AssetCheckResult]:
     """The results for `digest_specs`, from the files as they are on disk."""
+    from markupsafe import escape
+
     from pipeline_assets.news.digest import COLUMNS
 
     with page.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
@@ -117,6 +119,8 @@ def digest_results(edition: "Edition", page: Path) -> list[dg.AssetCheckResult]:
         wrong.append("the CSV's rows aren't the edition's stories")
     if html.count("<article") != len(edition.stories) or "</html>" not in html:
         wrong.append("the page doesn't show every story")
+    if any(str(escape(story.url)) not in html for story in edition.stories):
+        wrong.append("the page doesn't have a link to every story")
     twice = [
         value
         for values in (

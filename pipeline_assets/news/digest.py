@@ -272,7 +272,11 @@ def to_feed(editions: Sequence[Edition], site_url: str) -> str:
 def quiet_words(edition: Edition) -> str:
     """What a quiet day's page says after "A quiet day: "."""
     if not edition.stories:
-        return "there is nothing that yesterday's edition didn't have."
+        return (
+            "there is nothing that yesterday's edition didn't have."
+            if edition.repeated
+            else "there is nothing to tell."
+        )
     return f"only {_plural(len(edition.stories), 'story', 'stories')} to tell."
 
 

@@ -11,8 +11,9 @@ bytes, and one on which a source failed asks that source only.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +65,8 @@ def collect(run: Run, archive: Path) -> Collected:
 
     Raises:
         PermanentError: a provider refuses us altogether, or no source has history for the window.
-        FetchError: every source failed; names each. In both cases what did come is archived.
+        FetchError: every source failed, or those that didn't have no history for the window; names each.
+            In both cases what did come is archived.
     """
     provider = PROVIDERS[run.settings.news_provider]
     shelf = archive / run.settings.news_provider
@@ -102,8 +104,7 @@ def collect(run: Run, archive: Path) -> Collected:
     if not answers:
         # If all fail in any other way, that may pass: behind a captive portal every feed redirects
         # to a private address until somebody logs in.
-        beyond = all(isinstance(error, newsapi.BeyondPlanError) for error in failed.values())
-        kind = PermanentError if beyond else FetchError
+        kind = PermanentError if _beyond_plan(failed) else FetchError
         raise kind(f"no source answered: {_sentences(reasons)}")
 
     asked = len(answers) + len(failed) + len(gone)
@@ -114,9 +115,10 @@ def collect(run: Run, archive: Path) -> Collected:
         if reason := _without_history(found, run.window):
             missing[source.name] = reason
     if len(missing) == asked:
-        raise PermanentError(
-            f"no source has news of {run.window.key} any more: {_sentences(missing)}"
-        )
+        # A source that failed for a while may have news once it answers again.
+        for_good = all(isinstance(error, PermanentError) for error in failed.values())
+        kind = PermanentError if for_good or _beyond_plan(failed) else FetchError
+        raise kind(f"no source has news of {run.window.key} any more: {_sentences(missing)}")
     every = [item for found in items.values() for item in found]
     return Collected(every, missing, asked)
 
@@ -159,6 +161,10 @@ def _without_history(items: Sequence[Item], window: Window) -> str:
     )
 
 
+def _beyond_plan(failed: Mapping[str, FetchError]) -> bool:
+    return all(isinstance(error, newsapi.BeyondPlanError) for error in failed.values())
+
+
 def _sentences(reasons: dict[str, str]) -> str:
     return "; ".join(f"{name} {reason}" for name, reason in sorted(reasons.items()))
 
@@ -196,12 +202,14 @@ def _write_day(folder: Path, answers: dict[Source, list[Answer]]) -> None:
         stem = f"{slug}-{hashlib.sha256(source.name.encode()).hexdigest()[:8]}"
         entries = []
         for number, answer in enumerate(of_source, start=1):
-            file = f"{stem}-{number}.body"
+            sha256 = hashlib.sha256(answer.body).hexdigest()
+            # Two runs of one day may write at once: an index must never name the other's bytes.
+            file = f"{stem}-{number}-{sha256[:12]}.body"
             write_atomically(folder / file, answer.body)
             entries.append(
                 {
                     "file": file,
-                    "sha256": hashlib.sha256(answer.body).hexdigest(),
+                    "sha256": sha256,
                     "url": answer.url,
                     "fetched_at": answer.fetched_at.astimezone(UTC).isoformat(),
                     "headers": dict(answer.headers),
@@ -213,9 +221,14 @@ def _write_day(folder: Path, answers: dict[Source, list[Answer]]) -> None:
 
 
 def _latest(shelf: Path, source: Source) -> list[Answer]:
-    """The source's answers on the newest of the last archived days, for a conditional request."""
+    """The source's answers on the newest of the last archived days, for a conditional request.
+
+    A day that can't be read is no reason to fail another: without an older answer, all is fetched.
+    """
     days = sorted(shelf.glob("????-??-??"), reverse=True)[:LOOK_BACK_DAYS]
     for folder in days:
-        if entries := _read_index(folder).get(source):
-            return _read_answers(folder, entries)
+        # The last two: an index that a newer version wrote.
+        with suppress(PermanentError, OSError, ValueError, KeyError, TypeError):
+            if entries := _read_index(folder).get(source):
+                return _read_answers(folder, entries)
     return []

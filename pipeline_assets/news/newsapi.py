@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipeline_assets.failures import PermanentError
+from pipeline_assets.failures import NotYetError, PermanentError
 from pipeline_assets.news.items import Answer, Item, Run, Source
 from pipeline_assets.news.settings import GENERAL
 from pipeline_assets.resources.http import FetchError, Response, is_transient
@@ -161,9 +161,10 @@ def _failure(status: int, answer: Mapping[str, Any]) -> Exception:
             f"NewsAPI refused the key ({code}): set NEWSAPI_KEY to a valid one from newsapi.org"
         )
     if code == "apiKeyExhausted":
-        return PermanentError(
+        return NotYetError(
             "NewsAPI's quota is used up (apiKeyExhausted; the free plan has 100 requests a day): "
-            "run the partition again tomorrow, or set NEWSAPI_KEY to a key with a larger plan"
+            "run the partition again later, as the sensor missed_mornings does each hour, or set "
+            "NEWSAPI_KEY to a key with a larger plan"
         )
     if status == 426:
         return BeyondPlanError(

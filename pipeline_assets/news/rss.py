@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 from xml.parsers import expat
 
 from pipeline_assets.news.items import Answer, Item, Run, Source
-from pipeline_assets.resources.http import FetchError, Response, is_transient
+from pipeline_assets.resources.http import FetchError, PermanentFetchError, Response, is_transient
 
 # The busiest feeds have 200 entries; one beyond this limit is broken or floods the page.
 MAX_ENTRIES = 500
@@ -55,6 +55,8 @@ def fetch(source: Source, run: Run, before: Sequence[Answer]) -> list[Answer]:
     )
     if response.status == 304 and known:
         return [Answer(known.url, run.now, known.headers, known.body)]
+    if response.status in (404, 410):
+        raise PermanentFetchError(f"answered {response.status}")
     if response.status != 200:
         raise FetchError(f"answered {response.status}")
     if _is_cut_short(response):
@@ -162,7 +164,7 @@ def _absolute(base: str, link: str) -> str:
         return ""
 
 
-# Hours from UTC. dateutil knows UTC and GMT by name, and no other zone.
+# Hours from UTC. dateutil knows UTC and GMT by name, and no other zone but the host's own.
 _ZONES = {
     name: timezone(timedelta(hours=hours))
     for name, hours in {
@@ -175,11 +177,27 @@ _ZONES = {
             "CEST": 2,
             "EET": 2,
             "EEST": 3,
+            "MSK": 3,
+            "IST": 5.5,
+            "HKT": 8,
+            "SGT": 8,
             "JST": 9,
+            "AEST": 10,
+            "AEDT": 11,
+            "NZST": 12,
+            "NZDT": 13,
             "UT": 0,
         },
     }.items()
 }
+
+
+def _zone(name: str | None, offset: int | None) -> timezone | None:
+    """A zone by its seconds from UTC if they are stated, else by name.
+
+    A function, not a mapping: what a mapping lacks, dateutil looks up among the zones of this host.
+    """
+    return _ZONES.get(name or "") if offset is None else timezone(timedelta(seconds=offset))
 
 
 def _published_at(entry: dict[str, Any]) -> datetime | None:
@@ -196,7 +214,7 @@ def _moment(text: str) -> datetime | None:
 
     try:
         # Without a default, missing parts come from the current date: different at each reading.
-        moment = parser.parse(text[:100], default=datetime(1, 1, 1), tzinfos=_ZONES)  # noqa: DTZ001 - set below
+        moment = parser.parse(text[:100], default=datetime(1, 1, 1), tzinfos=_zone)  # noqa: DTZ001 - set below
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return moment.astimezone(UTC) if moment.year > 1990 else None
     except (ValueError, OverflowError):

@@ -410,13 +410,20 @@ class TestMissedMornings:
         assert isinstance(after, dg.RunRequest)
         assert after.partition_key == "2026-11-20"
 
+    @pytest.mark.parametrize("job", ["publish_digest", "__ASSET_JOB"])
     def test_it_waits_while_an_edition_is_being_made(
-        self, settings: Settings, instance: dg.DagsterInstance
+        self, settings: Settings, instance: dg.DagsterInstance, job: str
     ) -> None:
+        """By its job, or by Materialize in the UI's graph: two runs would fetch one morning at once."""
         publish(settings, "2026-11-17", instance)
-        job = build_definitions(settings).resolve_job_def("publish_digest")
-        instance.create_run_for_job(
-            job, status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": "2026-11-18"}
+        of_graph = frozenset({dg.AssetKey("news_articles")}) if job == "__ASSET_JOB" else None
+        instance.add_run(
+            dg.DagsterRun(
+                job_name=job,
+                status=dg.DagsterRunStatus.STARTED,
+                tags={"dagster/partition": "2026-11-18"},
+                asset_selection=of_graph,
+            )
         )
         now = datetime(2026, 11, 21, 12, tzinfo=UTC)
         assert "is being made" in str(self.tick(settings, instance, now))

@@ -15,7 +15,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 from werkzeug.datastructures import Headers
 
-from pipeline_assets.failures import PermanentError, is_transient
+from pipeline_assets.failures import NotYetError, PermanentError, is_transient
 from pipeline_assets.news import feeds as news_feeds
 from pipeline_assets.news.feeds import Collected
 from pipeline_assets.news.items import Run, Window
@@ -230,6 +230,43 @@ class TestRss:
         archived = [file.read_bytes() for file in tmp_path.glob("rss/2026-11-22/*.body")]
         assert archived == [body], "each day can be made again from its own folder"
 
+    @pytest.mark.parametrize("damage", ["changed", "removed", "newer", "cut short"])
+    def test_a_damaged_archive_of_another_day_fails_that_day_alone(
+        self, feeds: FeedServer, tmp_path: Path, damage: str
+    ) -> None:
+        """One damaged file ended every later edition: its answer is the base of conditional requests."""
+        feeds.feeds["one"] = rss(("Today", INSIDE), ("Tomorrow", INSIDE + timedelta(days=1)))
+        collect(feeds.settings("one"), tmp_path)
+        (body,) = tmp_path.glob("rss/*/*.body")
+        index = body.with_name("index.json")
+        if damage == "changed":
+            body.write_bytes(b"something else")
+        elif damage == "removed":
+            body.unlink()
+        elif damage == "newer":
+            index.write_text(index.read_text().replace('"outlet"', '"publisher"'))
+        else:
+            index.write_text("[")
+        tomorrow = Window(WINDOW.end, WINDOW.end + timedelta(days=1))
+        collected = collect(feeds.settings("one"), tmp_path, tomorrow.end, tomorrow)
+        assert len(collected.items) == 2
+
+    def test_two_runs_of_a_day_leave_an_archive_that_can_be_read(
+        self, feeds: FeedServer, tmp_path: Path
+    ) -> None:
+        """The bodies had the same name: the last index named the other run's bytes."""
+        folder = tmp_path / "rss" / WINDOW.key
+        settings = feeds.settings("one")
+        indexes = []
+        for title in ("First", "Second"):
+            feeds.feeds["one"] = rss((title, INSIDE))
+            collect(settings, tmp_path)
+            indexes.append((folder / "index.json").read_bytes())
+            (folder / "index.json").unlink()  # the other run began before it was there
+        for index, title in zip(indexes, ("First", "Second"), strict=True):
+            (folder / "index.json").write_bytes(index)
+            assert [item.title for item in collect(settings, tmp_path).items] == [title]
+
     def test_all_sources_failing_fails_the_run_and_names_each(
         self, feeds: FeedServer, tmp_path: Path
     ) -> None:
@@ -308,6 +345,21 @@ class TestRss:
         assert list(collected.missing) == ["One: World"]
         assert "has no history" in collected.missing["One: World"]
 
+    def test_a_past_day_may_be_made_once_a_source_that_fails_is_back(
+        self, feeds: FeedServer, tmp_path: Path
+    ) -> None:
+        later = WINDOW.end + timedelta(days=2)
+        feeds.feeds = {"one": rss(("Later", later)), "two": Response(status=503)}
+        with pytest.raises(FetchError, match="no source has news of 2026-11-21 any more") as raised:
+            collect(feeds.settings("one", "two"), tmp_path, later)
+        assert is_transient(raised.value)
+        feeds.feeds["two"] = Response(status=410)  # and for good
+        with pytest.raises(PermanentError) as in_vain:
+            collect(feeds.settings("one", "two"), tmp_path, later)
+        assert not is_transient(in_vain.value)
+        feeds.feeds["two"] = rss(("Then", INSIDE), ("Now", later))
+        assert collect(feeds.settings("one", "two"), tmp_path, later).items
+
 
 def dated(text: str) -> bytes:
     return (
@@ -317,7 +369,7 @@ def dated(text: str) -> bytes:
 
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
-# Thirty ways to write noon UTC on 21 November 2026, or that day without a time.
+# Ways to write noon UTC on 21 November 2026, or that day without a time.
 DATES = {
     "Sat, 21 Nov 2026 12:00:00 GMT": NOON,
     "Sat, 21 Nov 2026 12:00:00 +0000": NOON,
@@ -325,6 +377,8 @@ DATES = {
     "Sat, 21 Nov 2026 12:00:00 Z": NOON,
     "Sat, 21 Nov 2026 07:00:00 EST": NOON,
     "Sat, 21 Nov 2026 04:00:00 PST": NOON,
+    "Sat, 21 Nov 2026 23:00:00 AEDT": NOON,
+    "Sat, 21 Nov 2026 17:30:00 IST": NOON,
     "Sat, 21 Nov 2026 13:00:00 +0100": NOON,
     "Sat, 21 Nov 2026 13:00:00 +01:00": NOON,
     "Sat, 21 Nov 2026 17:30:00 +0530": NOON,
@@ -625,7 +679,6 @@ class TestNewsApi:
         [
             (401, "apiKeyInvalid", "set NEWSAPI_KEY to a valid one"),
             (401, "apiKeyDisabled", "set NEWSAPI_KEY to a valid one"),
-            (429, "apiKeyExhausted", "run the partition again tomorrow"),
         ],
     )
     def test_a_refused_key_is_permanent_and_says_what_to_do(
@@ -638,6 +691,14 @@ class TestNewsApi:
 
         assert len(newsapi.requests) == 1, "asking again is pointless, and costs quota"
         assert KEY not in str(raised.value)
+
+    def test_a_quota_that_is_used_up_is_for_a_later_run(
+        self, newsapi: NewsApi, tmp_path: Path
+    ) -> None:
+        newsapi.faults["everything"] = [error(429, "apiKeyExhausted")] * 9
+        with pytest.raises(NotYetError, match=r"apiKeyExhausted.*again later"):
+            self.collect(newsapi, tmp_path, now=WINDOW.end + timedelta(days=5))
+        assert len(newsapi.requests) == 1
 
     def test_a_refusal_ends_the_edition_with_sources_still_waiting(
         self, newsapi: NewsApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -146,14 +146,17 @@ class TestPage:
         assert "<b>BBC: World</b> answered 503." in page
 
     @pytest.mark.parametrize(
-        ("stories", "words"),
+        ("stories", "repeated", "words"),
         [
-            ((), "there is nothing that yesterday&#39;s edition didn&#39;t have."),
-            ((story(),), "only 1 story to tell."),
+            ((), 2, "there is nothing that yesterday&#39;s edition didn&#39;t have."),
+            ((), 0, "there is nothing to tell."),  # all was muted, or in other languages
+            ((story(),), 0, "only 1 story to tell."),
         ],
     )
-    def test_a_quiet_day_says_so(self, stories: tuple[Story, ...], words: str) -> None:
-        assert words in to_page(edition(stories=stories), None, None)
+    def test_a_quiet_day_says_so(
+        self, stories: tuple[Story, ...], repeated: int, words: str
+    ) -> None:
+        assert words in to_page(edition(stories=stories, repeated=repeated), None, None)
 
     def test_an_update_is_marked(self) -> None:
         assert ">Update<" in to_page(edition(stories=(story(is_update=True),)), None, None)
