@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from pipeline_assets import markdown
 from pipeline_assets.quality.contract import Column
 
 if TYPE_CHECKING:
@@ -53,13 +54,12 @@ def image(png: bytes) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![plot](data:image/png;base64,{b64encode(png).decode()})")
 
 
-MARKUP = str.maketrans({character: f"\\{character}" for character in "\\|*_`<>[]&"} | {"\n": " "})
 LONGEST_CELL = 80
 
 
 def _cell(value: object) -> str:
     text = "" if value is None else str(value)
-    return (text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + "…").translate(MARKUP)
+    return markdown.escape(text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + "…")
 
 
 WIDTH, BARS_HIGH, BAND_HIGH = 640, 60, 84  # pixels

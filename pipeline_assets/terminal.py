@@ -40,11 +40,19 @@ def clear_errors() -> Iterator[None]:
         PermanentError,
         EmbeddedPostgresError,
         psycopg.OperationalError,
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedObject,  # such as a role
     ) as error:
         print_error(str(error))
         raise typer.Exit(2) from error
     except sqlalchemy.exc.OperationalError as error:  # Dagster's storage, MLflow's
         print_error(str(error.orig))
+        raise typer.Exit(2) from error
+    except Exception as error:
+        # What MLflow raises, for one if its server is away; importing it to know that takes a second.
+        if type(error).__module__ != "mlflow.exceptions":
+            raise
+        print_error(str(error))
         raise typer.Exit(2) from error
 
 

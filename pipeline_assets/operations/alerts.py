@@ -41,7 +41,8 @@ class DeliveryError(Exception):
 class Alert(BaseModel):
     """A problem that was reported and still exists."""
 
-    kind: Kind
+    kind: str
+    """A `Kind`, or one that only a newer version knows: that may have written the book."""
     subject: str
     title: str
     text: str
@@ -144,7 +145,7 @@ def update(
             _tell(book, f"{alert.title} ({since})", alert.text, "failure", told)
             alert.suppressed, alert.told_at = 0, now
     for fingerprint, alert in list(book.alerts.items()):
-        if fingerprint not in found and alert.kind not in unknown:
+        if fingerprint not in found and alert.kind in WORDS and alert.kind not in unknown:
             del book.alerts[fingerprint]
             is_old = horizon is not None and (alert.newest or alert.since) < horizon
             forgotten = is_old and alert.kind in FORGOTTEN

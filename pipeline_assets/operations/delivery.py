@@ -39,12 +39,15 @@ def send(addresses: Mapping[str, str], name: str, message: Message, secrets: Ite
     # Apprise types everything but this.
     capture = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]  # all but this has types
     with capture as captured:
-        done = service.notify(
-            body=message.text,
-            title=message.title,
-            notify_type=apprise.NotifyType(message.level),
-            body_format=apprise.NotifyFormat.TEXT,
-        )
+        try:
+            done = service.notify(
+                body=message.text,
+                title=message.title,
+                notify_type=apprise.NotifyType(message.level),
+                body_format=apprise.NotifyFormat.TEXT,
+            )
+        except Exception as error:  # Apprise passes on what its plugins raise
+            raise DeliveryError(f"Apprise fails with {type(error).__name__}") from None
         said.write(captured.getvalue())
     if not done:
         reason = " ".join(said.getvalue().split()) or "gave no reason"

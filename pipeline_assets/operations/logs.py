@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, SecretStr
 
 from pipeline_assets.settings import Settings
+from pipeline_assets.settings.rotation import replacements
 
 MASK = "***"
 SHORTEST_SECRET = 4
@@ -143,7 +144,10 @@ class MaskingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The text, with `***` for each secret."""
-        return mask(self.inner.format(record), self.secrets)
+        secrets = self.secrets
+        if newer := replacements():
+            secrets = sorted({*secrets, *_forms(_secrets(newer))}, key=len, reverse=True)
+        return mask(self.inner.format(record), secrets)
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:
@@ -154,9 +158,14 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 
 def secret_values(settings: BaseModel) -> set[str]:
-    """Every secret of the settings: its value, a URL's password, and both as JSON writes them."""
+    """Every secret of the settings, and those that replaced one since: its value, a URL's password, and both
+    as JSON writes them."""
+    return _forms(_secrets([dict(settings), replacements()]))
+
+
+def _forms(values: Iterable[str]) -> set[str]:
     found = set()
-    for value in _secrets(dict(settings)):
+    for value in values:
         found.add(value)
         try:
             password = urlsplit(value).password

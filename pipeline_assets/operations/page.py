@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+from pipeline_assets import markdown
 from pipeline_assets.operations.status import Problem, Status, TableState
-
-MARKUP = str.maketrans({character: f"\\{character}" for character in "\\|*_<>[]&"} | {"\n": " "})
-
 
 INLINE = 1000
 """Dagster's UI shows Markdown shorter than this on the asset's page, and any other behind a link."""
@@ -80,7 +78,7 @@ def headline(problems: list[Problem]) -> str:
 
 def _problem(problem: Problem) -> str:
     # A remedy is our own Markdown; what is wrong may quote anything, so it is escaped.
-    return f"- **{problem.what.translate(MARKUP)}**\n  {problem.remedy}"
+    return f"- **{markdown.escape(problem.what)}**\n  {problem.remedy}"
 
 
 def _table(table: TableState) -> Iterable[object]:
@@ -98,7 +96,7 @@ def _table(table: TableState) -> Iterable[object]:
 def _grid(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     header = list(header)
     lines = [header, ["---"] * len(header)]
-    lines += [[str(cell).translate(MARKUP) for cell in row] for row in rows]
+    lines += [[markdown.escape(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -32,7 +32,7 @@ Kind = Literal[
     "code_broken",
 ]
 
-WORDS: Mapping[Kind, tuple[str, str]] = {
+WORDS: Mapping[str, tuple[str, str]] = {
     "run_failed": ("Run failed", "Runs again"),
     "check_failed": ("Check failed", "Check passes again"),
     "model_refused": ("Model refused", "Model accepted"),
@@ -98,9 +98,10 @@ class Problem:
         )
 
 
-def anchor(kind: Kind) -> str:
-    """The anchor of the kind's entry in the runbook."""
-    return re.sub(r"[^a-z ]", "", WORDS[kind][0].lower()).replace(" ", "-")
+def anchor(kind: str) -> str:
+    """The anchor of the kind's entry in the runbook; empty for a kind that only a newer version knows."""
+    began, _ = WORDS.get(kind, ("", ""))
+    return re.sub(r"[^a-z ]", "", began.lower()).replace(" ", "-")
 
 
 def moment(time: datetime) -> str:

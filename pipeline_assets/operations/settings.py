@@ -4,7 +4,15 @@ Each field's name in capitals is its environment variable; the project's one `Se
 How late data may be isn't a setting: each table's contract says it.
 """
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 
 class OperationsSettings(BaseModel):
@@ -46,6 +54,10 @@ class OperationsSettings(BaseModel):
     @field_validator("heartbeat_url")
     @classmethod
     def _web_address(cls, url: SecretStr | None) -> SecretStr | None:
-        if url and not url.get_secret_value().startswith(("http://", "https://")):
-            raise ValueError("is not an http:// or https:// address")
+        try:
+            if url:
+                HttpUrl(url.get_secret_value())
+        except ValidationError:
+            # The value stays out of the message, as above.
+            raise ValueError("is not an http:// or https:// address") from None
         return url

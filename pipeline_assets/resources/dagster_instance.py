@@ -181,6 +181,25 @@ class PipelineStorage(DagsterPostgresStorage):
         return storage
 
 
+def upgrade(instance: DagsterInstance) -> None:
+    """Create or upgrade Dagster's tables, however long it takes: minutes for an index on a long history."""
+    from sqlalchemy import event
+
+    parts: tuple[Any, ...] = (
+        instance.run_storage,
+        instance.event_log_storage,
+        instance.schedule_storage,
+    )
+    for part in parts:
+        event.listen(part._engine, "checkout", _without_limit)
+    instance.upgrade()
+
+
+def _without_limit(connection: Any, *_: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")
+
+
 def _settings() -> Settings:
     """This process's settings, cached: loading takes 11 ms, and each instance needs them three times.
 
@@ -289,6 +308,8 @@ _OLD_EVENTS = (
     " OR dagster_event_type = ANY(:types)) AND run_id IN"
     " (SELECT run_id FROM runs WHERE status IN ('SUCCESS', 'FAILURE', 'CANCELED'))"
 )
+_NO_LIMIT = "SET LOCAL statement_timeout = 0"
+"""For work that no page waits for: the storage's limit of a minute is the webserver's."""
 _BATCH = 10_000
 """Rows per transaction: a lock is held for tenths of a second, however much there is to remove."""
 
@@ -303,7 +324,8 @@ def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, i
 
     storage = instance.event_log_storage
     old: dict[str, Any] = {"types": list(REMOVABLE_EVENTS)}
-    with storage.index_connection() as connection:  # type: ignore[attr-defined]  # SQL storages have it
+    with storage.index_transaction() as connection:  # type: ignore[attr-defined]  # SQL storages have it
+        connection.execute(text(_NO_LIMIT))
         # Ids grow with time: the index on type and id finds the rest without looking at newer events.
         newest = "SELECT max(id) FROM event_logs WHERE timestamp < :before"
         old["newest"] = connection.execute(text(newest), {"before": _stored(before)}).scalar() or 0
@@ -320,6 +342,7 @@ def remove_run_logs(instance: DagsterInstance, before: datetime) -> tuple[int, i
     )
     while True:
         with storage.index_transaction() as connection:  # type: ignore[attr-defined]  # likewise
+            connection.execute(text(_NO_LIMIT))
             removed = connection.execute(statement, old).rowcount
         events += removed
         if removed < _BATCH:

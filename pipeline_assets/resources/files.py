@@ -121,7 +121,7 @@ class PartitionFiles:
     def remove(self, prefixes: tuple[str, ...], before: datetime) -> int:
         """Remove files older than `before` of assets whose names begin with `prefixes`; return how many.
 
-        This includes parts that a killed run left in a bucket.
+        Parts that a killed run left in a bucket are removed whatever their asset.
         """
         from fsspec.core import url_to_fs
 
@@ -130,7 +130,8 @@ class PartitionFiles:
         for path in filesystem.find(root) if filesystem.exists(root) else []:
             asset = path.rsplit("/", 2)[-2]
             with suppress(FileNotFoundError):  # a part that was renamed meanwhile
-                if asset.startswith(prefixes) and filesystem.modified(path) < before:
+                is_removable = asset.startswith(prefixes) or path.endswith(".part")
+                if is_removable and filesystem.modified(path) < before:
                     filesystem.rm(path)
                     removed += 1
         return removed

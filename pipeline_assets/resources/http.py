@@ -105,7 +105,10 @@ class HttpClient:
         `headers` are sent to the origin of `url` only, not to another one that it redirects to.
         With `public_only`, not even `url` itself may lead into the private network.
         """
-        target = requests.Request("GET", url, params=params).prepare().url or url
+        try:
+            target = requests.Request("GET", url, params=params).prepare().url or url
+        except requests.RequestException:
+            raise PermanentFetchError("isn't a valid URL") from None
         host = urlsplit(target).hostname or ""
         for attempt in range(1, self.limits.attempts + 1):
             last = attempt == self.limits.attempts

@@ -7,11 +7,12 @@ needed: the import takes three seconds.
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 ROOT_RUN = "dagster_root_run_id"
 """The tag that ties an MLflow run to a Dagster run and its re-executions."""
 
+SERVERS = ("ui", "server", "models")
+"""MLflow's commands that start processes of their own, which a signal to the command alone doesn't end."""
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -154,12 +158,25 @@ class Mlflow:
                 "MLFLOW_DEFAULT_ARTIFACT_ROOT": root,
             }
         command = [sys.executable, "-m", "mlflow", *arguments]
-        # Not exec: this process holds the lease on the embedded server.
-        with subprocess.Popen(command, env=environment) as process:
+        # Not exec: this process holds the lease on the embedded server. A server has its own group, to be
+        # ended whole; any other command may ask something, so it is in the terminal's, which tells it.
+        group = 0 if arguments[:1] and arguments[0] in SERVERS else None
+        with subprocess.Popen(command, env=environment, process_group=group) as process:
+
+            def pass_on(number: int, _: object) -> None:
+                with suppress(ProcessLookupError):
+                    if group == 0:
+                        os.killpg(process.pid, number)
+                    elif number == signal.SIGTERM:
+                        process.terminate()
+
+            before = {number: signal.signal(number, pass_on) for number in ENDING}
             try:
-                return process.wait()
-            except KeyboardInterrupt:
-                return process.wait()
+                code = process.wait()
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        return code if code >= 0 else 128 - code
 
     @contextmanager
     def run(

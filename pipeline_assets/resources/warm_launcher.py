@@ -8,7 +8,8 @@ A run never executes older code than a new interpreter would. The warm process i
 next run when
 
 - a file that was read to load the definitions has changed: a module, a contract, the settings (except `.env`:
-  what the launching process read from it is in the environment that it passes on, and takes precedence);
+  what the launching process read from it is in the environment that it passes on, and takes precedence; a
+  secret in Vault or in a file that wasn't there yet is read again once the old one is refused);
 - the code server has another identity: it was reloaded in the UI, or restarted. This is checked at each
   launch, except with code servers that the daemon itself replaces every minute without need: there only
   the files decide.
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -42,6 +44,7 @@ from pipeline_assets.resources.warm_process import process_of
 from pipeline_assets.settings import load_settings
 
 FOLDER = "run_processes"
+TRIED_AGAIN = 300.0  # seconds; each try costs as much as the cold start that follows it
 FORK_TIMEOUT = 30.0  # seconds; a fork takes hundredths of one, and one that takes this long hangs
 SHUTS_DOWN = "after telling it to shut down"
 """Part of the answer of a code server that waits for its runs before it ends."""
@@ -93,7 +96,7 @@ class WarmProcess:
             RunsAlready: the run already has a process, from any launcher.
             ColdStart: it failed to do what was asked.
         """
-        line = ""
+        line, ended = "", "has ended"
         try:
             self.connection.settimeout(timeout)
             self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -101,11 +104,12 @@ class WarmProcess:
         except TimeoutError:
             self.process.kill()
             self.process.wait()  # until then it may hold the lock of a run that it hasn't forked
+            ended = f"didn't answer within {timeout:g} s and was killed"
         except OSError:
             pass  # it is gone
         if not line:
             self.close()
-            raise WarmProcessEnded(f"the warm process (pid {self.process.pid}) has ended")
+            raise WarmProcessEnded(f"the warm process (pid {self.process.pid}) {ended}")
         answer = json.loads(line)
         if "runs" in answer:
             raise RunsAlready
@@ -129,6 +133,8 @@ class WarmRunLauncher(DefaultRunLauncher):
         self._preload = list(preload)
         self._folder = folder
         self._warm: dict[str, WarmProcess] = {}
+        self._impossible: dict[str, tuple[object, float, str]] = {}
+        """Setup, time and reason of warm processes that can't load what their runs need."""
         self._lock = threading.Lock()
 
     @classmethod
@@ -205,13 +211,26 @@ class WarmRunLauncher(DefaultRunLauncher):
                 if old := self._warm.pop(key, None):
                     old.close()
                 self._remove_leftovers()
-                timeout = self._instance.code_server_process_startup_timeout
-                new = self._warm[key] = WarmProcess(setup, str(setup["executable"]), timeout)
+                new = self._warm[key] = self._new_process(key, setup)
                 self._say(f"Started a warm process (pid {new.process.pid}): {needed}.", run)
                 if needed := self._start(new, setup, run):
                     raise ColdStart(f"while the warm process was started {needed}")
         except WarmProcessEnded:
             self._warm.pop(key, None)
+            raise
+
+    def _new_process(self, key: str, setup: dict[str, str | list[str]]) -> WarmProcess:
+        """A new warm process; one that failed with the same setup isn't tried again for a while."""
+        failed_with, failed_at, reason = self._impossible.get(key, (None, 0.0, ""))
+        if failed_with == setup and time.monotonic() < failed_at + TRIED_AGAIN:
+            raise ColdStart(f"{reason}; that is tried again after {TRIED_AGAIN:g} s")
+        timeout = self._instance.code_server_process_startup_timeout
+        try:
+            return WarmProcess(setup, str(setup["executable"]), timeout)
+        except WarmProcessEnded:  # somebody killed it, or the machine was too slow
+            raise
+        except ColdStart as error:
+            self._impossible[key] = setup, time.monotonic(), str(error)
             raise
 
     def _start(

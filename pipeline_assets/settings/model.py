@@ -8,6 +8,7 @@ describes data belongs in its contract.
 """
 
 import os
+import re
 from collections import ChainMap
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -55,6 +56,7 @@ OURS = (
     "HEARTBEAT_",
 )
 """Prefixes of the project's environment variables."""
+SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 LARGEST_NUMBER = 100_000
 """The most days, minutes or rows that a setting can state; that many days before today is still a date."""
 DATABASE_URLS = ("source_database_url", "warehouse_database_url", "dagster_database_url")
@@ -324,6 +326,16 @@ def _refuse_near_misses(names: Iterable[str], what: str) -> None:
             raise SettingsError(f"{name}, {what}, is not a setting; {meant} is")
 
 
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes made the variable: each pod gets some for each service of its namespace.
+
+    For a service `pipeline-assets`, they are PIPELINE_ASSETS_SERVICE_HOST, PIPELINE_ASSETS_PORT and more.
+    """
+    return bool(SERVICE_LINK.search(name)) or (
+        name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
+    )
+
+
 def _unknown_names() -> list[str]:
     known = set(Settings.model_fields)
     yaml_file = _yaml_file()
@@ -331,7 +343,7 @@ def _unknown_names() -> list[str]:
     errors = [f"{yaml_file.name}: {name} is not a setting" for name in in_yaml if name not in known]
     settings = sorted(name.upper() for name in known)
     for name in sorted(os.environ):
-        if name.lower() in known:
+        if name.lower() in known or _is_service_link(name, os.environ[name]):
             continue
         # Variables of other programs begin with SOURCE_ or DAGSTER_ too: there only a near miss is an error.
         if name.startswith(OURS) or (name.endswith("_URL") and _near_miss(name)):
@@ -362,7 +374,7 @@ def load_settings(**overrides: Any) -> Settings:
     """
     add_dotenv()
     if errors := _unknown_names():
-        raise SettingsError("; ".join(errors))
+        raise SettingsError("\n".join(errors))
     if folder := _secrets_folder():
         _refuse_near_misses((file.name for file in folder.iterdir()), f"a file in {folder}")
     try:

@@ -20,6 +20,11 @@ def current(settings: BaseModel, name: str) -> Any:
     return _replaced.get((name, value), value)
 
 
+def replacements() -> list[Any]:
+    """The values that this process has read again since its start."""
+    return list(_replaced.values())
+
+
 def read_again(name: str, error: Exception) -> Any:
     """Read a setting from its sources again; None if it isn't set.
 

@@ -20,6 +20,7 @@ TEXT = "install pipeline-assets[vault], not [/this]"
         PermanentError(TEXT),
         EmbeddedPostgresError(TEXT),
         psycopg.OperationalError(TEXT),
+        psycopg.errors.UndefinedObject(TEXT),  # `migrate --load` of a role that isn't there
         sqlalchemy.exc.OperationalError("SELECT 1", {}, psycopg.OperationalError(TEXT)),
     ],
 )
@@ -30,6 +31,15 @@ def test_what_has_to_be_mended_is_a_line_as_it_was_said(
         raise error
     assert exit_.value.exit_code == 2
     assert capsys.readouterr().out == TEXT + "\n"
+
+
+def test_what_mlflow_says_is_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow.exceptions import RestException
+
+    away = RestException({"error_code": "UNAUTHENTICATED", "message": TEXT})
+    with pytest.raises(typer.Exit), clear_errors():
+        raise away
+    assert TEXT in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

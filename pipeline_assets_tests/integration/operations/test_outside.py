@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 
+from pipeline_assets.operations import daemon
 from pipeline_assets.operations.daemon import broken_code, silent_ui
 from pipeline_assets.operations.runs import Outside
 from pipeline_assets.operations.watching import missing_looks, watch_outside
@@ -154,6 +155,34 @@ def test_the_watch_tells_of_a_silent_daemon_once_and_of_its_return(
     assert "Daemon back" in mailbox.subjects[1]
 
 
+def test_a_look_that_fails_while_the_storage_answers_is_told_as_that(
+    outside: Settings,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Whatever failed was called "Dagster's storage doesn't answer"."""
+    alive(instance)
+    with mail_server() as (mailbox, url):
+        looks = watch_outside(
+            outside.model_copy(update={"alert_urls": (SecretStr(url),)}),
+            workspace(tmp_path, shop_code=FINE),
+        )
+        with monkeypatch.context() as patch:
+
+            def fails(*_: object) -> None:
+                raise OSError("no handle is left")
+
+            patch.setattr(daemon, "broken_code", fails)
+            said, fine = next(looks)
+        assert (said, fine) == ("Operations can't look: watch. OSError: no handle is left", False)
+        assert next(looks)[1]
+    assert mailbox.subjects == [
+        "[dev] Operations can't look: watch",
+        "[dev] Operations can look again: watch",
+    ]
+
+
 @pytest.mark.slow
 def test_the_watch_tells_that_dagsters_own_storage_is_away_and_is_back(
     outside: Settings,
@@ -183,5 +212,5 @@ def test_the_watch_tells_that_dagsters_own_storage_is_away_and_is_back(
         monkeypatch.setenv("DAGSTER_DATABASE_URL", there)
         assert next(looks)[1]
         assert mailbox.subjects[1:] == ["[dev] Storage back: Dagster's database"]
-    assert all("storage doesn't answer" in text and not fine for text, fine in said)
+    assert all("Storage unreachable" in text and not fine for text, fine in said)
     assert "s3cret" not in "".join(text for text, _ in said) + mailbox.mails[0][1]

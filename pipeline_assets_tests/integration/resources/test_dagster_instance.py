@@ -7,6 +7,8 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from pipeline_assets.resources.dagster_instance import upgrade
+
 
 def end_sessions(instance: dg.DagsterInstance) -> int:
     """End all connections to Dagster's database, as a restart does; return their number."""
@@ -95,3 +97,19 @@ def test_an_instance_that_is_opened_again_connects_once_it_is_asked(
         assert again.get_runs_count() == 0
         assert again.get_runs_count() == 0
     assert len(connected) == 1
+
+
+def test_an_upgrade_has_no_time_limit(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index on a long history takes longer than the minute that the webserver's statements have."""
+    engine = instance.event_log_storage._engine  # type: ignore[attr-defined]  # SQL storages have it
+
+    def limit() -> str:
+        with engine.connect() as connection:
+            return str(connection.execute(sa.text("SHOW statement_timeout")).scalar())
+
+    limits = [limit()]
+    monkeypatch.setattr(instance, "upgrade", lambda: limits.append(limit()))
+    upgrade(instance)
+    assert limits == ["1min", "0"]

@@ -70,6 +70,15 @@ def test_what_is_read_is_what_was_written(files: PartitionFiles) -> None:
     assert names(files) == [f"asset/{DAY}.parquet"]
 
 
+def test_what_a_killed_run_left_is_removed_whatever_its_asset(files: PartitionFiles) -> None:
+    files.write("training_snapshots", DAY, [ROWS])
+    part = f"{files.path('training_snapshots', DAY)}.0123.part"
+    with fsspec.open(part, "wb") as file:
+        file.write(b"half")
+    assert files.remove(("raw_",), datetime.now(UTC) + timedelta(days=1)) == 1
+    assert names(files) == [f"training_snapshots/{DAY}.parquet"]
+
+
 def test_what_another_host_writes_is_seen_by_one_that_found_nothing_before(
     files: PartitionFiles,
 ) -> None:

@@ -312,7 +312,10 @@ def test_a_run_that_cannot_be_forked_starts_cold_and_once(
         deployment.instance.launch_run(run_id, deployment.workspace.create_request_context())
     finally:
         fault.unlink()
-    reason = r"the warm process (can't do it: .*no fork|\(pid \d+\) has ended)"
+    reason = {
+        "dies": r"the warm process \(pid \d+\) has ended",
+        "hangs": r"the warm process \(pid \d+\) didn't answer within 1 s and was killed",
+    }.get(how, r"the warm process can't do it: .*no fork")
     assert re.search(f"Starting cold: {reason}", deployment.log(run_id)), deployment.log(run_id)
     deployment.waits(run_id)
     run = deployment.instance.get_run_by_id(run_id)
@@ -321,6 +324,30 @@ def test_a_run_that_cannot_be_forked_starts_cold_and_once(
     deployment.open(f"not forked: {how}")
     assert deployment.ended(run_id) == "SUCCESS"
     assert deployment.log(run_id).count("Started process for run") == 1
+
+
+def test_a_warm_process_that_cannot_load_is_not_tried_for_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try costs as much as the cold start after it."""
+    tries = []
+
+    def impossible(setup: dict[str, str], *_: object) -> None:
+        tries.append(setup)
+        raise warm_launcher.ColdStart("importing leaves threads")
+
+    monkeypatch.setattr(warm_launcher, "WarmProcess", impossible)
+    with dg.DagsterInstance.ephemeral() as instance:
+        launcher = warm_launcher.WarmRunLauncher([], tmp_path)
+        launcher.register_instance(instance)
+        for reloads in ("", "", "", "now", "now"):
+            with pytest.raises(warm_launcher.ColdStart, match="importing leaves threads"):
+                launcher._new_process("code", {"executable": "python", "reloads": reloads})
+        assert [each["reloads"] for each in tries] == ["", "now"]
+        monkeypatch.setattr(warm_launcher, "TRIED_AGAIN", 0.0)
+        with pytest.raises(warm_launcher.ColdStart):
+            launcher._new_process("code", {"executable": "python", "reloads": "now"})
+        assert len(tries) == 3
 
 
 @pytest.mark.slow

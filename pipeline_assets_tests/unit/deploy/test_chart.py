@@ -8,11 +8,20 @@ import pytest
 import yaml
 from dagster._config import process_config
 
+from pipeline_assets.settings import Settings
+
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm"
 ENVIRONMENTS = ("staging", "production")
 IMAGE = "registry.example.com/pipeline-assets@sha256:" + "a" * 64
 SECRETS = "/etc/pipeline-assets/secrets"
+NO_LOGIN = {
+    "enabled": True,
+    "host": "dagster.example.com",
+    "tlsSecret": "tls",
+    "annotations": {"cert-manager.io/cluster-issuer": "letsencrypt"},
+}
+"""An ingress that asks nobody who he is."""
 KUBERNETES = ("1.29", "1.34")
 """The oldest version that the chart supports, and a recent one."""
 
@@ -71,6 +80,12 @@ def test_helm_lint_finds_nothing_but_that_there_is_no_icon(environment: str) -> 
         ({"image": {"reference": "pipeline-assets:latest"}}, "reference"),
         ({"settings": {"WAREHOUSE_DATABASE_URL": "postgresql://me:secret@db/x"}}, "WAREHOUSE_D"),
         ({"ingress": {"enabled": True, "host": "", "tlsSecret": "tls"}}, "host"),
+        ({"ingress": NO_LOGIN}, "ingress"),
+        *(
+            ({"settings": {name.upper(): "x"}}, name.upper())
+            for name, field in Settings.model_fields.items()
+            if "SecretStr" in str(field.annotation) and name != "mlflow_tracking_uri"
+        ),
     ],
 )
 def test_a_misspelt_or_dangerous_value_is_refused(wrong: dict[str, Any], named: str) -> None:

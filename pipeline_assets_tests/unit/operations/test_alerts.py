@@ -112,6 +112,15 @@ def test_what_nobody_could_look_for_is_not_mended() -> None:
     assert list(book.alerts) == ["run_failed a"]
 
 
+def test_what_only_a_newer_version_knows_stays_open() -> None:
+    """After a rollback, or before a watch is replaced, an older version reads the newer one's book."""
+    book = Book()
+    update(book, [problem("a")], BEGIN, channels=CHANNELS, repeat=REPEAT)
+    newer = Book.model_validate_json(book.model_dump_json().replace("run_failed", "sky_falls"))
+    update(newer, [], BEGIN, channels=CHANNELS, repeat=REPEAT)
+    assert list(newer.alerts) == ["sky_falls a"]
+
+
 def test_what_is_out_of_sight_is_given_up_and_not_called_mended() -> None:
     book = Book()
     update(book, [problem("a")], BEGIN, channels=CHANNELS, repeat=REPEAT)

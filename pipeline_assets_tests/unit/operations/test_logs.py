@@ -15,7 +15,7 @@ from pipeline_assets.operations.logs import (
     mask,
     secret_values,
 )
-from pipeline_assets.settings import Settings
+from pipeline_assets.settings import Settings, rotation
 
 
 def line_of(formatter: logging.Formatter, message: str, *arguments: object) -> str:
@@ -62,6 +62,16 @@ def test_every_secret_of_the_settings_is_masked_with_its_password_in_every_form(
         assert secret not in line
     assert "https://example.com/a:b@c" in line  # no password, just an address
     json.loads(line)
+
+
+@pytest.mark.security
+def test_a_secret_that_replaced_another_is_masked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "_replaced", {})
+    settings = Settings(newsapi_key=SecretStr("k3y-of-news"))
+    formatter = MaskingFormatter(JsonFormatter("production"), secret_values(settings))
+    rotation.replace(settings, "newsapi_key", SecretStr("n3w-key"))
+    assert "n3w-key" not in line_of(formatter, "k3y-of-news was replaced by n3w-key")
+    assert {"k3y-of-news", "n3w-key"} <= secret_values(settings)
 
 
 def test_secrets_are_found_in_lists_and_nested_models() -> None:

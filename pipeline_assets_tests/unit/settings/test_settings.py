@@ -112,6 +112,41 @@ def test_a_wrong_setting_is_one_line_that_names_its_variable(
     assert "hunter2" not in found
 
 
+def test_every_unknown_name_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = error(monkeypatch, PIPELINE_COLOUR="red", NEWS_COLOUR="blue")
+    assert [line.split()[0] for line in found.splitlines()] == ["NEWS_COLOUR", "PIPELINE_COLOUR"]
+
+
+def test_what_kubernetes_adds_for_a_service_is_no_misspelt_setting(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a service `pipeline-assets`, or one called `warehouse`: no pod of its namespace started."""
+    for service in ("PIPELINE_ASSETS", "WAREHOUSE"):
+        for name, value in {
+            "SERVICE_HOST": "10.0.0.1",
+            "SERVICE_PORT": "4000",
+            "SERVICE_PORT_GRPC": "4000",
+            "PORT": "tcp://10.0.0.1:4000",
+            "PORT_4000_TCP": "tcp://10.0.0.1:4000",
+            "PORT_4000_TCP_PROTO": "tcp",
+            "PORT_4000_TCP_PORT": "4000",
+            "PORT_4000_TCP_ADDR": "10.0.0.1",
+        }.items():
+            monkeypatch.setenv(f"{service}_{name}", value)
+    assert load_settings().pipeline_env == "dev"
+    found = error(monkeypatch, WAREHOUSE_PORT="5432")
+    assert found.startswith("WAREHOUSE_PORT is not a setting")
+
+
+@pytest.mark.security
+def test_a_wrong_heartbeat_address_is_refused_without_its_key(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("https://hc-ping.com:x/k3y", "hc-ping.com/k3y", "ftp://hc-ping.com/k3y"):
+        found = error(monkeypatch, HEARTBEAT_URL=address)
+        assert found == "HEARTBEAT_URL is not an http:// or https:// address"
+
+
 def test_an_unknown_key_of_the_yaml_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
