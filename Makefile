@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help run dev mlflow test test-reliability test-cluster test-security image image-test compose-secrets check contracts graph sbom ci publish deploy smoke lock bench clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 $(VENV)/installed: requirements.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 14) or sys.exit("pipeline-assets needs Python 3.11 to 3.14, not %d.%d: set PYTHON=python3.x" % v)'
@@ -35,10 +35,10 @@ $(VENV)/referee/installed: $(VENV)/installed-dev Makefile
 run: $(VENV)/installed ## install, then load orders, train a model and write today's digest, on embedded PostgreSQL
 	@$(BIN)/pipeline-assets run
 
-dev: $(VENV)/installed ## install, then open Dagster's UI on http://127.0.0.1:3000
+dev: $(VENV)/installed ## install, then serve Dagster's UI on http://127.0.0.1:3000
 	@$(BIN)/dagster dev
 
-mlflow: $(VENV)/installed ## install, then open MLflow's UI on http://127.0.0.1:5000
+mlflow: $(VENV)/installed ## install, then serve MLflow's UI on http://127.0.0.1:5000
 	@$(BIN)/pipeline-assets mlflow ui
 
 # The slow tests of a file share servers, models and browsers: they run in one worker. Tests also wait for
@@ -66,12 +66,21 @@ compose-secrets: ## create the secrets of the Compose deployment: SOURCE=postgre
 test-security: $(VENV)/installed-dev ## install, then run the attacks: every test of docs/security.md
 	$(BIN)/pytest --numprocesses auto --quiet -m security
 
-check: $(VENV)/installed-dev ## check format, lint, types, layers, the Dagster definitions, the CI files and the Dockerfile
+# Apart, so that `make --jobs 2 check` checks the rest while the type checker takes its minute.
+CHECKS := lint types layers definitions deployment
+.PHONY: $(CHECKS)
+check: $(CHECKS) ## check format, lint, types, layers, the Dagster definitions, the CI files and the Dockerfile
+$(CHECKS): $(VENV)/installed-dev
+types:
+	$(BIN)/mypy
+lint:
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/ruff check
-	$(BIN)/mypy
+layers:
 	$(BIN)/lint-imports --no-logo
+definitions:
 	$(BIN)/dagster definitions validate
+deployment:
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci .gitlab-ci.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
