@@ -21,7 +21,7 @@ SCALE_RESULTS = RESULTS.with_name("scale.json")
 GROWTH_RESULTS = RESULTS.with_name("growth.json")
 PAGE = ROOT / "docs" / "benchmarks.md"
 PLOT = ROOT / "docs" / "benchmarks.svg"
-COMMAND = "make bench ARGS=--full"
+COMMAND = "make bench BENCH=load ARGS=--full"
 HEADINGS = (
     "tool",
     "runs",
@@ -236,14 +236,14 @@ over minutes. The others are medians of five, with the range. Nothing else ran o
 """
 
 
-PREAMBLE = """# Benchmarks of the load
+PREAMBLE = """# Benchmarks
 
 ```
 {command}
 ```
 
-writes this page and `benchmarks/results/load.json`. Measured on {machine}, PostgreSQL with fsync on and
-nothing beside it.
+measures the load, and writes this page and `benchmarks/results/load.json`. Measured on {machine},
+PostgreSQL with fsync on and nothing beside it; the sections after the load say how they were measured.
 
 A day of changes goes from one PostgreSQL database into a table of another. The data are TPC-H's order
 lines; a mixed day is half changed rows from all over the table and half new ones. One row in a
@@ -270,9 +270,9 @@ the largest process. Each tool has an environment of its own with the version in
 TARGETS = """
 ## Targets
 
-Our seconds as a ratio of another tool's, from the medians below, and whether that keeps the bound which the
-project has set itself. Only the whole process starts and imports; Dagster's own part is that of the three
-empty assets; the functions are those that the assets call.
+Our seconds divided by the other tool's, from the medians below, and whether that is within the bound that
+the project has set itself. *Whole process* includes starting Python and importing; *warm* doesn't; *less
+Dagster's own part* subtracts three empty assets; *functions alone* runs the same code without Dagster.
 
 """
 FLOOR = "psql: COPY, sorted upsert"
