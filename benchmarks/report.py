@@ -230,8 +230,9 @@ measures what many tables cost, each with a contract of 16 columns, {days:,} dai
 rows in the ledger; Dagster's history has all runs of the first table, and of the others those of
 {recent} days. "A run's CPU" is the part of loading that each run pays which isn't started warm. A table's
 tick is that of its change sensor when all is in step. Memory, cores and ticks are of `dagster dev` with every
-sensor switched on, where each table's wants one tick a minute and `alerts` two; they are one measurement
-over minutes. The others are medians of five, with the range. Nothing else ran on the 2 cores.
+sensor switched on, where each table's wants one tick a minute and `alerts` two; it is started once and
+watched for a minute, five times in turn. All are medians of five, with the range. Nothing else ran on the
+2 cores.
 
 """
 

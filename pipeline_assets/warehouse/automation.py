@@ -95,14 +95,9 @@ def table_automation(
             ensure_schema(at_warehouse, contract)
             missed = never_loaded(at_warehouse, contract, first, last)
             missed |= half_loaded(at_warehouse, contract, first, last)
-            wanted_days = {
-                day
-                for day in days(last, missed)
-                if first.isoformat()
-                <= day
-                <= last.isoformat()  # whatever the last reconciliation had
-            }
-            windows = partition_windows(partitions, sorted(wanted_days))
+            # The last reconciliation may name days that are no partitions any more, or haven't settled.
+            chosen = [day for day in days(last, missed) if f"{first}" <= day <= f"{last}"]
+            windows = partition_windows(partitions, sorted(chosen))
             known = batches(at_warehouse, contract, list(windows))
             found = compare(at_source, at_warehouse, contract, windows)
         # During a rollout the previous version still loads, and leaves the new version's columns empty.

@@ -161,9 +161,8 @@ def _is_sent_alike(kind: "pa.DataType", wanted: "pa.DataType") -> bool:
     import pyarrow.types as kinds
 
     if kinds.is_decimal128(kind) and kinds.is_decimal128(wanted):
-        return bool(
-            kind.scale == wanted.scale
-        )  # PostgreSQL refuses too many digits, but would round
+        # Of too many digits before the point PostgreSQL complains; those after it, it rounds.
+        return bool(kind.scale == wanted.scale)
     if kinds.is_timestamp(kind) and kinds.is_timestamp(wanted):
         return bool(kind.unit == wanted.unit and (kind.tz is None) == (wanted.tz is None))
     is_text = kinds.is_large_string(kind) and kinds.is_string(wanted)
