@@ -20,6 +20,14 @@ from pipeline_assets.quality.types import arrow_type, parts, travels_as_text
 from pipeline_assets.quality.validation import apply
 from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles, ahead
 from pipeline_assets.warehouse import ledger
+from pipeline_assets.warehouse.lookup import (
+    KEYS_PER_QUESTION,
+    Key,
+    chunks,
+    key_arrays,
+    key_lists,
+    newest_in_source,
+)
 from pipeline_assets.warehouse.marts import ensure_marts, group_columns, note_touched, refresh
 from pipeline_assets.warehouse.tables import Table
 
@@ -31,7 +39,6 @@ SORT_MEMORY = "256MB"
 ROWS_PER_WRITE = 32_768
 LOWEST_KEY = -(2**63)
 """PostgreSQL's smallest integer: every other key is above it."""
-KEYS_PER_QUESTION = 10_000
 
 
 @dataclass(frozen=True)
@@ -358,7 +365,6 @@ def _delete_gone(
     window = _window(batch)
     names = {
         "target": relation(contract.target_relation),
-        "source": relation(contract.source_relation),
         "version": sql.Identifier(contract.change_column),
         "key": _list(contract.key),
         "appended": appended,
@@ -369,18 +375,6 @@ def _delete_gone(
         # Or the file has an older version: the source was restored from a backup, or the file is outdated.
         " AND (staged.{version} IS NULL OR t.{version} > staged.{version})"
     ).format(**names)
-    held = sql.SQL(
-        # Cast to the type loaded: the source's may lack a time zone, and Python can't compare the two.
-        "SELECT {identity}, {version}::{moment}, {key} FROM {source}"
-        # A row whose version belongs to no day protects none from deletion.
-        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {dated}"
-    ).format(
-        identity=ledger.identity_sql(contract),
-        moment=sql.SQL(contract.column(contract.change_column).physical_type),
-        arrays=key_arrays(contract),
-        dated=has_a_day(contract),
-        **names,
-    )
     delete = _noting(
         table,
         sql.SQL(
@@ -389,61 +383,23 @@ def _delete_gone(
             " AND {version} >= %(start)s AND {version} < %(end)s"
         ).format(arrays=key_arrays(contract), **names),
     )
-    gone: list[tuple[Any, ...]] = []
+    gone: list[Key] = []
     with _whole_joins(warehouse):
         absent = warehouse.execute(missing, window)
     for rows in chunks(absent):
         here = {tuple(key): version for version, *key in rows}
-        asked = key_lists(contract, list(here))
-        found = source.execute(held, asked).fetchall() if source else []
-        quarantined = ledger.quarantined(
-            warehouse, contract, {identity: version for identity, version, *_ in found}
+        there = (
+            newest_in_source(source, warehouse, contract, here, batch.window_start)
+            if source
+            else {}
         )
-        spared = {
-            tuple(key)
-            for identity, version, *key in found
-            if identity not in quarantined and version >= here[tuple(key)]
-        }
-        gone += [key for key in here if key not in spared]
+        gone += [key for key, version in here.items() if key not in there or there[key] < version]
     return sum(
         warehouse.execute(
             delete, {**window, **key_lists(contract, gone[i : i + KEYS_PER_QUESTION])}
         ).rowcount
         for i in range(0, len(gone), KEYS_PER_QUESTION)
     )
-
-
-def has_a_day(contract: Contract) -> sql.Composed:
-    """The condition that a row's change time is in the years 1 to 9999.
-
-    Python supports no others; one typo in a year was enough to keep a table from being compared.
-    """
-    return sql.SQL("({version} >= '0001-01-01' AND {version} < '10000-01-01')").format(
-        version=sql.Identifier(contract.change_column)
-    )
-
-
-def chunks(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """A cursor's rows, in lists of at most as many as one query may name."""
-    while keys := cursor.fetchmany(KEYS_PER_QUESTION):
-        yield keys
-
-
-def key_arrays(contract: Contract) -> sql.Composed:
-    """The key's columns as array parameters of a statement, whose values `key_lists` provides."""
-    arrays = [
-        sql.SQL("{}::{}[]").format(
-            sql.Placeholder(f"key{index}"),
-            sql.SQL(contract.column(name).physical_type),
-        )
-        for index, name in enumerate(contract.key)
-    ]
-    return sql.SQL(", ").join(arrays)
-
-
-def key_lists(contract: Contract, keys: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    """The keys of rows as the parameters of `key_arrays`."""
-    return {f"key{index}": [row[index] for row in keys] for index in range(len(contract.key))}
 
 
 def _delete_superseded(table: Table) -> sql.Composed:

@@ -19,7 +19,13 @@ from pipeline_assets.quality.contract import Contract
 from pipeline_assets.quality.ddl import exist, relation
 from pipeline_assets.warehouse import ledger
 from pipeline_assets.warehouse.extract import check_source
-from pipeline_assets.warehouse.load import chunks, has_a_day, key_arrays, key_lists
+from pipeline_assets.warehouse.lookup import (
+    chunks,
+    has_a_day,
+    key_arrays,
+    key_lists,
+    newest_in_source,
+)
 
 # The key's hash, seeded with the version's: a third of the cost of hashing both as one text. These
 # functions give the same result on every PostgreSQL since 11 with the same byte order (hash indexes and
@@ -122,11 +128,9 @@ def _moved_on(
         "key": sql.SQL(", ").join(map(sql.Identifier, contract.key)),
         "version": sql.Identifier(contract.change_column),
         "target": relation(target),
-        "source": relation(contract.source_relation),
         "identity": ledger.identity_sql(contract),
         "arrays": key_arrays(contract),
         "digest": DIGEST,
-        "dated": has_a_day(contract),
         "part": PART.format(ledger.identity_sql(contract)),
     }
     bounds = {"start": window[0], "end": window[1], "parts": differing}
@@ -134,20 +138,13 @@ def _moved_on(
         "SELECT {key} FROM {target} WHERE {version} >= %(start)s AND {version} < %(end)s"
         " AND {part} = ANY(%(parts)s::integer[])"  # of another type, it would not be hashed
     ).format(**names)
-    later = sql.SQL(
-        "SELECT {identity}, {version}, {key} FROM {source}"
-        " WHERE ({key}) IN (SELECT * FROM unnest({arrays})) AND {version} >= %(end)s AND {dated}"
-    ).format(**names)
     digest = sql.SQL(
         "SELECT {digest} FROM (SELECT {version} AS version, {identity} AS identity FROM {target}"
         " WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
         " AND {version} >= %(start)s AND {version} < %(end)s) AS moved"
     ).format(**names)
     for keys in chunks(warehouse.execute(mine, bounds)):
-        rows = source.execute(later, {**bounds, **key_lists(contract, keys)}).fetchall()
-        held = ledger.quarantined(warehouse, contract, {row[0]: row[1] for row in rows})
-        # The source may have a key twice; the warehouse has it once.
-        moved = list({tuple(row[2:]) for row in rows if row[0] not in held})
+        moved = newest_in_source(source, warehouse, contract, keys, since=window[1])
         if some := warehouse.execute(digest, {**bounds, **key_lists(contract, moved)}).fetchone():
             found = Digest(found.rows + some[0], found.hash ^ some[1])
     return found

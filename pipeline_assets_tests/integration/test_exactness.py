@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pipeline_assets.quality.contract import ContractError
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
-from pipeline_assets.warehouse import ledger, load, marts, reconcile
+from pipeline_assets.warehouse import ledger, lookup, marts, reconcile
 from pipeline_assets.warehouse.gate import SAMPLE_ROWS, judge
 from pipeline_assets.warehouse.reconcile import compare, rows_outside
 from pipeline_assets.warehouse.tables import Table
@@ -303,7 +303,7 @@ def test_a_moved_row_has_its_part_of_the_day_looked_up_and_no_other(
     asked = []
 
     def chunks(cursor: Any) -> Iterator[list[Any]]:
-        for keys in load.chunks(cursor):
+        for keys in lookup.chunks(cursor):
             asked.extend(keys)
             yield keys
 
