@@ -4,7 +4,6 @@
 hand from the contract's meaning, without any code of the package.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
@@ -50,6 +49,12 @@ COLUMNS = [
                                  mustBeLessOrEqualTo=20, unit="percent")]}),
     Column("long", "numeric(60,10)", "numeric", ["1", BIG], ["1.00000000001", "NaN", "-0.5", "9" * 51],
            {"logicalTypeOptions": {"minimum": 0}}),
+    Column("price", "numeric(6,2)", "numeric(6,2)", ["9.99", "19.99"], ["19.9", "10", "0", "NaN"],
+           {"quality": [_library("invalidValues", {"validValues": [9.99, 19.99]}, mustBeLessThan=3)]}),
+    Column("free", "numeric", "numeric", ["1", "0.1", BIG], ["0", "-1e-20", "NaN", "Infinity", "-Infinity"],
+           {"logicalTypeOptions": {"exclusiveMinimum": 0}}),
+    Column("grade", "smallint", "smallint", ["1", "2"], ["3", "4", "0"],
+           {"enum": [{"value": 1}, {"value": 2}, {"value": 3}]}),
     Column("ratio", "double precision", "double precision", ["0.5", "0.25"],
            ["1", "1.0000001", "NaN", "Infinity", "-Infinity"], {"logicalTypeOptions": {"maximum": 1}}),
     Column("single", "real", "double precision", ["0.5", "2"], ["0.1", "1e39", "NaN", "Infinity"]),
@@ -65,17 +70,25 @@ COLUMNS = [
            {"quality": [
                _library("invalidValues", {"validValues": ["red", "green", "n/a"]}, mustBeLessThan=2),
                _library("missingValues", {"missingValues": ["n/a"]}, mustBeBetween=[0, 1])]}),
+    Column("hint", "text", "text", ["some"], [],
+           {"quality": [{"severity": "warning", **_library("nullValues")}]}),
     Column("uid", "uuid", "text", UUIDS, ["none", UUIDS[0][1:], "AAAAAAAA-0000-0000-0000-00000000000F"]),
     Column("document", "json", "text", ['{"a": 1}', "[]"], ["{", "", "NaN", "\\\\u0000", '"\\\\ud800"']),
     Column("object", "jsonb", "text", ['{"a": 1}', "null"], ["{'a': 1}", '"\\\\u0000"', '{"a": 1,}']),
     Column("born", "date", "date", ["2020-02-29"], ["infinity", "0001-01-01 BC", "1899-12-31", "9999-12-31"],
            {"logicalTypeOptions": {"minimum": "1900-01-01"}}),
-    Column("rings", "time", "time", ["08:00:00"], ["00:00:00", "23:59:59.999999", "24:00:00"]),
+    Column("rings", "time", "time", ["08:00:00"], ["00:00:00", "23:00:00", "23:00:00.000001", "24:00:00"],
+           {"logicalTypeOptions": {"maximum": "23:00:00"}}),
     Column("seen", "timestamp", "timestamp", ["2026-01-01 00:00:00"],
            ["-infinity", "2030-01-01 00:00:00", "2029-12-31 23:59:59.999999", "0044-03-15 12:00:00 BC"],
            {"logicalTypeOptions": {"exclusiveMaximum": "2030-01-01 00:00:00"}}),
+    Column("noted", "timestamptz", "timestamptz", ["2026-01-01 00:00:00+00"],
+           ["infinity", "2020-01-01 01:00+01", "2019-12-31 23:59:59.999999+00", "0044-03-15 12:00+00 BC"],
+           {"logicalTypeOptions": {"minimum": "2020-01-01T00:00:00Z"}}),
     Column("raw", "bytea", "bytea", ["\\\\x00ff"], ["\\\\x"]),
 ]  # fmt: skip
+KEY = {"id": "bigint", "part": "smallint"}
+"""Its columns have these types in the source too, as a contract demands."""
 QUALITY = [
     {"name": "rows_enough", **_library("rowCount", mustBeGreaterThan=3)},
     _library("duplicateValues", {"properties": ["code", "small"]}, mustBeLessOrEqualTo=50, unit="percent"),
@@ -92,6 +105,7 @@ _FITS = {
     "whole": "whole BETWEEN -2147483648 AND 2147483647",
     "amount": "amount <> 'NaN' AND abs(amount) < 1e6 AND amount = round(amount, 2)",
     "long": "(long = 'NaN' OR abs(long) < 1e50 AND long = round(long, 10))",
+    "price": "price <> 'NaN'",
     "single": "CASE WHEN abs(single) < 3e38 THEN single::real::float8 = single"
     " ELSE single IN ('NaN', 'Infinity', '-Infinity') END",
     "code": "length(code) <= 5",
@@ -101,19 +115,28 @@ _FITS = {
     "object": "pg_input_is_valid(object, 'jsonb')",
     "born": "born BETWEEN '0001-01-01' AND '9999-12-31'",
     "seen": "seen BETWEEN '0001-01-01' AND '9999-12-31 23:59:59.999999'",
+    "noted": "noted BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'",
 }
 VIOLATIONS = {
     **{f"{name}_type": f"NOT ({fits})" for name, fits in _FITS.items()},
     # In the source these columns have the contract's own type, so that every value fits.
-    **{f"{name}_type": "false" for name in ("id", "large", "ratio", "flag", "rings", "changed_at")},
+    **{
+        f"{name}_type": "false"
+        for name in ("id", "part", "large", "grade", "ratio", "flag", "rings", "changed_at")
+    },
     "id_required": "id IS NULL",
-    "id_unique": "id IS NOT NULL AND count(*) OVER (PARTITION BY day, id) > 1",
+    "part_required": "part IS NULL",
+    "id_part_unique": "id IS NOT NULL AND part IS NOT NULL"
+    " AND count(*) OVER (PARTITION BY day, id, part) > 1",
     "small_minimum": f"{_FITS['small']} AND small < 0",
     "whole_required": "whole IS NULL",
     "whole_maximum": f"{_FITS['whole']} AND whole > 1000",
     "large_exclusive_maximum": "large >= 9223372036854775807",
     "amount_exclusive_minimum": f"{_FITS['amount']} AND amount <= 0",
     "long_minimum": f"{_FITS['long']} AND long < 0",
+    "price_valid_values": f"{_FITS['price']} AND price NOT IN (9.99, 19.99)",
+    "free_exclusive_minimum": "free <= 0",
+    "grade_enum": "grade NOT IN (1, 2, 3)",
     "ratio_maximum": "ratio > 1",
     "flag_null_values": "flag IS NULL",
     "code_min_length": f"{_FITS['code']} AND length(code) < 2",
@@ -121,8 +144,11 @@ VIOLATIONS = {
     "name_max_length": "length(name) > 10",
     "kind_valid_values": "kind NOT IN ('red', 'green', 'n/a')",
     "kind_missing_values": "kind IS NULL OR kind = 'n/a'",
+    "hint_null_values": "hint IS NULL",
+    "rings_maximum": "rings > '23:00:00'",
     "born_minimum": f"{_FITS['born']} AND born < '1900-01-01'",
     "seen_exclusive_maximum": f"{_FITS['seen']} AND seen >= '2030-01-01'",
+    "noted_minimum": f"{_FITS['noted']} AND noted < '2020-01-01 00:00:00+00'",
     "code_small_duplicate_values": f"""code IS NOT NULL AND small IS NOT NULL AND {_FITS["code"]}
         AND {_FITS["small"]} AND count(*) FILTER (WHERE {_FITS["code"]} AND {_FITS["small"]})
         OVER (PARTITION BY day, code, small) > 1""",
@@ -133,9 +159,11 @@ VIOLATIONS = {
 
 BOUNDS = {
     "amount_exclusive_minimum": "100.0 * {} / rows <= 20",
+    "price_valid_values": "{} < 3",
     "flag_null_values": "{} < 2",
     "kind_valid_values": "{} < 2",
     "kind_missing_values": "{} BETWEEN 0 AND 1",
+    "hint_null_values": "{} >= 0",  # a warning
     "code_small_duplicate_values": "100.0 * {} / rows <= 50",
     "small_above_whole": "{} <> 1",
 }
@@ -148,35 +176,39 @@ def spoiled_contract() -> Contract:
         {"name": column.name, "physicalType": column.physical_type, **column.rules}
         for column in COLUMNS
     ]
-    key = {"name": "id", "physicalType": "bigint", "primaryKey": True, "required": True}
-    return contract([key, *properties], quality=QUALITY)
+    key = [
+        {"name": name, "physicalType": kind, "primaryKey": True, "primaryKeyPosition": place}
+        for place, (name, kind) in enumerate(KEY.items(), 1)
+    ]
+    return contract([*key, *properties], quality=QUALITY)
 
 
 def source_table() -> str:
     """The statement that creates the source, wider than the contract so that values may not fit."""
-    columns = ", ".join(f'"{column.name}" {column.source_type}' for column in COLUMNS)
-    return f"CREATE TABLE public.source (id bigint, {columns}, changed_at timestamptz)"
+    kinds = KEY | {column.name: column.source_type for column in COLUMNS}
+    columns = ", ".join(f'"{name}" {kind}' for name, kind in kinds.items())
+    return f"CREATE TABLE public.source ({columns}, changed_at timestamptz)"
 
 
 def batch(random: Random, day: int) -> list[tuple[str | None, ...]]:
-    """A day's rows as texts: good ones, with some values replaced, set to null or doubled."""
+    """A day's rows as texts: good ones, of which at least one value is replaced, set to null or doubled."""
     rows: list[list[str | None]] = [
         [
             str(day * 1000 + number),
+            str(number % 2),
             *(random.choice(column.good) for column in COLUMNS),
             str(FIRST_DAY + timedelta(days=day, seconds=random.randrange(86_400))),
         ]
         for number in range(random.randrange(3, 12))
     ]
-    for _ in range(random.choice([0, 1, 1, 2, 3, 8])):
+    for _ in range(random.choice([1, 1, 1, 2, 3, 8])):
         row, place = random.choice(rows), random.randrange(len(COLUMNS) + 1)
-        if place == 0:
-            row[0] = random.choice([*(other[0] for other in rows), None])
+        if place == len(COLUMNS):
+            other = random.choice([each for each in rows if each is not row])
+            row[:2] = random.choice([other[:2], [None, row[1]], [row[0], None]])
         else:
-            column = COLUMNS[place - 1]
-            odd = column.odd or column.good
-            values: Sequence[str | None] = random.choice([odd, odd, column.good, [None]])
-            row[place] = random.choice(values)
+            values: list[str | None] = [*COLUMNS[place].odd, None]
+            row[len(KEY) + place] = random.choice(values)
     return [tuple(row) for row in rows]
 
 
