@@ -160,6 +160,17 @@ def running(command: list[Any], folder: Path, port: int, **variables: str) -> It
             process.wait(60)
 
 
+def self_signed(name: str, folder: Path) -> tuple[Path, Path]:
+    """Make a certificate of a host's name that nobody signed; returns its file and that of its key."""
+    certificate, key = folder / "certificate.pem", folder / "certificate.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "1", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName=DNS:{name}"]
+    command += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key
+
+
 def configure(folder: Path, *, port: int, operators: int, viewers: int) -> Path:
     """Make nginx's folder as documented, with ports of the test's own; returns the configuration file."""
     own = folder / "dagster"
@@ -174,18 +185,7 @@ def configure(folder: Path, *, port: int, operators: int, viewers: int) -> Path:
         text = file.read_text()
         assert old in text
         file.write_text(text.replace(old, new))
-    certificate = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-    ]
-    certificate += ["-nodes", "-days", "1", "-subj", f"/CN={NAME}"]
-    certificate += ["-keyout", str(own / "certificate.key"), "-out", str(own / "certificate.pem")]
-    subprocess.run(certificate, check=True, capture_output=True)
+    self_signed(NAME, own)
     lines = []
     for login in ("operator", "viewer"):
         hashed = subprocess.run(

@@ -2,18 +2,21 @@
 
 import gzip
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from pipeline_assets.resources.http import FetchError, HttpClient, Limits, PermanentFetchError
+from pipeline_assets_tests.security.test_proxy import self_signed
 
 PATIENT = Limits(connect=10, read=10, total=20, body_bytes=100_000, attempts=1, backoff=0.01)
 """One time in a thousand, a busy machine takes more than half a second to answer."""
@@ -285,20 +288,21 @@ class TestHostileServers:
             client().get(httpserver.url_for("/feed"))
 
     @pytest.mark.security
-    def test_an_untrusted_certificate_is_refused(self) -> None:
-        # The server speaks no TLS at all, which fails in the same place.
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            port = listener.getsockname()[1]
+    def test_an_untrusted_certificate_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        certificate, key = self_signed("localhost", tmp_path)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        with HTTPServer(ssl_context=context) as server:
+            seen = answers(server, Response("ok"))
+            with pytest.raises(FetchError, match="certificate") as refused:
+                client().get(server.url_for("/feed"))
+            assert "CERTIFICATE_VERIFY_FAILED" in str(refused.value.__cause__)
+            assert seen == [], "not even asked"
 
-            def answer() -> None:
-                connection, _ = listener.accept()
-                with connection:
-                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" * 10)
-                    connection.recv(65_536)
-
-            threading.Thread(target=answer, daemon=True).start()
-            with pytest.raises(FetchError, match="certificate"):
-                client().get(f"https://127.0.0.1:{port}/feed")
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+            assert client().get(server.url_for("/feed")).body == b"ok", "once it is trusted"
 
 
 @pytest.mark.security
