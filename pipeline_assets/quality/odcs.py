@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
+from pipeline_assets import yaml_files
 from pipeline_assets.quality import types
 from pipeline_assets.quality.contract import (
     Column,
@@ -61,13 +60,6 @@ _PROPERTY_KEYS = {
 }  # fmt: skip
 _SLA_KEYS = {"property", "value", "unit"} | {"id", "element", "description", "driver"}
 
-# The C loader is ten times faster than the Python one, and as safe.
-_YAML_LOADER: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-LONGEST_FILE = 200_000
-"""Characters of a file; the longest contract here has 5,000."""
-DEEPEST = 50
-"""Most levels of nested lists and mappings. At 100,000 the loader's C stack overflows: the process dies."""
-
 LONGEST_NAME = 63
 """Most bytes of a name in PostgreSQL, which truncates longer ones: two could become one."""
 LONGEST_TABLE_NAME = 53
@@ -94,36 +86,11 @@ def load_mart(file: str | Path) -> MartContract:
 def _load(file: str | Path, parse: Callable[[object], _Found]) -> _Found:
     path = file if isinstance(file, Path) else CONTRACTS / f"{file}.odcs.yaml"
     try:
-        return parse(_read(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ContractError(f"{path}: cannot be read: {error.strerror}") from error
-    # ValueError: not UTF-8, a date that doesn't exist, a number of 5,000 digits.
-    except (yaml.YAMLError, ValueError) as error:
-        raise ContractError(f"{path.name}: is not YAML: {error}") from error
+        return parse(yaml_files.read(path))
+    except yaml_files.YamlFileError as error:
+        raise ContractError(str(error)) from error
     except ContractError as error:
         raise ContractError(f"{path.name}: {error}") from error
-
-
-def _read(text: str) -> object:
-    """Parse a file's text, once it is certain that the content won't be larger than the text.
-
-    Nine lines of aliases to aliases are a billion values, so the parser's events are checked one by one
-    before anything is built from them (all five contracts: 1 ms).
-    """
-    if len(text) > LONGEST_FILE:
-        raise ContractError(f"has {len(text):,} characters; {LONGEST_FILE:,} are the most")
-    depth = 0
-    for event in yaml.parse(text, Loader=_YAML_LOADER):
-        place = f"line {event.start_mark.line + 1}" if event.start_mark else "the file"
-        if isinstance(event, yaml.AliasEvent):
-            raise ContractError(
-                f"{place}: the alias *{event.anchor} is not supported; write it out"
-            )
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ContractError(f"{place}: more than {DEEPEST} lists and mappings in each other")
-    return yaml.load(text, Loader=_YAML_LOADER)  # noqa: S506 - a safe loader, in C
 
 
 def parse_contract(document: object) -> Contract:

@@ -34,10 +34,10 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
     SettingsConfigDict,
-    YamlConfigSettingsSource,
 )
 from pydantic_settings import SettingsError as UnreadableSettingError
 
+from pipeline_assets import yaml_files
 from pipeline_assets.models.settings import ModelsSettings
 from pipeline_assets.news.settings import NewsSettings
 from pipeline_assets.operations.retention_settings import RetentionSettings
@@ -255,7 +255,7 @@ def setting_sources(settings_cls: type[BaseSettings]) -> dict[str, PydanticBaseS
     """The sources of settings by the names that people know them by, the strongest first."""
     environment = EnvSettingsSource(settings_cls)
     files = SecretsSettingsSource(settings_cls, _secrets_folder())
-    yaml_file = YamlConfigSettingsSource(settings_cls, _yaml_file())
+    yaml_file = InitSettingsSource(settings_cls, _read_yaml(_yaml_file()))
     return {
         "environment variable": environment,
         "secret file": files,
@@ -301,6 +301,16 @@ def _yaml_file() -> Path:
     return ENVIRONMENTS / f"{environment}.yaml"
 
 
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml_files.read(file)
+    except yaml_files.YamlFileError as error:
+        raise SettingsError(str(error)) from error
+    if not isinstance(found, dict | None):
+        raise SettingsError(f"{file.name}: holds no mapping of names to values")
+    return found or {}
+
+
 def _secrets_folder() -> Path | None:
     stated = os.environ.get("PIPELINE_SECRETS_DIR")
     folder = Path(stated or Settings.model_fields["pipeline_secrets_dir"].default)
@@ -339,7 +349,7 @@ def _is_service_link(name: str, value: str) -> bool:
 def _unknown_names() -> list[str]:
     known = set(Settings.model_fields)
     yaml_file = _yaml_file()
-    in_yaml = YamlConfigSettingsSource(Settings, yaml_file)()
+    in_yaml = _read_yaml(yaml_file)
     errors = [f"{yaml_file.name}: {name} is not a setting" for name in in_yaml if name not in known]
     settings = sorted(name.upper() for name in known)
     for name in sorted(os.environ):

@@ -1,5 +1,6 @@
 """Hostile contract files: each is refused in one line that names it, before it costs time or memory."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -31,40 +32,59 @@ BOMBS = {
     "no text": "\udcff",
 }
 READ = """
-import resource, sys
+import json, resource, sys
 from pathlib import Path
-from pipeline_assets.quality.contract import ContractError
-from pipeline_assets.quality.odcs import load_contract
-import open_data_contract_standard.model
+{reader}
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + (500 << 20), used + (500 << 20)))
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
-try:
-    load_contract(Path(sys.argv[1]))
-except ContractError as error:
-    print(error)
+for file in sys.argv[1:]:
+    try:
+        read(Path(file))
+        print(json.dumps("was taken"), flush=True)
+    except Refused as error:
+        print(json.dumps(str(error)), flush=True)
+"""
+CONTRACT = """
+import open_data_contract_standard.model
+from pipeline_assets.quality.contract import ContractError as Refused
+from pipeline_assets.quality.odcs import load_contract as read
 """
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    """In a process with little memory and 20 s of CPU: without the defence, a bomb would kill this one."""
-    file = tmp_path / "hostile.odcs.yaml"
-    file.write_bytes(BOMBS[name].encode(errors="surrogateescape"))
+def assert_bombs_are_refused(reader: str, file_name: str, folder: Path) -> None:
+    """Each is refused in one line that names the file.
 
-    read = subprocess.run(
-        [sys.executable, "-c", READ, str(file)],
+    All are read in a process with little memory and 20 s of CPU: without the defence, a bomb would kill
+    this one. `reader` is code that defines `read` and the error `Refused`.
+    """
+    files = [folder / str(number) / file_name for number in range(len(BOMBS))]
+    for file, bomb in zip(files, BOMBS.values(), strict=True):
+        file.parent.mkdir()
+        file.write_bytes(bomb.encode(errors="surrogateescape"))
+
+    program = READ.format(reader=reader)
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *map(str, files)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
         timeout=120,
     )
 
-    assert read.returncode == 0, read.stderr
-    assert read.stdout.startswith("hostile.odcs.yaml: "), read.stdout
-    assert len(read.stdout) < 1000
-    assert not (tmp_path / "pwned").exists()
+    said = dict(zip(BOMBS, map(json.loads, ran.stdout.splitlines()), strict=False))
+    assert ran.returncode == 0, f"after {list(said)}: {ran.stderr}"
+    for name, message in said.items():
+        assert message.startswith(f"{file_name}: "), f"{name}: {message}"
+        assert len(message) < 1000, name
+        assert "\n" not in message, name
+    assert list(said) == list(BOMBS)
+    assert not (folder / "pwned").exists()
+
+
+def test_a_bomb_is_refused_by_name(tmp_path: Path) -> None:
+    assert_bombs_are_refused(CONTRACT, "hostile.odcs.yaml", tmp_path)
 
 
 def refused(**table: Any) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline_assets.settings import Settings, SettingsError, load_settings
+from pipeline_assets_tests.security.test_contracts import assert_bombs_are_refused
 
 pytestmark = pytest.mark.security
 
@@ -24,6 +25,20 @@ def test_an_environments_name_leads_to_no_other_file(
     monkeypatch.setenv("PIPELINE_ENV", f"../../../../../../../{home / 'evil'}")
     with pytest.raises(SettingsError, match="is not an environment; use one of: dev"):
         load_settings()
+
+
+ENVIRONMENT_FILE = """
+from pipeline_assets.settings import SettingsError as Refused
+from pipeline_assets.settings import load_settings, model
+
+def read(file):
+    model.ENVIRONMENTS = file.parent
+    load_settings()
+"""
+
+
+def test_an_environments_file_that_is_a_bomb_is_refused_by_name(tmp_path: Path) -> None:
+    assert_bombs_are_refused(ENVIRONMENT_FILE, "dev.yaml", tmp_path)
 
 
 NUMBERS = [
