@@ -64,42 +64,48 @@ def test_what_is_installed_is_what_the_locks_say() -> None:
         )
 
 
-def install(lock: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """Install another lock file as the Makefile does its own, with hashes required."""
-    line = next(
-        line
-        for line in (ROOT / "Makefile").read_text().splitlines()
-        if "requirements.lock" in line and "--require-hashes" in line
-    )
-    assert "--require-hashes" in line
-    command = [str(BIN / "uv"), "pip", "install", "--quiet", "--no-cache", "--python", str(target)]
-    return subprocess.run(
-        [*command, "--require-hashes", "-r", str(lock)], capture_output=True, text=True, check=False
-    )
+INSTALLS = {
+    f"{lock} in {file}": options
+    for file in ("Makefile", "deploy/Dockerfile")
+    for options, lock in re.findall(r"/uv pip (install .*) -r (\S+)", (ROOT / file).read_text())
+}
+"""Every command that installs from a lock, without its last words."""
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("fresh") / "venv"
-    venv.create(folder)
-    return folder / "bin" / "python"
+def test_each_lock_is_installed() -> None:
+    assert list(INSTALLS) == [
+        *(f"{lock} in Makefile" for lock in LOCKS),
+        f"{LOCKS[0]} in deploy/Dockerfile",
+    ]
 
 
 @pytest.mark.slow
-def test_a_tampered_hash_fails_the_install(tmp_path: Path, python: Path) -> None:
+@pytest.mark.parametrize("command", INSTALLS)
+def test_a_tampered_hash_fails_the_install(tmp_path: Path, command: str) -> None:
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    options = re.sub(r"--python \S+", f"--python {python}", INSTALLS[command])
+    assert str(python) in options, "else it would change the tests' own environment"
     lock = tmp_path / "requirements.lock"
+
+    def install(text: str) -> subprocess.CompletedProcess[str]:
+        lock.write_text(text)
+        return subprocess.run(
+            [str(BIN / "uv"), "pip", *options.split(), "--no-cache", "-r", str(lock)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
     good = blocks("requirements.lock")[WANTED]
-    lock.write_text(HASH.sub(f"--hash=sha256:{'0' * 64}", good))
-    refused = install(lock, python)
+    refused = install(HASH.sub(f"--hash=sha256:{'0' * 64}", good))
     assert refused.returncode != 0
     assert "hash" in refused.stderr.lower()
     assert not list(python.parents[1].rglob(f"{WANTED}.py"))
 
-    lock.write_text(HASH.sub("", good).replace("\\", ""))
-    assert install(lock, python).returncode != 0, "nor without any hash"
+    assert install(HASH.sub("", good).replace("\\", "")).returncode != 0, "nor without any hash"
 
-    lock.write_text(good)
-    installed = install(lock, python)
+    installed = install(good)
     assert installed.returncode == 0, installed.stderr
     assert list(python.parents[1].rglob(f"{WANTED}.py"))
 
