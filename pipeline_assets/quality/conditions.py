@@ -1,17 +1,17 @@
 """The conditions of a contract's SQL rules: parsed when the contract is read, run on Arrow columns.
 
 Conditions on rows need only a small part of SQL: comparisons, `AND`, `OR`, `NOT`, `IS NULL`, `IN`,
-`BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else, an unknown column or a type that
-can't be compared is refused while definitions load; an embedded database would report it only once there
-are rows, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and 2.0) has no time zones without
-a download. The semantics are PostgreSQL's: a comparison with NULL is neither true nor false. Two things
-differ: a float's NaN is neither equal to, above nor below anything here, and text is ordered by its bytes,
-as in PostgreSQL's collation `C`.
+`BETWEEN`, `LIKE`, `+ - *`, a few functions, intervals. Anything else, an unknown column, a type that
+can't be compared or more digits than Arrow has are refused while definitions load; an embedded database
+would report it only once there are rows, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and
+2.0) has no time zones without a download. The semantics are PostgreSQL's: a comparison with NULL is
+neither true nor false. Two things differ: a float's NaN is neither equal to, above nor below anything
+here, and text is ordered by its bytes, as in PostgreSQL's collation `C`.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,10 @@ MOST_DIGITS = 18
 """Most digits of a number in a condition: what a 64-bit integer holds."""
 
 Evaluate = Callable[["pa.Table"], Any]
+Digits = tuple[int, int | None] | None
+"""Digits and scale of an exact number, no scale for a whole one; None for a float and all else."""
+# As many as Arrow reserves where a whole number meets a decimal.
+_WHOLE: Mapping[str, Digits] = {"smallint": (5, None), "integer": (10, None), "bigint": (19, None)}
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,15 @@ class _Term:
     """A string constant's text, until the other operand determines the kind of its value."""
     physical_type: str = ""
     """A column's type: string constants are read as values of it."""
+    digits: Digits = None
 
 
 def parse_condition(text: str, columns: Mapping[str, str]) -> Condition:
     """Read a condition on a table with these columns (name -> physical type).
 
     Raises:
-        ValueError: it isn't in the supported part of SQL, names no column of the table, or compares
-            what can't be compared; the message says what.
+        ValueError: it isn't in the supported part of SQL, names no column of the table, compares what
+            can't be compared, or calculates with too many digits; the message says what.
     """
     parser = _Parser(text, columns)
     try:
@@ -252,10 +257,12 @@ class _Parser:
         if kind in ("moment", "other") or types.is_long_number(physical_type):
             kind = physical_type  # nothing else compares with it
         self.named.append(name)
+        base, digits, scale = types.parts(physical_type)
         return _Term(
             kind,
             lambda table: types.unpadded(table[name], physical_type),
             physical_type=physical_type,
+            digits=(digits, scale) if base == "numeric" and digits else _WHOLE.get(base),
         )
 
     def function(self, name: str) -> _Term:
@@ -266,7 +273,9 @@ class _Parser:
         self.expect(")")
         if term.kind != takes:
             raise ValueError(f"{name}() takes a {takes}, not a {term.kind}")
-        return _call(function, gives, term)
+        counted = (takes, gives) == ("text", "number")
+        digits = _WHOLE["integer"] if counted else term.digits
+        return _call(function, gives, term, digits=digits)
 
     def interval(self) -> _Term:
         term = self.factor()
@@ -283,7 +292,16 @@ def _constant(kind: str, value: Any) -> _Term:
 
         return pa.scalar(value)
 
-    return _Term(kind, evaluate)
+    return _Term(kind, evaluate, digits=_digits(value))
+
+
+def _digits(constant: Any) -> Digits:
+    """The digits of a constant, as Arrow counts them."""
+    if not isinstance(constant, Decimal):
+        return _WHOLE["bigint"] if type(constant) is int else None
+    _, digits, exponent = constant.as_tuple()
+    scale = max(-int(exponent), 0)
+    return _limited("a number", max(len(digits) + int(exponent) + scale, scale), scale)
 
 
 def _string(text: str) -> _Term:
@@ -291,13 +309,13 @@ def _string(text: str) -> _Term:
     return _Term(term.kind, term.evaluate, text=text)
 
 
-def _call(function: str, kind: str, *terms: _Term) -> _Term:
+def _call(function: str, kind: str, *terms: _Term, digits: Digits = None) -> _Term:
     def evaluate(table: "pa.Table") -> Any:
         import pyarrow.compute as pc
 
         return getattr(pc, function)(*(term.evaluate(table) for term in terms))
 
-    return _Term(kind, evaluate)
+    return _Term(kind, evaluate, digits=digits)
 
 
 def _logical(function: str, *terms: _Term) -> _Term:
@@ -311,7 +329,27 @@ def _compare(function: str, left: _Term, right: _Term) -> _Term:
     left, right = _read(left, right), _read(right, left)
     if left.kind != right.kind or left.kind.startswith(_INCOMPARABLE):
         raise ValueError(f"a {left.kind} can't be compared with a {right.kind}")
+    _promoted("a comparison", left.digits, right.digits)
     return _call(function, "boolean", left, right)
+
+
+def _promoted(what: str, left: Digits, right: Digits) -> Digits:
+    """The digits that Arrow needs to compare two numbers or calculate with them, whatever their values."""
+    if left is None or right is None:  # a decimal becomes a float beside one
+        return None
+    if left[1] is None and right[1] is None:
+        return max(left[0], right[0]), None
+    scales = left[1] or 0, right[1] or 0
+    if what == "*":
+        return _limited(what, left[0] + right[0] + 1, sum(scales))
+    whole, carry = max(left[0] - scales[0], right[0] - scales[1]), what in _ARITHMETIC
+    return _limited(what, whole + max(scales) + carry, max(scales))
+
+
+def _limited(what: str, digits: int, scale: int) -> Digits:
+    if digits > types.LONGEST_DECIMAL:
+        raise ValueError(f"{what} needs {digits} digits; {types.LONGEST_DECIMAL} are the most")
+    return digits, scale
 
 
 def _read(term: _Term, other: _Term) -> _Term:
@@ -334,7 +372,6 @@ def _calculate(symbol: str, left: _Term, right: _Term) -> _Term:
         kind = "interval"
     else:
         raise ValueError(f"{left.kind} {symbol} {right.kind} is not supported")
-    calculated = _call(_ARITHMETIC[symbol], kind, left, right)
-    return _Term(
-        kind, calculated.evaluate, physical_type=left.physical_type if kind == left.kind else ""
-    )
+    digits = _promoted(symbol, left.digits, right.digits)
+    calculated = _call(_ARITHMETIC[symbol], kind, left, right, digits=digits)
+    return replace(calculated, physical_type=left.physical_type if kind == left.kind else "")

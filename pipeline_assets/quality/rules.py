@@ -142,19 +142,23 @@ def _is_beyond(values: "pa.ChunkedArray", physical_type: str, rule: Rule) -> "pa
     kernel, compare = _BREAKS[rule.kind]
     limit, nan_breaks = rule.argument, rule.kind in ("maximum", "exclusiveMaximum")
 
-    def is_beyond(number: Decimal | None) -> bool | None:
+    def is_beyond(number: Decimal | int | None) -> bool | None:
         if number is None:
             return None
-        return nan_breaks if number.is_nan() else compare(number, limit)
+        return nan_breaks if isnan(number) else compare(number, limit)
 
-    if types.is_long_number(physical_type):
-        try:
+    is_float = pa.types.is_floating(values.type)
+    try:
+        if types.is_long_number(physical_type):
             values = values.cast(pa.decimal256(76, 38))
-        except pa.ArrowInvalid:  # NaN, or longer still
-            numbers = types.equal_values(values, physical_type)
-            return pa.chunked_array([list(map(is_beyond, numbers))], pa.bool_())
-    mask = getattr(pc, kernel)(values, pa.scalar(types.comparable(limit)))
-    if nan_breaks and pa.types.is_floating(values.type):
+        constant = (
+            pa.scalar(float(limit), values.type) if is_float else pa.scalar(types.comparable(limit))
+        )
+        mask = getattr(pc, kernel)(values, constant)
+    except pa.ArrowInvalid:  # NaN among long numbers, or more digits than Arrow's decimals have
+        numbers = types.equal_values(values, physical_type)
+        return pa.chunked_array([list(map(is_beyond, numbers))], pa.bool_())
+    if nan_breaks and is_float:
         return pc.or_(mask, pc.is_nan(values))
     return mask
 

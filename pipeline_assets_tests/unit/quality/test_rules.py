@@ -85,6 +85,20 @@ def metric(physical_type: str, name: str, **arguments: Any) -> dict[str, Any]:
         ),
         (options("numeric", maximum=1), ["1", "1e50", "NaN", "-1"], ["1e50", "NaN"]),
         (options("numeric(50,2)", maximum=1), ["1.00", "1.01"], ["1.01"]),
+        # More digits than Arrow's decimals have: the rule failed at every run, even without rows.
+        (
+            options("numeric(38,38)", minimum=0),
+            ["0." + "0" * 37 + "1", "-0.1", None],
+            ["-0.1"],
+        ),
+        (options("numeric(38,0)", maximum=1.5), ["1", "2", None], ["2"]),
+        (options("numeric", maximum=1e60), ["1e60", "1.1e60", "NaN", None], ["1.1e60", "NaN"]),
+        (options("bigint", minimum=1e-30), [0, 1, None], ["0"]),
+        (
+            options("double precision", maximum=1e300),
+            [1e300, 1.1e300, float("nan")],
+            ["1.1e+300", "nan"],
+        ),
         (
             options("double precision", maximum=1),
             [1.0, float("nan"), float("inf"), None],
