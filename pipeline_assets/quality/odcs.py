@@ -58,6 +58,13 @@ _PROPERTY_KEYS = {
     *_ABOUT, "logicalType", "partitionKeyPosition", "classification", "criticalDataElement",
     "examples",
 }  # fmt: skip
+# The logical types that a type, or else its family, may have. Before v3.1, ODCS had only `date` for moments.
+_LOGICAL_TYPES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("smallint", "integer", "bigint"), ("integer", "number")),
+    **dict.fromkeys(("json", "jsonb"), ("object", "array", "map", "string")),
+    "bytea": ("string", "array"), "text": ("string",), "other": ("string",), "number": ("number",),
+    "moment": ("timestamp", "date"), "date": ("date",), "time": ("time",), "boolean": ("boolean",),
+}  # fmt: skip
 _SLA_KEYS = {"property", "value", "unit"} | {"id", "element", "description", "driver"}
 
 LONGEST_NAME = 63
@@ -162,6 +169,9 @@ def _table(model: "OpenDataContractStandard") -> "SchemaObject":
         )
     table = (model.schema_ or [])[0]
     refuse_others("schema", table, _TABLE_KEYS)
+    for key, only in {"physicalType": "table", "logicalType": "object"}.items():
+        if getattr(table, key) not in (None, only):
+            refuse(f"schema.{key}", getattr(table, key), f"must be {only}: nothing else is created")
     if not table.name or not re.fullmatch(r"[a-z][a-z0-9_]*", table.name):
         refuse(
             "schema.name", table.name, "must be lower-case letters, digits and _: it names assets"
@@ -212,6 +222,7 @@ def _contract(model: "OpenDataContractStandard") -> Contract:
     for prop in properties:
         if prop.transformLogic:
             refuse(f"{prop.name}.transformLogic", prop.transformLogic, "is for marts")
+    change_column = _change_column(properties, columns)
     rules = (
         *(rule for prop in properties for rule in property_rules(prop, key, columns)),
         *([Rule(rule_name(*key, "unique"), "unique", key)] if len(key) > 1 else []),
@@ -221,9 +232,9 @@ def _contract(model: "OpenDataContractStandard") -> Contract:
         refuse("quality.name", doubled, "names two rules; give each a name of its own")
     return Contract(
         **shape,
-        change_column=_change_column(properties, columns),
+        change_column=change_column,
         rules=rules,
-        latency_hours=_latency_hours(model),
+        latency_hours=_latency_hours(model, shape["name"], change_column),
     )
 
 
@@ -276,7 +287,9 @@ def _change_column(properties: "list[SchemaProperty]", columns: tuple[Column, ..
     return changes[0].name
 
 
-def _latency_hours(model: "OpenDataContractStandard") -> float | None:
+def _latency_hours(
+    model: "OpenDataContractStandard", table: str, change_column: str
+) -> float | None:
     hours = None
     if len(model.slaProperties or []) > 1:
         raise ContractError("slaProperties: more than one is not supported")
@@ -285,6 +298,10 @@ def _latency_hours(model: "OpenDataContractStandard") -> float | None:
         factor = {"d": 24, "day": 24, "days": 24, "h": 1, "hour": 1, "hours": 1}.get(sla.unit or "")
         if sla.property != "latency" or factor is None:
             refuse("slaProperties", f"{sla.property} in {sla.unit}")
+        if sla.element not in (None, table, measured := f"{table}.{change_column}"):
+            refuse(
+                "slaProperties.element", sla.element, f"must be {measured}: latency is its days'"
+            )
         try:
             hours = float(str(sla.value)) * factor
         except ValueError:
@@ -292,6 +309,13 @@ def _latency_hours(model: "OpenDataContractStandard") -> float | None:
         if not 0 < hours <= 10_000:  # refuses NaN too
             refuse("slaProperties.latency", sla.value, "is no time that a table can be late by")
     return hours
+
+
+def _logical_types(physical_type: str) -> tuple[str, ...]:
+    base, _, scale = types.parts(physical_type)
+    if base == "numeric" and scale == 0:
+        base = "bigint"
+    return _LOGICAL_TYPES.get(base) or _LOGICAL_TYPES[types.family(physical_type)]
 
 
 def _column(prop: "SchemaProperty") -> Column:
@@ -304,6 +328,10 @@ def _column(prop: "SchemaProperty") -> Column:
         physical_type = types.normal_type(str(prop.physicalType))
     except types.UnsupportedTypeError as error:
         raise ContractError(f"{place}: {error}") from None
+    logical_types = _logical_types(physical_type)
+    if prop.logicalType not in (None, *logical_types):
+        why = f"contradicts {physical_type}, which is {' or '.join(logical_types)}"
+        refuse(f"{place}.logicalType", prop.logicalType, why)
     if prop.transformSourceObjects and (
         prop.quality
         or prop.logicalTypeOptions

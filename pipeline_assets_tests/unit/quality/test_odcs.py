@@ -59,9 +59,14 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (with_(slaProperties=[SLA | {"unit": "y"}]), "slaProperties: 'latency in y'"),
         (with_(slaProperties=[SLA | {"value": "soon"}]), "slaProperties.latency: 'soon' is no number"),
         (with_(slaProperties=[SLA | {"schedule": "0 1 * * *"}]), "slaProperties.schedule: '0 1 *"),
+        (with_(slaProperties=[SLA | {"element": "things.id"}]),
+         "slaProperties.element: 'things.id' must be things.changed_at"),
+        (with_(slaProperties=[SLA | {"element": "orders"}]), "slaProperties.element: 'orders' must be"),
         (with_(slaProperties=[SLA, SLA]), "slaProperties: more than one is not supported"),
         # The table.
         (document([], name="Things!"), "schema.name: 'Things!' must be lower-case"),
+        (document([], physicalType="view"), "schema.physicalType: 'view' must be table"),
+        (document([], logicalType="array"), "schema.logicalType: 'array' must be object"),
         (document([], physicalName="things"), "schema.physicalName: 'things' must be a schema"),
         (document([], relationships=[{"to": "a.b"}]), "schema.relationships: "),
         (document([], customProperties=[]), "schema.customProperties: sourceRelation is missing"),
@@ -85,6 +90,11 @@ SLA = {"property": "latency", "value": 1, "unit": "d"}
         (x(physicalType="numeric(2,3)"), "x: physicalType numeric(2,3) has no such digits"),
         (x(physicalType="numeric(1001)"), "x: physicalType numeric(1001) has no such digits"),
         (x(physicalType=None), "x: physicalType None is not supported"),
+        (x(physicalType="bigint", logicalType="boolean"),
+         "x.logicalType: 'boolean' contradicts bigint, which is integer or number"),
+        (x(physicalType="numeric(14,2)", logicalType="integer"), "contradicts numeric(14,2)"),
+        (x(logicalType="date"), "x.logicalType: 'date' contradicts text, which is string"),
+        (x(physicalType="date", logicalType="timestamp"), "contradicts date, which is date"),
         (x(physicalName="y"), "x.physicalName: 'y' must be the property's name"),
         (x(encryptedName="y"), "x.encryptedName: 'y' is not supported"),
         (x(transformLogic="a + b"), "x.transformLogic: 'a + b' is for marts"),
@@ -304,6 +314,27 @@ def test_a_contract_says_what_the_table_is() -> None:
     assert its.column("day") == Column(
         "day", "date", False, "A day.", ("changed_at",), "The day of it."
     )
+
+
+@pytest.mark.parametrize(
+    ("physical_type", "logical_types"),
+    [
+        *(("varchar(3)", "string"), ("char", "string"), ("uuid", "string"), ("jsonb", "object array")),
+        *(("bytea", "string"), ("int2", "integer number"), ("decimal(9)", "integer number")),
+        *(("numeric", "number"), ("float8", "number"), ("bool", "boolean"), ("date", "date")),
+        *(("time", "time"), ("timestamptz", "timestamp date"), ("timestamp", "timestamp date")),
+    ],
+)  # fmt: skip
+def test_a_column_may_say_its_logical_type(physical_type: str, logical_types: str) -> None:
+    for logical_type in logical_types.split():
+        its = parse_contract(x(physicalType=physical_type, logicalType=logical_type))
+        assert its.column("x").name == "x"
+
+
+@pytest.mark.parametrize("element", ["things", "things.changed_at"])
+def test_a_latency_may_name_what_it_is_of(element: str) -> None:
+    asked = with_(slaProperties=[SLA | {"element": element}])
+    assert parse_contract(asked).latency_hours == 24
 
 
 def test_every_contract_of_the_project_is_in_use() -> None:
