@@ -134,6 +134,27 @@ def test_a_value_arrives_as_the_source_has_it(
     assert loaded == [text for (text,) in there]
 
 
+@pytest.mark.parametrize(
+    ("physical_type", "value"),
+    [("text", "\\€\t'\n" * 150_000), ("bytea", "\\x" + bytes(range(256)).hex() * 4096)],
+    ids=["text", "bytea"],
+)
+def test_a_value_of_a_megabyte_arrives_as_the_source_has_it(
+    physical_type: str,
+    value: str,
+    settings: Settings,
+    source: psycopg.Connection,
+    warehouse: psycopg.Connection,
+) -> None:
+    run(settings, source, warehouse, physical_type, physical_type, [value, value])
+    what = f"SELECT octet_length(x), x = %s::{physical_type} FROM public."
+    loaded, there = (
+        connection.execute(f"{what}{table}", [value]).fetchall()
+        for connection, table in ((warehouse, "things"), (source, "source"))
+    )
+    assert loaded == there == [(2**20 if physical_type == "bytea" else 1_050_000, True)] * 2
+
+
 @pytest.mark.parametrize(("source_type", "physical_type", "values"), CONVERTED)
 def test_a_value_of_another_type_arrives_if_it_is_the_same_there(
     source_type: str,
