@@ -3,8 +3,8 @@
     python -m benchmarks.growth --help
 
 Every table has a contract of 16 columns and 3,650 partitions (`benchmarks.growth_data`). Figures are medians
-with their range; where the first call fills a cache, that call is left out. Each measure runs in a process
-of its own.
+of rounds with their range; in a round each number of tables is measured once, in processes of its own. Where
+the first call fills a cache, that call is left out.
 """
 
 import json
@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ from rich.console import Console
 
 from benchmarks.deployment import ROOT, cpu_seconds, dagster_dev
 from benchmarks.growth_data import LAST, SAMPLE, Tables, copy_run, grown, make, remove_databases
-from benchmarks.report import Spread, growth_table, merge_growth
+from benchmarks.report import Rounds, growth_table, merge_growth, spread
 from pipeline_assets.resources.embedded_postgres import connect_or_start
 from pipeline_assets.settings import load_settings
 
@@ -42,60 +41,37 @@ WHERE type = 'SENSOR' AND status IN ('SKIPPED', 'SUCCESS') AND timestamp >= %s
 app = typer.Typer(help=__doc__, no_args_is_help=False, pretty_exceptions_enable=False)
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How often and how long to measure."""
-
-    runs: int
-    minutes: float
-
-
-def spread(values: list[float]) -> Spread:
-    """Median, minimum and maximum."""
-    return {
-        "median": round(median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-    }
-
-
-def set_up(tables: Tables, effort: Effort) -> dict[str, Spread]:
+def set_up(tables: Tables, _: float) -> dict[str, float]:
     """Make the tables; nothing is measured."""
-    del effort
     make(tables)
     return {}
 
 
-def history(tables: Tables, effort: Effort) -> dict[str, Spread]:
+def history(tables: Tables, _: float) -> dict[str, float]:
     """Load a day of one table, and copy the run; nothing is measured."""
-    del effort
     (run_id,) = _own_process("run", tables)
     copy_run(tables, run_id)
     return {}
 
 
-def definitions(tables: Tables, effort: Effort) -> dict[str, Spread]:
+def definitions(tables: Tables, _: float) -> dict[str, float]:
     """Loading all definitions, and what a run's process loads of them."""
-    loads = [_own_process("load", tables) for _ in range(effort.runs)]
     names = (
         "definitions, s",
         "definitions, CPU s",
         "definitions, a run's CPU s",
         "definitions, peak MB",
     )
-    return {
-        name: spread(list(values))
-        for name, values in zip(names, zip(*loads, strict=True), strict=True)
-    }
+    return dict(zip(names, _own_process("load", tables), strict=True))
 
 
-def ticks(tables: Tables, effort: Effort) -> dict[str, Spread]:
-    """Ticks of a table's sensor with nothing to do, and of `alerts`, which looks at everything."""
+def ticks(tables: Tables, _: float) -> dict[str, float]:
+    """A tick of a table's sensor with nothing to do, and of `alerts`, which looks at everything."""
     figures = {}
     for sensor, title in ((f"source_changes_sensor_{SAMPLE}", "a table's"), ("alerts", "alerts'")):
-        found = _own_process("tick", tables, sensor, str(effort.runs))
-        figures[f"{title} tick, s"] = spread([wall for wall, _ in found])
-        figures[f"{title} tick, CPU s"] = spread([cpu for _, cpu in found])
+        wall, cpu = _own_process("tick", tables, sensor)
+        figures[f"{title} tick, s"] = wall
+        figures[f"{title} tick, CPU s"] = cpu
     return figures
 
 
@@ -149,16 +125,15 @@ def load(contracts: Path) -> None:
 
 
 @app.command(hidden=True)
-def tick(contracts: Path, sensor: str, runs: int) -> None:
-    """Tick a sensor; prints seconds and CPU of each tick but the first, which imports and connects."""
+def tick(contracts: Path, sensor: str) -> None:
+    """Tick a sensor twice; prints seconds and CPU of the second, as the first imports and connects."""
     import dagster as dg
 
     from pipeline_assets.definitions import build_resources
 
     repository = grown(contracts).get_repository_def()
-    seconds = []
     with dg.DagsterInstance.get() as instance:
-        for _ in range(runs + 1):
+        for _ in range(2):
             context = dg.build_sensor_context(
                 instance=instance,
                 repository_def=repository,
@@ -166,17 +141,16 @@ def tick(contracts: Path, sensor: str, runs: int) -> None:
             )
             begun, cpu_begun = time.perf_counter(), time.process_time()
             found = repository.get_sensor_def(sensor).evaluate_tick(context)
-            seconds.append((time.perf_counter() - begun, time.process_time() - cpu_begun))
+            seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu_begun
             if found.run_requests:
                 raise RuntimeError(f"{sensor} found what isn't: {found.run_requests}")
-    print(json.dumps(seconds[1:]))  # noqa: T201 - likewise
+    print(json.dumps([seconds, cpu]))  # noqa: T201 - likewise
 
 
-def page(tables: Tables, effort: Effort) -> dict[str, Spread]:
+def page(tables: Tables, _: float) -> dict[str, float]:
     """The page of one asset in Chromium: first paint, last answer, what was asked."""
     from playwright.sync_api import sync_playwright
 
-    measured: dict[str, list[float]] = {}
     with (
         _dagster(tables, "stopped") as address,
         sync_playwright() as playwright,
@@ -185,14 +159,11 @@ def page(tables: Tables, effort: Effort) -> dict[str, Spread]:
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         ) as browser,
     ):
-        for number in range(effort.runs + 1):
+        for _ in range(2):  # the first visit makes Dagster summarise the partitions and cache that
             tab = browser.new_page()
             found = _look(tab, f"{address}/assets/validated_{SAMPLE}?view=partitions")
             tab.close()
-            if number:  # the first visit makes Dagster summarise the partitions and cache that
-                for name, value in found.items():
-                    measured.setdefault(name, []).append(value)
-    return {name: spread(values) for name, values in measured.items()}
+    return found
 
 
 def _look(page: "Page", address: str) -> dict[str, float]:
@@ -217,14 +188,12 @@ def _look(page: "Page", address: str) -> dict[str, float]:
     }
 
 
-def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
+def daemon(tables: Tables, minutes: float) -> dict[str, float]:
     """Memory and CPU of Dagster's processes, and the ticks that they manage, all sensors switched on.
 
-    They are started once and watched as often as `effort` says, one stretch after the other.
+    Memory is the median of samples, one every five seconds.
     """
     memory: dict[str, list[float]] = {"dagster._daemon run": [], "dagster api grpc": []}
-    cores: list[float] = []
-    a_minute: list[float] = []
     with (
         _dagster(tables, "running"),
         psycopg.connect(tables.server.url(tables.database("dagster")), autocommit=True) as dagster,
@@ -233,24 +202,23 @@ def daemon(tables: Tables, effort: Effort) -> dict[str, Spread]:
         while not _ticks(dagster, started):
             time.sleep(1)
         time.sleep(30)  # the first ticks import and connect
-        for _ in range(effort.runs):
-            begun, before = time.time(), cpu_seconds(*psutil.Process().children())
-            since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
-            while time.time() < begun + 60 * effort.minutes or not _ticks(dagster, since):
-                time.sleep(5)
-                for each in psutil.Process().children(recursive=True):
-                    words = " ".join(each.cmdline())
-                    for name, values in memory.items():
-                        if name in words:
-                            values.append(each.memory_full_info().uss / (1 << 20))
-            elapsed = time.time() - begun
-            cores.append((cpu_seconds(*psutil.Process().children()) - before) / elapsed)
-            a_minute.append(60 * _ticks(dagster, since) / elapsed)
+        begun, before = time.time(), cpu_seconds(*psutil.Process().children())
+        since = datetime.fromtimestamp(begun, UTC).replace(tzinfo=None)
+        while time.time() < begun + 60 * minutes or not _ticks(dagster, since):
+            time.sleep(5)
+            for each in psutil.Process().children(recursive=True):
+                words = " ".join(each.cmdline())
+                for name, values in memory.items():
+                    if name in words:
+                        values.append(each.memory_full_info().uss / (1 << 20))
+        elapsed = time.time() - begun
+        cores = (cpu_seconds(*psutil.Process().children()) - before) / elapsed
+        a_minute = 60 * _ticks(dagster, since) / elapsed
     return {
-        "daemon, MB": spread(memory["dagster._daemon run"]),
-        "code server, MB": spread(memory["dagster api grpc"]),
-        "Dagster's cores in use": spread(cores),
-        "sensor ticks a minute": spread(a_minute),
+        "daemon, MB": median(memory["dagster._daemon run"]),
+        "code server, MB": median(memory["dagster api grpc"]),
+        "Dagster's cores in use": cores,
+        "sensor ticks a minute": a_minute,
     }
 
 
@@ -268,9 +236,11 @@ def _dagster(tables: Tables, automation: str) -> Iterator[str]:
         yield address
 
 
-PARTS: dict[str, Callable[[Tables, Effort], dict[str, Spread]]] = {
-    part.__name__: part for part in (set_up, history, definitions, ticks, page, daemon)
+PREPARATIONS = (set_up, history)
+PARTS: dict[str, Callable[[Tables, float], dict[str, float]]] = {
+    part.__name__: part for part in (*PREPARATIONS, definitions, ticks, page, daemon)
 }
+"""What is done for a number of tables; of a measure, its figures in one round."""
 
 
 @app.callback(invoke_without_command=True)
@@ -285,11 +255,11 @@ def main(
     recent: Annotated[
         int, typer.Option(help="Days of each in Dagster's history; of the first all are.", min=1)
     ] = 7,
-    runs: Annotated[int, typer.Option(help="Runs of each measure.", min=1)] = 5,
+    runs: Annotated[int, typer.Option(help="Rounds of each measure.", min=1)] = 5,
     minutes: Annotated[float, typer.Option(help="How long the daemon is watched each time.")] = 1,
-    folder: Annotated[Path | None, typer.Option(help="Databases; 6 GB.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Databases; 7 GB.")] = None,
 ) -> None:
-    """Measure each number of tables; an hour, most of it for a thousand."""
+    """Measure each number of tables, in turn; hours, most of them for a thousand."""
     if context.invoked_subcommand:
         return
     if unknown := set(part or ()) - set(PARTS):
@@ -298,15 +268,27 @@ def main(
     folder = (folder or load_settings().pipeline_data_dir / "benchmarks").resolve()
     server = connect_or_start(folder / "postgres")
     console = Console()
-    for count in tables or (10, 100, 1000):
-        grown_to = Tables(server, folder / f"growth-{count}", count, days, recent)
-        for name in part or PARTS:
-            with console.status(f"{count:,} tables: {name}"):
-                figures = PARTS[name](grown_to, Effort(runs, minutes))
-            if figures:
-                merge_growth({"tables": count, "days": days, "recent": recent, "figures": figures})
-        if not part:
-            remove_databases(grown_to)
+    sizes = [
+        Tables(server, folder / f"growth-{count}", count, days, recent)
+        for count in tables or (10, 100, 1000)
+    ]
+    for name in part or PARTS:
+        rounds = 1 if PARTS[name] in PREPARATIONS else runs
+        measured: dict[int, dict[str, list[float]]] = {}
+        for number in range(rounds):
+            for each in sizes:  # in turn, so that a busy while of the machine meets all of them
+                with console.status(f"{name}, {number + 1} of {rounds}: {each.count:,} tables"):
+                    for figure, value in PARTS[name](each, minutes).items():
+                        of_size = measured.setdefault(each.count, {})
+                        of_size.setdefault(figure, []).append(value)
+        for count, found in measured.items():
+            figures: dict[str, Rounds] = {
+                figure: {**spread(values), "rounds": rounds} for figure, values in found.items()
+            }
+            merge_growth({"tables": count, "days": days, "recent": recent, "figures": figures})
+    if not part:
+        for each in sizes:
+            remove_databases(each)
     console.print(growth_table())
 
 

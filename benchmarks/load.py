@@ -132,17 +132,12 @@ def _sum_up(
     runs: list[Measured],
     wrong: data.Wrong | None,
 ) -> Result:
-    seconds = [run.seconds for run in runs]
     return {
         "case": case.name,
         "tool": tool.name,
         "version": versions.get(tool.version, tool.version),
         "runs": len(runs),
-        "seconds": {
-            "median": round(statistics.median(seconds), 3),
-            "min": round(min(seconds), 3),
-            "max": round(max(seconds), 3),
-        },
+        "seconds": report.spread([run.seconds for run in runs]),
         "cpu_seconds": round(statistics.median(run.cpu_seconds for run in runs), 2),
         "server_cpu_seconds": round(statistics.median(run.server_cpu_seconds for run in runs), 2),
         "peak_mb": round(max(run.peak_mb for run in runs)),

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 from typing import TypedDict
 
 from rich.table import Table
 
-from benchmarks.report import RESULTS, markdown, verdict
+from benchmarks.plots import Bar, draw
+from benchmarks.report import RESULTS, markdown, spread, verdict
 
 SYSTEM_RESULTS = RESULTS.with_name("orchestrators.json")
 FIGURES = {
@@ -41,6 +43,12 @@ BOUNDS: dict[str, dict[str, float]] = {
 }
 """The highest ratio of ours to another's that is allowed, in the order of the table of ratios."""
 
+PLOTTED = (
+    *("scheduled", "scheduled_cpu", "queued", "queued_cpu"),
+    *("ten", "backfill", "start", "pss_mb"),
+)
+"""The figures that have a panel."""
+
 ORCHESTRATION = """
 ## Orchestration
 
@@ -53,12 +61,16 @@ them, and upsert them into another. The three steps are the same plain Python fu
 (`benchmarks/peers/daily_steps.py`). Each system has an environment of its own, and its metadata in a
 database of its own on the same PostgreSQL server, with fsync. They take turns, one at a time, from the same
 state each round; after each round the target is compared with the source by SQL. Figures are medians of
-{rounds} rounds, with minimum and maximum.
+{rounds} rounds, with minimum and maximum. In each, a requested run's time is the median of three one after
+another, CPU the mean of a kind's runs, and all else is measured once.
 
 CPU is that of all processes of the system and of PostgreSQL, less what the system takes at rest in the
 same time, which has a line of its own. It includes the steps' own work, which is the same everywhere. The
 first run after a start isn't counted, nor is the first by a schedule. Dagster looks for new backfills every
 30 s: how long one waits for that depends on the moment, and has a line of its own.
+
+![Bars for each system: runs by schedule and on request with their CPU, ten at once, backfill, start, \
+memory at rest; the table below has the figures]({plot})
 
 """
 RATIOS = """
@@ -68,6 +80,10 @@ Airflow's.
 
 """
 CONFIGURATION = """
+*Unclear* is a bound with rounds on both of its sides, or with a ratio that isn't above zero. Prefect starts a
+scheduled run up to 10 s ahead of its moment, so the time from there is chance: the requested run carries the
+comparison.
+
 How they are set up; what isn't said is left as it comes:
 
 """
@@ -111,22 +127,38 @@ def system_tables() -> Iterator[Table]:
         yield shown
 
 
-def section() -> str:
-    """The page's section on the orchestrators; empty if nothing is on file."""
+def section(plot: Path) -> str:
+    """The page's section on the orchestrators, and its plot in a file; empty if nothing is on file."""
     results = load_systems()
     if not results:
         return ""
     names = [f"{result['name']} {result['version']}" for result in results]
     line = ["---"] * (len(results) + 1)
     described = "".join(f"- **{each['name']}**: {each['configuration']}.\n" for each in results)
+    draw(plot, _panels(results), "median, minimum and maximum", columns=2)
+    rounds = min(len(result["rounds"]) for result in results)
     return (
-        ORCHESTRATION.format(rounds=min(len(result["rounds"]) for result in results))
+        ORCHESTRATION.format(rounds=rounds, plot=plot.name)
         + markdown(["figure", *names], line, *_system_rows(results))
         + RATIOS
         + markdown(["of ours to", *names[1:]], line[1:], *_ratio_rows(results))
         + CONFIGURATION
         + described
     )
+
+
+def _panels(results: list[SystemResult]) -> dict[str, list[Bar]]:
+    return {
+        FIGURES[figure]: [
+            Bar(
+                result["name"],
+                spread([each[figure] for each in result["rounds"]]),
+                ours=result is results[0],
+            )
+            for result in results
+        ]
+        for figure in PLOTTED
+    }
 
 
 def _system_rows(results: list[SystemResult]) -> Iterator[list[str]]:
@@ -147,7 +179,7 @@ def _ratio_rows(results: list[SystemResult]) -> Iterator[list[str]]:
             pairs = zip(ours["rounds"], result["rounds"], strict=False)
             found = [mine[figure] / theirs[figure] for mine, theirs in pairs if theirs[figure]]
             bound = bounds.get(result["name"])
-            judged = f", {verdict(median(found), bound)} {bound:g}" if bound else ""
+            judged = f", {verdict(found, bound)} {bound:g}" if bound else ""
             row.append(_spread(found) + judged)
         yield row
 

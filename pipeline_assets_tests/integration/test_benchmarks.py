@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import data, growth, load, orchestrators, report, services
+from benchmarks import data, growth, load, orchestrators, report, services, systems_report
+from benchmarks.growth_data import Tables
 from benchmarks.systems import Dagster
 from pipeline_assets.resources import embedded_postgres
 
@@ -44,6 +45,9 @@ def test_the_page_judges_the_bounds_of_the_tools_that_were_measured(
     monkeypatch.setattr(report, "RESULTS", tmp_path / "load.json")
     monkeypatch.setattr(report, "PAGE", tmp_path / "benchmarks.md")
     monkeypatch.setattr(report, "PLOT", tmp_path / "benchmarks.svg")
+    # The sections after the load are tested on their own.
+    monkeypatch.setattr(report, "GROWTH_RESULTS", tmp_path / "none.json")
+    monkeypatch.setattr(systems_report, "SYSTEM_RESULTS", tmp_path / "none.json")
     ours = "pipeline_assets, warm, without Dagster"
     measured = {"psql: COPY, sorted upsert": 10.0, ours: 11.4, "Sling": 20.0}
     report.merge(
@@ -73,6 +77,98 @@ def test_the_page_judges_the_bounds_of_the_tools_that_were_measured(
 
 
 @pytest.mark.parametrize(
+    ("ratios", "word"),
+    [
+        ([0.4, 0.5], "keeps"),
+        ([0.51, 0.6], "misses"),
+        ([0.5, 0.51], "unclear"),
+        ([-214.0, 0.3], "unclear"),
+        ([0.0, 0.3], "unclear"),
+    ],
+)
+def test_a_bound_is_judged_only_where_all_rounds_agree(ratios: list[float], word: str) -> None:
+    assert report.verdict(ratios, 0.5) == word
+
+
+def test_the_page_shows_and_draws_the_systems_and_withholds_a_verdict_by_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systems_report, "SYSTEM_RESULTS", tmp_path / "systems.json")
+    scheduled: dict[str, list[float]] = {
+        "pipeline_assets": [2, 2, 2],
+        "Airflow": [4, 5, 5],
+        "Prefect": [-0.5, 8.25, 8.25],
+    }
+    systems_report.merge_systems(
+        [
+            {
+                "name": name,
+                "version": "1",
+                "configuration": "as it comes",
+                "rounds": [
+                    {**dict.fromkeys(systems_report.FIGURES, 1.0), "scheduled": seconds}
+                    for seconds in rounds
+                ],
+            }
+            for name, rounds in scheduled.items()
+        ]
+    )
+    plot = tmp_path / "systems.svg"
+    section = systems_report.section(plot)
+    assert (
+        "| scheduled run, from its moment to its end"
+        " | 0.40 (0.40 to 0.50), keeps 0.7 | 0.24 (-4.00 to 0.24), unclear 0.5 |\n" in section
+    )
+    assert f"]({plot.name})" in section
+    drawn = plot.read_text()
+    assert all(f">{text}</text>" in drawn for text in ("Prefect", "8.25"))
+    assert plot.stat().st_size < 60_000
+
+
+def test_the_page_says_how_growth_was_measured_and_which_ticks_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "GROWTH_RESULTS", tmp_path / "growth.json")
+    plot = tmp_path / "growth.svg"
+
+    def section(measured: report.Rounds) -> str:
+        figures = {"sensor ticks a minute": measured}
+        report.merge_growth({"tables": 1000, "days": 20, "recent": 3, "figures": figures})
+        return report.growth_section(plot)
+
+    before = section({"median": 192, "min": 124, "max": 361})
+    assert report.SIZE_BY_SIZE in before
+    assert "1,000 tables want 1,002 ticks a minute and get 192: each table is looked at" in before
+    in_rounds = section({"median": 1002, "min": 1002, "max": 1002, "rounds": 5})
+    assert report.SIZE_BY_SIZE not in in_rounds
+    assert "ticks a minute and get" not in in_rounds
+    assert f"]({plot.name})" in in_rounds
+    assert ">1,000 tables</text>" in plot.read_text()
+
+
+def test_each_round_of_growth_has_all_numbers_of_tables(
+    server: embedded_postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "GROWTH_RESULTS", tmp_path / "growth.json")
+    monkeypatch.setattr(growth, "connect_or_start", lambda _: server)
+    asked: list[int] = []
+
+    def part(tables: Tables, _: float) -> dict[str, float]:
+        asked.append(tables.count)
+        return {"definitions, s": float(len(asked))}
+
+    monkeypatch.setitem(growth.PARTS, "definitions", part)
+    arguments = ["--tables=1", "--tables=2", "--runs=3", "--part=definitions"]
+    done = CliRunner().invoke(growth.app, [*arguments, f"--folder={tmp_path}"])
+    assert done.exit_code == 0, done.output
+    assert asked == [1, 2] * 3
+    assert [result["figures"]["definitions, s"] for result in report.load_growth()] == [
+        {"median": 3, "min": 1, "max": 5, "rounds": 3},
+        {"median": 4, "min": 2, "max": 6, "rounds": 3},
+    ]
+
+
+@pytest.mark.parametrize(
     "with_daemon",
     [
         pytest.param(False, marks=pytest.mark.slow),
@@ -85,12 +181,12 @@ def test_growth_is_measured_part_by_part(
     monkeypatch.setattr(report, "GROWTH_RESULTS", tmp_path / "growth.json")
 
     def measure(*parts: str) -> None:
-        arguments = ["--tables=2", "--days=20", "--recent=3", "--runs=2", "--minutes=0.1"]
+        arguments = ["--tables=2", "--days=20", "--recent=3", "--runs=1", "--minutes=0.1"]
         arguments += [f"--folder={tmp_path / 'bench'}", *(f"--part={part}" for part in parts)]
         done = CliRunner().invoke(growth.app, arguments, catch_exceptions=False)
         assert done.exit_code == 0, done.output
 
-    def figures() -> dict[str, report.Spread]:
+    def figures() -> dict[str, report.Rounds]:
         (result,) = report.load_growth()
         assert (result["tables"], result["days"], result["recent"]) == (2, 20, 3)
         return result["figures"]
@@ -109,6 +205,7 @@ def test_growth_is_measured_part_by_part(
     found = figures()
     assert 0 < found["definitions, a run's CPU s"]["min"] < found["definitions, CPU s"]["max"]
     assert found["a table's tick, s"]["median"] > 0
+    assert {each.get("rounds") for each in found.values()} == {1}
     if not with_daemon:
         return
     # The sensors look at every table, and start nothing.
