@@ -1,7 +1,8 @@
 """How each rule of a contract is tested: a mask over typed columns, true where a row breaks the rule.
 
 Rules are Arrow kernels over whole columns: a million rows in milliseconds each. A null breaks
-`required` and `missingValues` and nothing else. `validation` turns the masks into verdicts.
+`required` and `missingValues`, and a condition that asks for it, and nothing else. `validation` turns the
+masks into verdicts.
 """
 
 import operator
