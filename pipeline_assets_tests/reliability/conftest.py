@@ -54,9 +54,11 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def site(settings: Settings, server: embedded_postgres.Server, seed: int) -> Site:
-    """A site with empty databases, and with the seed's changes to come."""
-    return Site(settings, server, random.Random(seed))
+def site(settings: Settings, server: embedded_postgres.Server, seed: int) -> Iterator[Site]:
+    """A site with empty databases, and with the seed's changes to come; after the test nothing is left."""
+    found = Site(settings, server, random.Random(seed))
+    yield found
+    assert found.left_behind() == []
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from random import Random
 from time import sleep
 from typing import Any, ClassVar
 
+import psutil
 import psycopg
 
 from pipeline_assets.resources import embedded_postgres
@@ -85,21 +86,32 @@ class Site:
     def kill_at_random(self, victim: Victim, longest: float) -> None:
         """Kill at a random moment of a run; a run that was over by then doesn't count as a kill."""
         self.change()
-        with self.connect("warehouse") as looker:
-            process = self.begin()
-            sleep(self.random.uniform(0, longest))
-            backend = looker.info.backend_pid
-            in_time = process.is_alive()
-            if victim == "process":
-                process.kill()
-            else:
-                os.kill(backend if victim == "backend" else postmaster(backend), signal.SIGKILL)
-                embedded_postgres.connect_or_start(self.server.folder)
+        process = self.begin()
+        sleep(self.random.uniform(0, longest))
+        is_hit = self.hit(victim, process)
         code = ended(process)
-        if not in_time or (victim == "process" and code == 0):
+        if not is_hit or (victim == "process" and code == 0):
+            assert code == 0, f"nothing was killed, and the run ended with {code}"
             self.recover(f"over before {victim} was killed")
             return
         self.killed(f"random ({victim})", victim, code)
+
+    def hit(self, victim: Victim, process: Any) -> bool:
+        """Kill a run, a backend that serves it, or the postmaster; false if it was over by then."""
+        if victim == "process":
+            process.kill()
+            return True
+        with psycopg.connect(self.server.url(), autocommit=True) as looker:
+            until(lambda: backends(looker, process.pid) or not process.is_alive(), "a backend")
+            found = backends(looker, process.pid)
+        is_hit = False
+        if found:
+            with suppress(psutil.Error, ProcessLookupError):  # it has ended its session
+                backend = self.random.choice(found)
+                os.kill(backend if victim == "backend" else postmaster(backend), signal.SIGKILL)
+                is_hit = process.is_alive()
+            embedded_postgres.connect_or_start(self.server.folder)
+        return is_hit
 
     def killed(self, what: str, victim: Victim, code: int) -> None:
         # Code 0: a backend that outlived its postmaster may have done all that the run had left to do.
@@ -147,8 +159,19 @@ class Site:
                 ]
 
             with suppress(AssertionError):  # the caller's assertion says what is left
-                until(lambda: not left(), "free of what runs leave")
+                until(lambda: not left(), "free of what runs leave", longest=60)
             return left()
+
+
+def backends(connection: psycopg.Connection, process: int) -> list[int]:
+    """The pids of the backends that serve a process, known by its ports."""
+    ports: list[int] = []
+    with suppress(psutil.Error):  # it has ended
+        ports = [each.laddr.port for each in psutil.Process(process).net_connections("tcp")]
+    rows = connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE client_port = ANY (%s) ORDER BY 1", [ports]
+    )
+    return [pid for (pid,) in rows]
 
 
 def is_lost(connection: psycopg.Connection) -> bool:

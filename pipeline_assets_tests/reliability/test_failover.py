@@ -4,6 +4,7 @@ The settings stay as they are: their URL names both servers, and libpq finds the
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from itertools import cycle
 
@@ -17,22 +18,24 @@ from pipeline_assets_tests.conftest import FIRST_DAY, SOURCE_SCHEMA
 from pipeline_assets_tests.integration.operations.test_catch_up import JOB, SENSOR, Daemon
 from pipeline_assets_tests.integration.operations.watch import QUIET
 from pipeline_assets_tests.load_steps import DAYS
+from pipeline_assets_tests.reliability import oracle
 from pipeline_assets_tests.reliability.kills import TRANSIENT, ended, start
 from pipeline_assets_tests.reliability.replication import Replicated, replicated
 from pipeline_assets_tests.reliability.site import Site, load_all
 from pipeline_assets_tests.reliability.test_faults import ROLES
 from pipeline_assets_tests.reliability.test_together import wrong
+from pipeline_assets_tests.waiting import until
 
 
-def moved(site: Site, role: str, servers: Replicated) -> None:
-    """Put one of the site's databases, empty, on the pair of servers."""
+def moved(site: Site, role: str, servers: Replicated) -> Site:
+    """The site with one of its databases, empty, on the pair of servers."""
     with servers.connect(0) as primary:
         primary.execute(f"CREATE DATABASE {role}")
     if role == "source":
         with psycopg.connect(servers.url(role), autocommit=True) as source:
             source.execute(SOURCE_SCHEMA)
     url = {f"{role}_database_url": servers.url(role)}
-    site.settings = Settings.model_validate({**dict(site.settings), **url})
+    return replace(site, settings=Settings.model_validate({**dict(site.settings), **url}))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_what_a_replica_lacks_is_loaded_again(
         replicated(tmp_path_factory.mktemp("replicated")) as servers,
         dg.DagsterInstance.ephemeral() as instance,
     ):
-        moved(site, role, servers)
+        site = moved(site, role, servers)
         # Only the daily reconciliation compares days before the newest.
         settings = site.settings.model_copy(update={"warehouse_lateness_days": 1})
         daemon = Daemon(settings, instance, SENSOR, JOB)
@@ -85,11 +88,15 @@ def test_what_a_replica_lacks_is_loaded_again(
             assert away == TRANSIENT, "a replica that isn't promoted yet takes no writes"
             servers.promote()
             assert wrong(site) != [], "the replica has everything"
+            with site.connect("warehouse") as warehouse:
+                assert oracle.torn(warehouse, site.root) == []
             before = len(daemon.loaded)
             catch_up()
             runs += len(daemon.loaded) - before
             assert wrong(site) == [], f"{role}, round {number}, after"
             servers.rebuild()
+        with servers.connect(0) as primary:
+            until(lambda: oracle.left_behind(primary, [role]) == [])
     tell(
         f"{rounds} failovers of the {role} to a replica without its last transactions: {runs} days loaded "
         "again; all exact"
