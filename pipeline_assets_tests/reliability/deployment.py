@@ -26,10 +26,10 @@ from pipeline_assets_tests.waiting import until
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LAUNCH = """
-mutation ($job: String!, $day: String!) {
+mutation ($job: String!, $tags: [ExecutionTag!]!) {
   launchRun(executionParams: {
     selector: {repositoryLocationName: "code", repositoryName: "__repository__", jobName: $job}
-    executionMetadata: {tags: [{key: "dagster/partition", value: $day}]}
+    executionMetadata: {tags: $tags}
   }) { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } }
 }
 """
@@ -88,9 +88,11 @@ class Deployment:
         assert found["__typename"] in ("LaunchRunSuccess", "LaunchBackfillSuccess"), found
         return dict(found)
 
-    def launch(self, job: str, day: str) -> str:
+    def launch(self, job: str, day: str, tags: Mapping[str, str] | None = None) -> str:
         """Start a partition's run; returns its id."""
-        return str(self.ask(LAUNCH, job=job, day=day)["run"]["runId"])
+        stated = {"dagster/partition": day, **(tags or {})}
+        listed = [{"key": key, "value": value} for key, value in stated.items()]
+        return str(self.ask(LAUNCH, job=job, tags=listed)["run"]["runId"])
 
     def backfill(self, assets: list[str], days: list[str]) -> str:
         """Start the backfill of some assets' partitions; returns its id."""

@@ -20,6 +20,8 @@ class Fault:
     """Seconds of silence before that reset."""
     orderly: bool = False
     """The connection is closed instead of reset, so that its end may look like the end of the answer."""
+    mute: bool = False
+    """Instead of that reset nothing comes any more: what the server sends is acknowledged and dropped."""
     delays: float = 0
     """Seconds by which each piece is delayed."""
     piece: int = 65_536
@@ -62,6 +64,8 @@ def _forward(source: socket.socket, target: socket.socket, answers: bool, fault:
             if answers and fault.resets_after is not None:
                 passed += len(data)
                 if passed > fault.resets_after:
+                    if fault.mute:
+                        continue
                     sleep(fault.stalls)
                     if fault.orderly:
                         target.sendall(data[: len(data) - passed + fault.resets_after])

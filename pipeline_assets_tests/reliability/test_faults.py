@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,8 +21,10 @@ from pipeline_assets_tests.reliability.proxy import Fault, proxy
 from pipeline_assets_tests.reliability.site import Site, load_all
 
 ROLES = ["source", "warehouse"]
-SMALL = "256k"
-"""Room for a few days' files."""
+DISK = "64m"
+"""Room for what a test writes."""
+PAGE = 4096
+"""The least that a disk has room for, in bytes."""
 
 
 def rounds(few: int, many: int) -> pytest.MarkDecorator:
@@ -66,7 +69,7 @@ def test_a_bad_network_loses_and_doubles_nothing(
 @contextmanager
 def behind(settings: Settings, role: str, fault: Fault) -> Iterator[Settings]:
     """The settings with a database behind a proxy."""
-    name = f"{role}_database_url"
+    name = "mlflow_tracking_uri" if role == "mlflow" else f"{role}_database_url"
     parts = psycopg.conninfo.conninfo_to_dict(getattr(settings, name).get_secret_value())
     with proxy(str(parts["host"]), int(str(parts["port"])), fault) as port:
         url = f"postgresql://{parts['user']}:{parts['password']}@127.0.0.1:{port}/{parts['dbname']}"
@@ -86,7 +89,6 @@ def test_the_same_days_loaded_by_three_at_once(
         codes += [ended(run) for run in runs]
         assert set(codes) <= {0, TRANSIENT}, codes
         site.recover(f"round {number}")
-    assert site.left_behind() == []
     tell(
         f"{len(codes)} loads of the same days at once: {codes.count(0)} succeeded, the others again"
     )
@@ -112,22 +114,33 @@ def all_connections(site: Site) -> Iterator[psycopg.Connection]:
 
 @rounds(1, 10)
 def test_a_full_disk_leaves_no_half_written_file(site: Site, rounds: int) -> None:
-    site.root.mkdir(parents=True)
-    tmpfs = ["-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs"]
-    if os.geteuid() != 0 or not mounted("mount", *tmpfs, str(site.root)):
-        pytest.skip("only root, where it may mount, can make a small disk")
-    try:
+    with small_disk(site.settings.pipeline_data_dir) as fill:
         for _ in range(rounds):
             site.change()
-            free = shutil.disk_usage(site.root).free
-            filler = site.root / "filler.part"
-            filler.write_bytes(b"x" * (free - site.random.randrange(1, 5) * 4096))
-            assert ended(start(load_all, (site.settings,))) == TRANSIENT
-            filler.unlink()
-            assert mounted("mount", "-o", "remount,size=8m", str(site.root))
+            with fill(site.random.randrange(1, 5) * PAGE):
+                assert ended(start(load_all, (site.settings,))) == TRANSIENT
             site.recover("there is space again")
+            assert site.left_behind() == []
+
+
+@contextmanager
+def small_disk(data: Path) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
+    """Mount a small disk as the data folder; yields a function that fills it up to so many bytes."""
+    tmpfs = ["-t", "tmpfs", "-o", f"size={DISK}", "tmpfs"]
+    if os.geteuid() != 0 or not mounted("mount", *tmpfs, str(data)):
+        pytest.skip("only root, where it may mount, can make a small disk")
+
+    @contextmanager
+    def fill(room: int) -> Iterator[None]:
+        filler = data / "filler"
+        filler.write_bytes(b"x" * (shutil.disk_usage(data).free - room))
+        yield
+        filler.unlink()
+
+    try:
+        yield fill
     finally:
-        assert mounted("umount", str(site.root))
+        assert mounted("umount", "--lazy", str(data))
 
 
 def mounted(program: str, *arguments: str) -> bool:
