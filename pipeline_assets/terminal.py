@@ -5,7 +5,6 @@ Nothing is read or decided here.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import typer
@@ -67,13 +66,13 @@ def print_status(status: "TableStatus") -> None:
     grid.add_column(style="dim")
     grid.add_column()
     newest = status.newest or "none yet"
-    behind = (datetime.now(UTC) - status.watermark).days if status.watermark else None
     grid.add_row("days loaded", f"{status.loaded:,} of {status.closed:,} closed; newest {newest}")
-    if behind:
-        grid.add_row("behind", f"{behind} days since the newest change that was loaded")
+    if status.behind:
+        grid.add_row("behind", f"{status.behind:,} closed days")
     grid.add_row("rows extracted", f"{status.extracted:,}")
-    for rule, count in status.quarantined.items():
-        grid.add_row("  quarantined", f"{count:,} by {rule}")
+    grid.add_row("rows quarantined", f"{status.quarantined:,}")
+    for rule, count in status.violations.items():
+        grid.add_row("", f"{count:,} by {rule}")
     for day, rules in list(status.held.items())[:10]:
         grid.add_row("  [red]held[/red]", f"[red]{day}[/red] by {', '.join(rules)}")
     if len(status.held) > 10:

@@ -48,6 +48,8 @@ class Verdict:
     rejected: int = 0
     violations: Counter[str] = field(default_factory=Counter)
     """Rule name -> number of rows that break it."""
+    unworkable: dict[str, str] = field(default_factory=dict)
+    """Rule name -> why it can't be worked out on some rows, which counts as broken."""
 
     @property
     def broken(self) -> list[Rule]:
@@ -61,6 +63,8 @@ class Verdict:
 
     def keeps(self, rule: Rule) -> bool:
         """Whether the rule's violations are within its bound."""
+        if rule.name in self.unworkable:
+            return False
         measured = self.rows if rule.kind == "rowCount" else self.violations[rule.name]
         return rule.bound.holds(measured, self.rows)
 
@@ -88,7 +92,7 @@ def validate(
 
     Raises:
         SchemaMismatchError: a column is missing, or its type, or a value of it, can't become the contract's.
-        ContractError: a rule can't be evaluated on these rows, or `normalise` changes a key.
+        ContractError: `normalise` changes a key.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -99,7 +103,11 @@ def validate(
     verdict.rows += table.num_rows
     masks, any_broken = {}, None
     for rule in contract.rules:
-        mask = broken_by(rule, typed, contract, misfits, duplicates or {})
+        try:
+            mask = broken_by(rule, typed, contract, misfits, duplicates or {})
+        except ContractError as error:  # holds this partition, and not the others of a range
+            verdict.unworkable[rule.name] = str(error)
+            continue
         if mask is not None and (count := pc.sum(mask).as_py()):
             verdict.violations[rule.name] += count
             masks[rule.name] = mask

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -34,6 +34,12 @@ from pipeline_assets.warehouse.checks import (
     source_key,
 )
 from pipeline_assets.warehouse.tables import Table
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pipeline_assets.warehouse.load import Loaded
+    from pipeline_assets.warehouse.reconcile import Windows
 
 GROUP = "warehouse"
 
@@ -89,6 +95,7 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
         progress: dg.ResourceParam[Progress],
     ) -> dg.MaterializeResult:
         from pipeline_assets.warehouse.extract import check_source, extract, source_reader
+        from pipeline_assets.warehouse.gate import SAMPLE_ROWS
         from pipeline_assets.warehouse.reconcile import source_counts
 
         windows = partition_windows(partitions, context.partition_keys)
@@ -112,6 +119,10 @@ def raw_asset(table: Table, partitions: dg.DailyPartitionsDefinition) -> dg.Asse
                     partition_key=key,
                 )
             counted = source_counts(connection, contract, windows)
+        newest = max(windows)
+        for rows in islice(files.read(name, newest), 1):
+            shown = {"preview": preview(rows.slice(0, SAMPLE_ROWS))}
+            context.add_asset_metadata(shown, partition_key=newest)
         if len(windows) > 1:
             by_day = (
                 (key, [complete_result({key: rows}, counted)]) for key, rows in extracted.items()
@@ -215,11 +226,8 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
         files: dg.ResourceParam[PartitionFiles],
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult]:
-        from pipeline_assets.quality.validation import apply
-        from pipeline_assets.warehouse import ledger
-        from pipeline_assets.warehouse.gate import SAMPLE_ROWS
+        from pipeline_assets.warehouse.ledger import GateError
         from pipeline_assets.warehouse.load import load, prepare
-        from pipeline_assets.warehouse.marts import differing_groups
         from pipeline_assets.warehouse.reconcile import settled, source_digests, warehouse_digests
 
         windows = partition_windows(partitions, context.partition_keys)
@@ -240,42 +248,23 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
                     loaded = load(
                         table, key, files, source_connection, connection, context.run.run_id
                     )
-                except ledger.GateError as error:
+                except GateError as error:
                     held[key] = str(error)
-                    continue
-                loads[key] = {
-                    target: {
-                        "dagster/partition_row_count": loaded.rows_valid,
-                        "rows_written": loaded.rows_written,
-                        "rows_deleted": loaded.rows_deleted,
-                        "rows_per_second": round(loaded.rows_valid / (perf_counter() - begun)),
-                    },
-                    **{
-                        target_name(mart): {"groups_computed": loaded.groups.get(mart.name, 0)}
-                        for mart in marts
-                    },
-                }
-            if (newest := max(windows)) in loads:
-                about = loads[newest][target]
-                about["recent_days"] = daily_plot(ledger.rows_by_day(connection, contract, newest))
-                for rows in islice(files.read(f"validated_{contract.name}", newest), 1):
-                    about["preview"] = preview(apply(table.derive, rows.slice(0, SAMPLE_ROWS)))
-            if held:
-                _report_held(context, loads, held)
-            here, there = warehouse_digests(connection, contract, windows), at_source.result()
-            comparisons = settled(source_connection, connection, contract, windows, there, here)
-            span = (min(windows.values())[0], max(windows.values())[1])
-            differing = {
-                target_name(mart): differing_groups(connection, contract, mart, span)
-                for mart in marts
-            }
-        for key, by_asset in loads.items():
-            for name, metadata in by_asset.items():
-                context.add_asset_metadata(metadata, asset_key=name, partition_key=key)
-        results = {target: in_step_result(target, comparisons)}
-        results |= {name: rebuild_result(name, groups) for name, groups in differing.items()}
-        for name, result in results.items():
-            yield dg.MaterializeResult(name, check_results=[result])
+                else:
+                    loads[key] = _counts(table, loaded, perf_counter() - begun)
+            if newest := max(loads, default=""):
+                loads[newest][target] |= _look(connection, files, table, newest)
+            done = {key: windows[key] for key in loads}
+            here, there = warehouse_digests(connection, contract, done), at_source.result()
+            comparisons = settled(source_connection, connection, contract, done, there, here)
+            differing = _differing(connection, table, done)
+        if held:  # Dagster records nothing else of a step that fails
+            _log_loads(context, loads)
+        else:
+            _add_loads(context, loads)
+            yield dg.MaterializeResult(target, check_results=[in_step_result(target, comparisons)])
+            for name, groups in differing.items():
+                yield dg.MaterializeResult(name, check_results=[rebuild_result(name, groups)])
         if len(windows) > 1:
             by_day = (
                 (key, [in_step_result(target, {key: found})]) for key, found in comparisons.items()
@@ -284,6 +273,8 @@ def warehouse_assets(table: Table, partitions: dg.DailyPartitionsDefinition) -> 
             for name, groups in differing.items():
                 rebuilt = [rebuild_result(name, groups)]
                 log_partitions(context, name, ((key, rebuilt) for key in comparisons))
+        if held:
+            raise _failure(held, len(windows))
 
     return warehouse_tables
 
@@ -326,23 +317,77 @@ def _spec(contract: TableContract, upstream: dg.AssetKey) -> dg.AssetSpec:
     )
 
 
-def _report_held(
-    context: dg.AssetExecutionContext,
-    loads: dict[str, dict[str, dict[str, Any]]],
-    held: dict[str, str],
-) -> None:
-    """Fail the step and name the held partitions, once the loaded ones are on record.
+def _counts(table: Table, loaded: "Loaded", seconds: float) -> dict[str, dict[str, Any]]:
+    """Asset -> the metadata on what a partition's load did to it."""
+    about = {
+        "dagster/partition_row_count": loaded.batch.rows_valid,
+        "rows_extracted": loaded.batch.rows_extracted,
+        "rows_quarantined": loaded.batch.rows_quarantined,
+        "rows_written": loaded.rows_written,
+        "rows_deleted": loaded.rows_deleted,
+        "rows_per_second": round(loaded.batch.rows_valid / seconds),
+    }
+    groups = {
+        target_name(mart): {"groups_computed": loaded.groups.get(mart.name, 0)}
+        for mart in table.marts
+    }
+    return {target_name(table.contract): about, **groups}
 
-    Dagster records no materialization for a failed step, so the loaded partitions are logged first.
-    """
+
+def _look(
+    warehouse: "psycopg.Connection", files: PartitionFiles, table: Table, key: str
+) -> dict[str, Any]:
+    """Metadata to look at: a few of the partition's rows as loaded, and a plot of the days up to it."""
+    from pipeline_assets.quality.validation import apply
+    from pipeline_assets.warehouse.gate import SAMPLE_ROWS
+    from pipeline_assets.warehouse.ledger import rows_by_day
+
+    look = {"recent_days": daily_plot(rows_by_day(warehouse, table.contract, key))}
+    for rows in islice(files.read(f"validated_{table.contract.name}", key), 1):
+        look["preview"] = preview(apply(table.derive, rows.slice(0, SAMPLE_ROWS)))
+    return look
+
+
+def _differing(warehouse: "psycopg.Connection", table: Table, windows: "Windows") -> dict[str, int]:
+    """Mart -> how many of its rows differ from a rebuild, in groups with rows in the windows' span."""
+    from pipeline_assets.warehouse.marts import differing_groups
+
+    if not windows:
+        return {}
+    span = (min(windows.values())[0], max(windows.values())[1])
+    return {
+        target_name(mart): differing_groups(warehouse, table.contract, mart, span)
+        for mart in table.marts
+    }
+
+
+def _add_loads(
+    context: dg.AssetExecutionContext, loads: dict[str, dict[str, dict[str, Any]]]
+) -> None:
+    """Add each partition's metadata to the materializations that the step yields."""
+    for key, by_asset in loads.items():
+        for name, metadata in by_asset.items():
+            context.add_asset_metadata(metadata, asset_key=name, partition_key=key)
+
+
+def _log_loads(
+    context: dg.AssetExecutionContext, loads: dict[str, dict[str, dict[str, Any]]]
+) -> None:
+    """Record the materialization of each loaded partition, whatever becomes of the step."""
     for key, by_asset in loads.items():
         for name, metadata in by_asset.items():
             context.log_event(dg.AssetMaterialization(name, metadata=metadata, partition=key))
+
+
+def _failure(held: dict[str, str], partitions: int) -> dg.Failure:
+    """The step's failure that names the held partitions, and why the first one is held."""
     from pipeline_assets.warehouse.ledger import GateError
 
-    raise dg.Failure(
-        f"{len(held)} of {len(held) + len(loads)} partitions held back: {', '.join(held)}. "
-        f"{next(iter(held.values()))}",
+    why = next(iter(held.values()))
+    failure = dg.Failure(
+        f"{len(held)} of {partitions} partitions held back: {', '.join(held)}. {why}",
         metadata=held,
         allow_retries=False,
-    ) from GateError(next(iter(held.values())))
+    )
+    failure.__cause__ = GateError(why)
+    return failure

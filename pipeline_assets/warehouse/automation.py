@@ -76,7 +76,7 @@ def table_automation(
         from pipeline_assets.warehouse.ledger import (
             batches,
             ensure_schema,
-            half_loaded,
+            half_done,
             never_loaded,
         )
         from pipeline_assets.warehouse.reconcile import compare
@@ -94,7 +94,7 @@ def table_automation(
         ):
             ensure_schema(at_warehouse, contract)
             missed = never_loaded(at_warehouse, contract, first, last)
-            missed |= half_loaded(at_warehouse, contract, first, last)
+            missed |= half_done(at_warehouse, contract, first, last)
             # The last reconciliation may name days that are no partitions any more, or haven't settled.
             chosen = [day for day in days(last, missed) if f"{first}" <= day <= f"{last}"]
             windows = partition_windows(partitions, sorted(chosen))

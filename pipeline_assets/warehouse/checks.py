@@ -63,7 +63,7 @@ def rule_results(
                 check_name=rule.name,
                 passed=not broken,
                 severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,
-                description=_outcome(broken, len(judgements)),
+                description=_outcome(rule, broken, len(judgements)),
                 metadata=_evidence(contract, rule, judgements, broken),
             )
         )
@@ -105,9 +105,12 @@ def log_partitions(
         )
 
 
-def _outcome(broken: "Mapping[str, Judgement]", partitions: int) -> str:
+def _outcome(rule: Rule, broken: "Mapping[str, Judgement]", partitions: int) -> str:
     if not broken:
         return "Kept."
+    for judgement in broken.values():
+        if why := judgement.verdict.unworkable.get(rule.name):
+            return why
     held = sum(not judgement.verdict.passed for judgement in broken.values())
     if partitions == 1:
         return f"Broken: the partition is {'held back' if held else 'loaded all the same'}."
@@ -135,10 +138,9 @@ def _evidence(
     ]
     if broken or breaking:
         worst = next(iter(broken or breaking))
-        evidence["quarantine"] = dg.MetadataValue.text(quarantine_query(contract, worst))
-        sample = judgements[worst].rejected_sample
-        if sample is not None:
-            evidence["sample"] = preview(sample)
+        evidence["quarantine"] = dg.MetadataValue.text(quarantine_query(contract, worst, rule.name))
+        if rule.name in judgements[worst].samples:
+            evidence["sample"] = preview(judgements[worst].samples[rule.name])
         if len(judgements) > 1:
             evidence["partitions"] = dg.MetadataValue.text(", ".join(list(broken)[:NAMED]))
     return evidence

@@ -1,7 +1,7 @@
 """The gate of one partition: raw file in, valid file, quarantine and verdict out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SAMPLE_ROWS = 10
-"""Offending rows that a failed check shows; the quarantine has them all."""
+"""Rows that break a rule which its check shows; the quarantine has them all."""
+SAMPLE_LENGTH = 100
+"""Characters of a value that are kept to be shown."""
 
 
 @dataclass
@@ -27,7 +29,20 @@ class Judgement:
 
     verdict: Verdict
     preview: "pa.Table"
-    rejected_sample: "pa.Table | None" = None
+    samples: "dict[str, pa.Table]" = field(default_factory=dict)
+    """Rule -> the first rows that break it, as the source has them."""
+
+    def sample(self, rejected: "pa.Table") -> None:
+        """Keep the first rows of each rule."""
+        import pyarrow as pa
+
+        rules = rejected["broken_rules"].to_pylist()
+        for rule in {rule for broken in rules for rule in broken}:
+            kept = [self.samples[rule]] if rule in self.samples else []
+            wanted = SAMPLE_ROWS - sum(sample.num_rows for sample in kept)
+            places = [place for place, broken in enumerate(rules) if rule in broken][:wanted]
+            if places:
+                self.samples[rule] = pa.concat_tables([*kept, shown(rejected.take(places))])
 
 
 def judge(
@@ -68,11 +83,10 @@ def judge(
             )
             if batch.rejected.num_rows:
                 quarantine.write(batch.rejected)
-                if judgement.rejected_sample is None:
-                    judgement.rejected_sample = _first(batch.rejected)
+                judgement.sample(batch.rejected)
             if batch.valid.num_rows:
                 if not judgement.preview.num_rows:
-                    judgement.preview = _first(batch.valid)
+                    judgement.preview = shown(batch.valid.slice(0, SAMPLE_ROWS))
                 yield batch.valid
             newest = pc.max(rows[contract.change_column]).as_py()
             watermark = max(filter(None, (watermark, newest)), default=None)
@@ -97,6 +111,12 @@ def judge(
     return judgement
 
 
-def _first(rows: "pa.Table") -> "pa.Table":
-    """A copy of the first rows: a slice would keep all of them in memory, for each day of a range."""
-    return rows.take(list(range(min(rows.num_rows, SAMPLE_ROWS))))
+def shown(rows: "pa.Table") -> "pa.Table":
+    """Rows as short texts: a range keeps some for each of its days, and a value can have a megabyte."""
+    import pyarrow as pa
+
+    def text(value: object) -> str | None:
+        return None if value is None else str(value)[:SAMPLE_LENGTH]
+
+    columns = {name: map(text, rows[name].to_pylist()) for name in rows.column_names}
+    return pa.table({name: pa.array(list(texts), pa.string()) for name, texts in columns.items()})

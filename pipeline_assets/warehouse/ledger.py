@@ -329,18 +329,20 @@ def never_loaded(
     return {day for (day,) in rows}
 
 
-def half_loaded(
+def half_done(
     connection: psycopg.Connection, contract: Contract, first: date, last: date
 ) -> set[str]:
-    """The days from `first` to `last` that passed the gate but weren't loaded afterwards.
+    """The days from `first` to `last` that passed and weren't loaded, or were held under another contract.
 
-    The run ended between the two steps, or only the validation was run. Source and warehouse may be in
-    step nevertheless: the digests cover only keys and versions, and an empty day has none.
+    The run ended between the two steps, or only the validation was run; or the contract has changed since.
+    Source and warehouse may be in step nevertheless: the digests cover only keys and versions, an empty
+    day has none, and a held day's rows may all be in the quarantine.
     """
     rows = connection.execute(
-        "SELECT partition_key FROM pipeline.batches WHERE table_name = %s AND verdict = 'passed'"
-        " AND loaded_hash IS DISTINCT FROM content_hash AND partition_key BETWEEN %s AND %s",
-        [contract.name, first.isoformat(), last.isoformat()],
+        "SELECT partition_key FROM pipeline.batches WHERE table_name = %s AND CASE verdict"
+        " WHEN 'passed' THEN loaded_hash IS DISTINCT FROM content_hash ELSE contract_version <> %s END"
+        " AND partition_key BETWEEN %s AND %s",
+        [contract.name, contract.version, first.isoformat(), last.isoformat()],
     )
     return {key for (key,) in rows}
 
@@ -407,10 +409,14 @@ def held_batches(connection: psycopg.Connection) -> list[Held]:
         return cursor.execute(query).fetchall()
 
 
-def quarantine_query(contract: Contract, key: str) -> str:
-    """The statement that shows a partition's quarantined rows."""
-    query = sql.SQL("SELECT * FROM {} WHERE partition_key = {}")
-    return query.format(sql.Identifier("quarantine", contract.name), sql.Literal(key)).as_string()
+def quarantine_query(contract: Contract, key: str, rule: str | None = None) -> str:
+    """The statement that shows a partition's quarantined rows, all or those that break a rule."""
+    query = sql.SQL("SELECT * FROM {} WHERE partition_key = {}").format(
+        sql.Identifier("quarantine", contract.name), sql.Literal(key)
+    )
+    if rule is not None:
+        query += sql.SQL(" AND {} = ANY(broken_rules)").format(sql.Literal(rule))
+    return query.as_string()
 
 
 def record_load(

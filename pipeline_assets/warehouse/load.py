@@ -20,14 +20,7 @@ from pipeline_assets.quality.types import arrow_type, parts, travels_as_text
 from pipeline_assets.quality.validation import apply
 from pipeline_assets.resources.files import MissingPartitionError, PartitionFiles, ahead
 from pipeline_assets.warehouse import ledger
-from pipeline_assets.warehouse.lookup import (
-    KEYS_PER_QUESTION,
-    Key,
-    chunks,
-    key_arrays,
-    key_lists,
-    newest_in_source,
-)
+from pipeline_assets.warehouse.lookup import chunks, key_arrays, key_lists, newest_in_source
 from pipeline_assets.warehouse.marts import ensure_marts, group_columns, note_touched, refresh
 from pipeline_assets.warehouse.tables import Table
 
@@ -45,8 +38,8 @@ LOWEST_KEY = -(2**63)
 class Loaded:
     """What a load did."""
 
-    rows_valid: int
-    """The partition's valid rows."""
+    batch: ledger.Batch
+    """The partition's record in the ledger, as it was before."""
     rows_written: int
     """Rows inserted or updated; unchanged rows don't count."""
     rows_deleted: int
@@ -131,7 +124,7 @@ def load(
             loaded_hash=batch.content_hash,
             run_id=run_id,
         )
-    return Loaded(batch.rows_valid, written, deleted, groups)
+    return Loaded(batch, written, deleted, groups)
 
 
 def derived(table: Table, rows: "pa.Table") -> "pa.Table":
@@ -383,23 +376,22 @@ def _delete_gone(
             " AND {version} >= %(start)s AND {version} < %(end)s"
         ).format(arrays=key_arrays(contract), **names),
     )
-    gone: list[Key] = []
-    with _whole_joins(warehouse):
-        absent = warehouse.execute(missing, window)
-    for rows in chunks(absent):
-        here = {tuple(key): version for version, *key in rows}
-        there = (
-            newest_in_source(source, warehouse, contract, here, batch.window_start)
-            if source
-            else {}
-        )
-        gone += [key for key, version in here.items() if key not in there or there[key] < version]
-    return sum(
-        warehouse.execute(
-            delete, {**window, **key_lists(contract, gone[i : i + KEYS_PER_QUESTION])}
-        ).rowcount
-        for i in range(0, len(gone), KEYS_PER_QUESTION)
-    )
+    deleted = 0
+    # A cursor on the server, as all rows of a day may be gone; planned for all of its rows.
+    warehouse.execute("SET LOCAL cursor_tuple_fraction = 1")
+    with warehouse.cursor("missing") as absent:
+        with _whole_joins(warehouse):
+            absent.execute(missing, window)
+        for rows in chunks(absent):
+            here = {tuple(key): version for version, *key in rows}
+            there = (
+                newest_in_source(source, warehouse, contract, here, batch.window_start)
+                if source
+                else {}
+            )
+            gone = [k for k, version in here.items() if k not in there or there[k] < version]
+            deleted += warehouse.execute(delete, {**window, **key_lists(contract, gone)}).rowcount
+    return deleted
 
 
 def _delete_superseded(table: Table) -> sql.Composed:

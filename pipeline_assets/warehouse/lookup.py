@@ -62,7 +62,7 @@ def has_a_day(contract: Contract) -> sql.Composed:
     )
 
 
-def chunks(cursor: psycopg.Cursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+def chunks(cursor: psycopg.ServerCursor[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
     """A cursor's rows, in lists of at most as many as one query may name."""
     while keys := cursor.fetchmany(KEYS_PER_QUESTION):
         yield keys

@@ -143,10 +143,13 @@ def _moved_on(
         " WHERE ({key}) IN (SELECT * FROM unnest({arrays}))"
         " AND {version} >= %(start)s AND {version} < %(end)s) AS moved"
     ).format(**names)
-    for keys in chunks(warehouse.execute(mine, bounds)):
-        moved = newest_in_source(source, warehouse, contract, keys, since=window[1])
-        if some := warehouse.execute(digest, {**bounds, **key_lists(contract, moved)}).fetchone():
-            found = Digest(found.rows + some[0], found.hash ^ some[1])
+    # A cursor on the server: all rows of a day may have moved.
+    with warehouse.transaction(), warehouse.cursor("window") as cursor:
+        cursor.execute(mine, bounds)
+        for keys in chunks(cursor):
+            moved = newest_in_source(source, warehouse, contract, keys, since=window[1])
+            some = warehouse.execute(digest, {**bounds, **key_lists(contract, moved)}).fetchone()
+            found = Digest(found.rows + some[0], found.hash ^ some[1]) if some else found
     return found
 
 

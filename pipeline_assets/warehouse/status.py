@@ -26,10 +26,12 @@ class TableStatus:
     closed: int
     loaded: int
     newest: str | None
-    watermark: datetime | None
+    behind: int
+    """Closed days after the newest that is loaded."""
     extracted: int
-    quarantined: dict[str, int]
-    """Rule name -> rows that broke it, of the days in the ledger."""
+    quarantined: int
+    violations: dict[str, int]
+    """Rule name -> rows that broke it, of the days in the ledger; a row may break several."""
     held: dict[str, list[str]]
     """Partition key -> the rules that hold it back."""
     rows: int
@@ -65,14 +67,14 @@ def days_to_load(settings: Settings, table: Table, *, everything: bool = False) 
     ):
         ledger.ensure_schema(warehouse, contract)
         known = ledger.batches(warehouse, contract)
-        half_loaded = ledger.half_loaded(warehouse, contract, first, last)
+        half_done = ledger.half_done(warehouse, contract, first, last)
         comparisons = compare(source, warehouse, contract, windows)
     return [
         key
         for key, found in comparisons.items()
         if key not in known
         or known[key].verdict == "failed"  # in step if all its rows are in quarantine
-        or key in half_loaded
+        or key in half_done
         or not found.in_step
     ]
 
@@ -96,7 +98,7 @@ def quarantined_rows(
 
 
 def quarantined_days(settings: Settings, table: Table, *, rule: str) -> list[str]:
-    """The days that are held or have quarantined rows (by `rule`, unless empty), oldest first."""
+    """The closed days that are held or have quarantined rows (by `rule`, unless empty), oldest first."""
     query = sql.SQL(
         "SELECT partition_key FROM {} WHERE %(rule)s = '' OR %(rule)s = ANY(broken_rules)"
         " UNION SELECT partition_key FROM pipeline.batches"
@@ -106,7 +108,10 @@ def quarantined_days(settings: Settings, table: Table, *, rule: str) -> list[str
     asked = {"rule": rule, "table": table.contract.name}
     with Database("warehouse", settings).connect(autocommit=True) as warehouse:
         ledger.ensure_schema(warehouse, table.contract)
-        return [key for (key,) in warehouse.execute(query, asked)]
+        closed = closed_days(
+            settings
+        )  # with a later first day, older ones are no partitions any more
+        return [key for (key,) in warehouse.execute(query, asked) if key in closed]
 
 
 def table_status(settings: Settings, table: Table) -> TableStatus:
@@ -129,17 +134,17 @@ def table_status(settings: Settings, table: Table) -> TableStatus:
     violations: Counter[str] = Counter()
     for batch in batches:
         violations.update(batch.violations)
-    loaded = [batch for batch in batches if batch.loaded_hash is not None]
+    loaded = [batch.partition_key for batch in batches if batch.loaded_hash is not None]
+    newest = max(loaded, default=None)
     return TableStatus(
         relation=contract.target_relation,
         closed=len(closed),
         loaded=len(loaded),
-        newest=max((batch.partition_key for batch in loaded), default=None),
-        watermark=max(
-            (batch.source_watermark for batch in loaded if batch.source_watermark), default=None
-        ),
+        newest=newest,
+        behind=sum(newest is None or day > newest for day in closed),
         extracted=sum(batch.rows_extracted for batch in batches),
-        quarantined=dict(violations.most_common()),
+        quarantined=sum(batch.rows_quarantined for batch in batches),
+        violations=dict(violations.most_common()),
         held={
             batch.partition_key: batch.broken_rules
             for batch in batches

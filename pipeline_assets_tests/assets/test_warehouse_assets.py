@@ -14,7 +14,7 @@ from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.running import RETRY
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.extract import SourceSchemaError
-from pipeline_assets.warehouse.status import days_to_load
+from pipeline_assets.warehouse.status import days_to_load, quarantined_days, table_status
 from pipeline_assets.warehouse.tables import load_tables
 from pipeline_assets_tests.conftest import FIRST_DAY, Shop
 
@@ -71,6 +71,16 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     return {found.check_name: found for found in result.get_asset_check_evaluations()}
 
 
+def verdicts(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> dict[str | None, bool]:
+    """Partition -> whether it passed the check, as Dagster has it on record."""
+    history = instance.event_log_storage.get_asset_check_execution_history(check, limit=9)
+    return {
+        record.partition: record.status.value == "SUCCEEDED"
+        for record in history
+        if record.status.value != "PLANNED"
+    }
+
+
 def test_a_good_day_is_loaded_with_its_derived_columns(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
@@ -117,6 +127,21 @@ def test_a_failed_rule_halts_the_partition_and_shows_the_evidence(
         (DAY[0], ["currency_known"], "bad")
     ]
     assert checks(result)["amount_positive"].passed
+
+
+def test_each_rule_shows_rows_that_break_it(settings: Settings, shop: Shop) -> None:
+    """It showed the first rows that broke any rule: these could be ten others, within their bound."""
+    for number in range(400):
+        shop.put(f"{number:03}", second=number, amount=int(number >= 12))
+    shop.put("last", second=500, currency="DOGE")
+
+    found = checks(load(settings, DAY[0]))
+
+    assert "DOGE" in str(found["currency_known"].metadata["sample"].value)
+    assert "000" not in str(found["currency_known"].metadata["sample"].value)
+    free = str(found["amount_positive"].metadata["sample"].value)
+    assert [f"{number:03}" in free for number in range(12)] == [True] * 10 + [False] * 2
+    assert "sample" not in found["status_known"].metadata
 
 
 def test_the_loader_refuses_a_held_batch_whoever_starts_it(
@@ -180,6 +205,12 @@ def test_in_a_range_a_bad_day_is_held_alone_and_the_run_names_it(
         assert [row[0] for row in table(warehouse)] == ["a", "c"]
         loaded = instance.get_materialized_partitions(dg.AssetKey("fct_transactions"))
         assert loaded == {DAY[0], DAY[2]}
+        for asset, check in (
+            ("fct_transactions", "in_step_with_source"),
+            ("daily_sales", "equals_rebuild"),
+        ):
+            key = dg.AssetCheckKey(dg.AssetKey(asset), check)
+            assert verdicts(instance, key) == {DAY[0]: True, DAY[2]: True}
 
         shop.put("bad", day=1, status="completed")
         assert load(settings, DAY[1], instance=instance).success
@@ -206,13 +237,34 @@ def test_in_a_range_a_day_whose_file_is_gone_is_held_alone(
 def test_the_newest_days_materialization_shows_rows_and_a_plot(
     settings: Settings, shop: Shop, warehouse: psycopg.Connection
 ) -> None:
+    for number in range(40):
+        shop.put(f"{number}", second=number)
+    shop.put("free", second=50, amount=0)
     for day in range(2):
-        shop.put(f"order {day}", day=day, status="refunded")
+        shop.put(f"order {day}", day=day, second=60, status="refunded")
+    shop.put("held", day=2, status="lost")
 
-    first, newest = load(settings, DAY[0], DAY[1]).asset_materializations_for_node(
-        "fct_transactions"
-    )[:2]
+    with dg.DagsterInstance.ephemeral() as instance:
+        load(settings, DAY[0], DAY[2], instance=instance)
+        raw, first, newest = (
+            instance.fetch_materializations(
+                dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[day]), limit=1
+            )
+            .records[0]
+            .asset_materialization
+            for asset, day in (
+                ("raw_transactions", DAY[2]),
+                ("fct_transactions", DAY[0]),
+                ("fct_transactions", DAY[1]),  # the newest that is loaded
+            )
+        )
+    assert raw
+    assert first
+    assert newest
 
+    assert "held" in str(raw.metadata["preview"].value)
+    counted = ("rows_extracted", "rows_quarantined", "rows_written", "rows_deleted")
+    assert [first.metadata[name].value for name in counted] == [42, 1, 41, 0]
     assert "preview" not in first.metadata
     shown = str(newest.metadata["preview"].value)
     assert "order 1" in shown
@@ -510,6 +562,47 @@ def test_the_sensor_leaves_out_days_of_a_reconciliation_before_a_later_start(
         ]
 
 
+def test_an_old_day_that_was_held_whole_is_asked_for_under_another_contract(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """All of its rows are in quarantine, so no comparison finds it; it was never tried again."""
+    shop.put("bad", status="lost")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert not load(settings, DAY[0], instance=instance).success
+        assert DAY[0] not in sensor_tick(settings, instance)
+        warehouse.execute("UPDATE pipeline.batches SET contract_version = '0.9.0'")
+        assert DAY[0] in sensor_tick(settings, instance)
+
+
+def test_days_before_a_later_start_are_not_replayed(settings: Settings, shop: Shop) -> None:
+    for day in range(2):
+        shop.put(f"bad {day}", day=day, status="lost")
+        load(settings, DAY[day])
+    (table,) = load_tables()
+    assert quarantined_days(settings, table, rule="") == [DAY[0], DAY[1]]
+    later = settings.model_copy(
+        update={"warehouse_start_date": (FIRST_DAY + timedelta(days=1)).date()}
+    )
+    assert quarantined_days(later, table, rule="") == [DAY[1]]
+
+
+def test_the_status_counts_days_behind_and_rows_once(settings: Settings, shop: Shop) -> None:
+    """A row that broke two rules counted twice, and a quiet table that was loaded as days behind."""
+    for number in range(40):
+        shop.put(f"{number}", second=number)
+    shop.put("bad", second=50, amount=0, quantity=0)
+    load(settings, DAY[0])
+    (table,) = load_tables()
+    status = table_status(settings, table)
+    assert status.quarantined == 1
+    assert status.violations == {"amount_positive": 1, "quantity_minimum": 1}
+    assert (status.newest, status.behind) == (None, status.closed), "the day is held"
+    shop.put("bad", second=50, amount=0)
+    load(settings, DAY[0], DAY[2])
+    status = table_status(settings, table)
+    assert (status.newest, status.behind) == (DAY[2], status.closed - 3)
+
+
 @pytest.mark.parametrize("change", ["DROP TABLE {}", "ALTER TABLE {} DROP updated_at"])
 def test_a_source_that_is_not_there_is_said_by_its_contract(
     settings: Settings, shop: Shop, change: str
@@ -581,9 +674,4 @@ def test_each_partition_has_its_own_verdict_in_dagster(settings: Settings, shop:
         load(settings, DAY[0], instance=instance)
         load(settings, DAY[1], instance=instance)
         key = dg.AssetCheckKey(dg.AssetKey("validated_transactions"), "status_known")
-        history = instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
-    verdicts = {
-        record.partition: record.event.dagster_event.event_specific_data.passed  # type: ignore[union-attr]  # of a finished check
-        for record in history
-    }
-    assert verdicts == {DAY[0]: False, DAY[1]: True}
+        assert verdicts(instance, key) == {DAY[0]: False, DAY[1]: True}

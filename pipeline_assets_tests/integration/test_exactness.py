@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from pipeline_assets.quality.contract import ContractError
+from pipeline_assets.quality.contract import ContractError, Rule
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse import ledger, lookup, marts, reconcile
@@ -277,15 +277,56 @@ def test_what_a_judgement_keeps_to_be_shown_is_small(settings: Settings, shop: S
     """A range keeps these rows of each of its days; as slices, they kept the whole day in memory."""
     pipeline = Pipeline(settings)
     for number in range(500):
-        shop.put(f"{number}", second=number, amount=number % 2)
+        is_good = number % 3 == 0
+        status = "completed" if is_good else "lost" * 9999
+        shop.put(f"{number}", second=number, amount=int(is_good), status=status)
     pipeline.extract(KEYS[0])
     judgement = judge(
         pipeline.table, KEYS[0], WINDOWS[KEYS[0]], pipeline.files, pipeline.at_warehouse, "run"
     )
-    assert judgement.rejected_sample
-    for shown in (judgement.preview, judgement.rejected_sample):
+    assert set(judgement.samples) == {"amount_positive", "status_known"}
+    for shown in (judgement.preview, *judgement.samples.values()):
         assert shown.num_rows == SAMPLE_ROWS
-        assert shown.get_total_buffer_size() < 200 * SAMPLE_ROWS
+        assert shown.get_total_buffer_size() < 500 * SAMPLE_ROWS
+
+
+def test_a_rule_that_cannot_be_worked_out_holds_its_day_and_no_other(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection
+) -> None:
+    """The error ended a range: no day after it was judged, and none was loaded."""
+    contract = strict().contract
+    square = Rule("square_small", "sql", ("customer_id",), "customer_id * customer_id < 0")
+    table = replace(strict(), contract=replace(contract, rules=(*contract.rules, square)))
+    pipeline = Pipeline(settings, table)
+    for day, customer in enumerate((1, 1 << 62, 3)):
+        shop.put(f"{day}", day, customer_id=customer)
+    for key in KEYS:
+        pipeline.extract(key)
+        pipeline.judge(key)
+
+    pipeline.load(KEYS[0])
+    with pytest.raises(ledger.GateError, match="square_small"):
+        pipeline.load(KEYS[1])
+    pipeline.load(KEYS[2])
+
+    assert [row[0] for row in loaded(warehouse)] == ["0", "2"]
+
+
+def test_a_day_of_which_every_row_is_gone_is_emptied_part_by_part(
+    settings: Settings, shop: Shop, warehouse: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "KEYS_PER_QUESTION", 3)
+    pipeline = Pipeline(settings)
+    for number in range(10):
+        shop.put(f"{number}", 0, number)
+    pipeline.run(KEYS[0])
+    shop.put("0", 1)
+    shop.connection.execute("DELETE FROM shop.transactions WHERE order_id <> '0'")
+    pipeline.run(KEYS[0])
+    assert [row[0] for row in loaded(warehouse)] == ["0"], (
+        "the one that moved stays until it is loaded"
+    )
+    assert mart_differences(warehouse) == []
 
 
 def test_a_moved_row_has_its_part_of_the_day_looked_up_and_no_other(
