@@ -3,6 +3,7 @@
 Secret settings are found by their type, so a new one gets a canary automatically.
 """
 
+import base64
 import json
 import os
 import re
@@ -10,7 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -18,6 +22,8 @@ from urllib.request import Request as Ask
 from urllib.request import urlopen
 
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from psycopg import sql
 from pytest_httpserver import HTTPServer
@@ -31,6 +37,7 @@ from pipeline_assets.warehouse.tables import every_table
 from pipeline_assets_tests.conftest import SOURCE_SCHEMA
 from pipeline_assets_tests.databases import drop
 from pipeline_assets_tests.integration.news.newsapi_server import KEY, NewsApi, article
+from pipeline_assets_tests.integration.settings.vault_server import VaultServer, vault_server
 from pipeline_assets_tests.security.test_proxy import free_port, running
 
 pytestmark = [pytest.mark.security, pytest.mark.slow]
@@ -72,8 +79,57 @@ print("OUTCOMES", json.dumps(outcomes))
 WEEK, NEXT, SNAPSHOTS = "2026-11-02", "2026-11-09", ["2026-08-10", "2026-09-07", "2026-10-05"]
 
 
+IN_VAULT = ("warehouse_database_url", "newsapi_key", "alert_urls", "heartbeat_url")
+"""Settings that come from Vault alone; the others are variables."""
+VAULT_TOKEN = re.compile(r"\bs\.[A-Za-z0-9]{24}\b")
+
+
 def test_there_are_secrets() -> None:
     assert {"warehouse_database_url", "newsapi_key", "alert_urls"} <= set(SECRETS)
+
+
+def forms(canary: str) -> list[str]:
+    """A canary as it is, and in base64 after any prefix, such as a login's name and a colon."""
+    found = [canary]
+    for before in range(3):
+        encoded = base64.b64encode(b" " * before + canary.encode()).decode()
+        # The first and last characters depend on what stands before and after it, too.
+        found.append(encoded[-(-before * 8 // 6) : (before + len(canary)) * 8 // 6])
+    return found
+
+
+def text_of(path: Path) -> str:
+    """A file's text, with what is compressed inside a Parquet file or an archive."""
+    texts = [path.read_bytes().decode(errors="replace")]
+    if path.suffix == ".parquet":
+        table = pq.ParquetFile(path).read()
+        columns = [field.name for field in table.schema if not pa.types.is_primitive(field.type)]
+        texts.append(str(table.select(columns).to_pylist()))
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            texts += [archive.read(name).decode(errors="replace") for name in archive.namelist()]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("login", ["", "a:", "me:", "you:"])
+def test_the_search_sees_through_base64(login: str) -> None:
+    header = base64.b64encode(f"{login}c4n4ry.0123".encode()).decode()
+    assert any(form in header for form in forms("c4n4ry.0123"))
+
+
+def test_the_search_sees_through_compression(tmp_path: Path) -> None:
+    canary = "c4n4ry.0123456789abcdef"
+    pq.write_table(
+        pa.table({"a": [canary] * 9}),
+        tmp_path / "a.parquet",
+        compression="gzip",
+        write_statistics=False,
+    )
+    with zipfile.ZipFile(tmp_path / "a.skops", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", canary * 9)
+    for path in tmp_path.iterdir():
+        assert canary.encode() not in path.read_bytes()
+        assert canary in text_of(path)
 
 
 @dataclass
@@ -86,16 +142,24 @@ class Deployment:
     environment: dict[str, str]
     databases: dict[str, str]
     newsapi: NewsApi
+    web: HTTPServer
+    """Where alerts and heartbeats go."""
+    vault: VaultServer
     delivered: list[Request] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)
 
-    def run(self, name: str, keys: dict[str, list[str]]) -> dict[str, bool]:
-        """Run all jobs in a process of their own, recording the arguments of every process meanwhile."""
+    def watch(
+        self, name: str, *command: str | Path, until: str | None = None, **variables: str
+    ) -> int:
+        """Run a command until it ends or says `until`, and return its exit code.
+
+        Its output is recorded, and the arguments of every process meanwhile.
+        """
         log = self.folder / f"{name}.log"
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, json.dumps(keys)],
-                env=self.environment,
+                command,
+                env=self.environment | variables,
                 cwd=self.folder,
                 stdout=output,
                 stderr=output,
@@ -106,9 +170,18 @@ class Deployment:
                 assert time.monotonic() < deadline, log.read_text()
                 arguments |= command_lines()
                 time.sleep(0.2)
+                if until and until in log.read_text():
+                    process.terminate()
+                    process.wait(60)
         self.seen[f"arguments of processes during {name}"] = "\n".join(arguments)
-        text = self.seen[f"output of {name}"] = log.read_text()
-        assert process.returncode == 0, text
+        self.seen[f"output of {name}"] = log.read_text()
+        return process.returncode
+
+    def run(self, name: str, keys: dict[str, list[str]]) -> dict[str, bool]:
+        """Run all jobs in a process of their own."""
+        code = self.watch(name, sys.executable, "-c", DRIVER, json.dumps(keys))
+        text = self.seen[f"output of {name}"]
+        assert code == 0, text
         (outcomes,) = re.findall(r"^OUTCOMES (.*)$", text, re.MULTILINE)
         found: dict[str, bool] = json.loads(outcomes)
         return found
@@ -136,7 +209,7 @@ def deployment(
     databases = {}
     number = next(_numbers)
     with psycopg.connect(server.url(), autocommit=True) as connection:
-        for role in ("source", "warehouse", "dagster", "mlflow"):
+        for role in ("source", "warehouse", "dagster", "mlflow", "celery"):
             name = databases[role] = f"canary_{role}_{number}"
             template = templates.get(role, "template1")
             connection.execute(
@@ -148,7 +221,8 @@ def deployment(
                     sql.Identifier(name), sql.Identifier(template)
                 )
             )
-            setting = "mlflow_tracking_uri" if role == "mlflow" else f"{role}_database_url"
+            others = {"mlflow": "mlflow_tracking_uri", "celery": "celery_backend_url"}
+            setting = others.get(role, f"{role}_database_url")
             connection.execute(
                 sql.SQL("CREATE ROLE {} LOGIN {} PASSWORD {}").format(
                     sql.Identifier(name),
@@ -180,7 +254,11 @@ def deployment(
 
     (folder / "home").mkdir()
     shutil.copy(ROOT / "dagster.yaml", folder / "home")
-    with HTTPServer() as web, HTTPServer() as api:
+    with (
+        HTTPServer() as web,
+        HTTPServer() as api,
+        vault_server(tmp_path_factory.mktemp("vault")) as vault,
+    ):
         newsapi = NewsApi(api)
         delivered: list[Request] = []
 
@@ -205,11 +283,16 @@ def deployment(
             ),
             "heartbeat_url": web.url_for(f"/beat/{canaries['heartbeat_url']}"),
             "celery_broker_url": f"amqp://me:{canaries['celery_broker_url']}@127.0.0.1:{closed}//",
-            "celery_backend_url": url("dagster", "celery_backend_url"),
+            "celery_backend_url": url("celery", "celery_backend_url"),
         }
+        access = vault.approle({name: values.pop(name) for name in IN_VAULT})
+        for name in ("vault_role_id", "vault_secret_id"):  # Vault's own, which it accepts
+            canaries[name] = values[name] = access[name.upper()]
         environment = {
             **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
             **{name.upper(): value for name, value in values.items()},
+            "VAULT_ADDR": access["VAULT_ADDR"],
+            "VAULT_PATH": access["VAULT_PATH"],
             "DAGSTER_HOME": str(folder / "home"),
             "PIPELINE_DATA_DIR": str(folder / "data"),
             "NEWS_PROVIDER": "newsapi",
@@ -217,8 +300,11 @@ def deployment(
             "MODELS_TRAINING_SNAPSHOTS": "3",
             "MODELS_MISSING_DAYS": "0.1",
             "MODELS_MIN_PRECISION_OVER_BASELINE": "-0.03",
+            "COLUMNS": "1000",  # nothing is broken into lines
         }
-        yield Deployment(server, folder, canaries, environment, databases, newsapi, delivered)
+        yield Deployment(
+            server, folder, canaries, environment, databases, newsapi, web, vault, delivered
+        )
     drop(server, *databases.values())
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for name in databases.values():
@@ -284,10 +370,19 @@ def dump(url: str) -> str:
             if (schema, table) == ("analytics", "fct_transactions"):
                 continue  # 70,000 orders of the fixture
             rows = connection.execute(
-                sql.SQL("SELECT t::text FROM {} AS t").format(sql.Identifier(schema, table))
+                sql.SQL("SELECT * FROM {}").format(sql.Identifier(schema, table))
             )
-            texts += [text for (text,) in rows]
+            texts += [readable(value) for row in rows for value in row]
     return "\n".join(texts)
+
+
+def readable(value: object) -> str:
+    """A value's text; Dagster stores some compressed."""
+    if not isinstance(value, bytes):
+        return str(value)
+    with suppress(zlib.error):
+        value = zlib.decompress(value)
+    return value.decode(errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -308,8 +403,19 @@ def seen(deployment: Deployment) -> dict[str, str]:
     assert done[f"train_model {WEEK}"], deployment.seen["output of good runs"]
     assert done[f"score_customers {NEXT}"], deployment.seen["output of good runs"]
 
+    worker = [BIN / "pipeline-assets", "worker"]
+    celery = {
+        "PIPELINE_EXECUTOR": "celery",
+        "PIPELINE_FILES_URL": f"file://{deployment.folder}/data/partitions",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}",
+    }
+    deployment.watch("a worker", *worker, until="Cannot connect", **celery)
+    job = [BIN / "dagster", "job", "execute", "-m", "pipeline_assets.definitions"]
+    job += ["-j", "load_transactions", "--tags", '{"dagster/partition": "2026-01-07"}']
+    assert deployment.watch("a run without its broker", *job, **celery) == 1
+
     with psycopg.connect(deployment.server.url(), autocommit=True) as connection:
-        for role in ("source", "warehouse", "mlflow"):
+        for role in ("source", "warehouse", "mlflow", "celery"):
             connection.execute(
                 sql.SQL("ALTER ROLE {} PASSWORD 'another'").format(
                     sql.Identifier(deployment.databases[role])
@@ -320,16 +426,18 @@ def seen(deployment: Deployment) -> dict[str, str]:
     )
     assert not any(value for name, value in done.items() if name.startswith(("load_", "publish_")))
 
+    assert deployment.watch("a worker without its results", *worker, **celery) == 2
     look_at_the_ui(deployment)
+    role = deployment.environment["VAULT_PATH"].rpartition("/")[2]
+    deployment.vault.root().auth.approle.delete_role(role)
+    deployment.watch("config without Vault", BIN / "pipeline-assets", "config")
     for role, name in deployment.databases.items():
         deployment.seen[f"database of {role}"] = dump(deployment.server.url(name))
     for request in deployment.delivered:
         deployment.seen[f"alert {len(deployment.seen)}"] = request.get_data(as_text=True)
     for path in deployment.folder.rglob("*"):
         if path.is_file():
-            deployment.seen[str(path.relative_to(deployment.folder))] = path.read_bytes().decode(
-                errors="replace"
-            )
+            deployment.seen[str(path.relative_to(deployment.folder))] = text_of(path)
     return deployment.seen
 
 
@@ -337,16 +445,33 @@ def seen(deployment: Deployment) -> dict[str, str]:
 def test_no_canary_is_found_anywhere(
     seen: dict[str, str], deployment: Deployment, name: str
 ) -> None:
-    canary = deployment.canaries[name]
-    assert [place for place, text in seen.items() if canary in text] == []
+    wanted = forms(deployment.canaries[name])
+    assert [place for place, text in seen.items() if any(form in text for form in wanted)] == []
+
+
+def test_no_token_of_vault_is_found_anywhere(seen: dict[str, str], deployment: Deployment) -> None:
+    token = deployment.vault.root().auth.token.create()["auth"]["client_token"]
+    assert VAULT_TOKEN.fullmatch(token)
+    assert [place for place, text in seen.items() if VAULT_TOKEN.search(text)] == []
 
 
 def test_the_canaries_were_in_use_and_the_search_looked_everywhere(
     seen: dict[str, str], deployment: Deployment
 ) -> None:
-    """The databases accepted theirs, else no run would have succeeded; the others are checked here."""
+    """The databases accepted theirs, else no run would have succeeded; the others are checked here.
+
+    Vault accepted its own, and the good runs used the settings of `IN_VAULT`, which are nowhere else.
+    """
+    canaries = deployment.canaries
+    assert not {name.upper() for name in IN_VAULT} & set(deployment.environment)
     keys = {request.headers["X-Api-Key"] for request in deployment.newsapi.requests}
-    assert keys == {deployment.canaries["newsapi_key"]}
+    assert keys == {canaries["newsapi_key"]}
+    beats = {each.path for each, _ in deployment.web.log if each.path.startswith("/beat")}
+    assert beats == {f"/beat/{canaries['heartbeat_url']}"}
+    assert "Cannot connect to amqp://me:**@" in seen["output of a worker"]
+    assert "kombu.exceptions.OperationalError" in seen["output of a run without its broker"]
+    assert "authentication failed" in seen["output of a worker without its results"]
+    assert "refuses the AppRole" in seen["output of config without Vault"]
     assert deployment.delivered, "alerts were sent"
     assert all(request.authorization for request in deployment.delivered)
     for wanted in (
@@ -357,4 +482,12 @@ def test_the_canaries_were_in_use_and_the_search_looked_everywhere(
         "GET /download_debug",
     ):
         assert any(wanted in place and text for place, text in seen.items()), wanted
-    assert "authentication failed" in seen["database of dagster"]
+    assert any(path.endswith(".parquet") for path in seen)
+    assert any(path.endswith(".skops") for path in seen)
+    said = seen["database of dagster"]
+    for wanted in (
+        "authentication failed",
+        "kombu.exceptions.OperationalError",
+        "PipelineSnapshot",
+    ):
+        assert wanted in said, wanted
