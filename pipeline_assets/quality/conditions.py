@@ -5,8 +5,9 @@ Conditions on rows need only a small part of SQL: comparisons, `AND`, `OR`, `NOT
 can't be compared or more digits than Arrow has are refused while definitions load; an embedded database
 would report it only once there are rows, costs every process 0.07 to 0.2 s of import, and (DuckDB 1.5 and
 2.0) has no time zones without a download. The semantics are PostgreSQL's: a comparison with NULL is
-neither true nor false. Two things differ: a float's NaN is neither equal to, above nor below anything
-here, and text is ordered by its bytes, as in PostgreSQL's collation `C`.
+neither true nor false. Three things differ: a float's NaN is neither equal to, above nor below anything
+here, text is ordered by its bytes, as in PostgreSQL's collation `C`, and `IN` with several numbers is
+the same as `=` with each, where PostgreSQL makes them all `real` for a `real`.
 """
 
 import re
@@ -286,11 +287,11 @@ class _Parser:
         return _constant("interval", timedelta(**{f"{unit}s": int(number)}))
 
 
-def _constant(kind: str, value: Any) -> _Term:
+def _constant(kind: str, value: Any, physical_type: str = "") -> _Term:
     def evaluate(_: "pa.Table") -> Any:
         import pyarrow as pa
 
-        return pa.scalar(value)
+        return pa.scalar(value, types.arrow_type(physical_type) if physical_type else None)
 
     return _Term(kind, evaluate, digits=_digits(value))
 
@@ -329,13 +330,36 @@ def _compare(function: str, left: _Term, right: _Term) -> _Term:
     left, right = _read(left, right), _read(right, left)
     if left.kind != right.kind or left.kind.startswith(_INCOMPARABLE):
         raise ValueError(f"a {left.kind} can't be compared with a {right.kind}")
+    left, right = _beside_floats(left, right)
     _promoted("a comparison", left.digits, right.digits)
     return _call(function, "boolean", left, right)
 
 
+def _beside_floats(left: _Term, right: _Term) -> tuple[_Term, _Term]:
+    """Two terms, an exact number among them in double precision if the other is a float.
+
+    Arrow would make a whole number beside a `real` a `real`, and converts decimals inexactly: its 0.3 is
+    another double than PostgreSQL's.
+    """
+    if left.kind == right.kind == "number" and bool(left.digits) != bool(right.digits):
+        return (_double(left), right) if left.digits else (left, _double(right))
+    return left, right
+
+
+def _double(term: _Term) -> _Term:
+    def evaluate(table: "pa.Table") -> Any:
+        import pyarrow as pa
+
+        values = term.evaluate(table)
+        exact = values.cast(pa.string()) if pa.types.is_decimal(values.type) else values
+        return exact.cast(pa.float64(), safe=False)  # a long number is rounded, as in PostgreSQL
+
+    return replace(term, evaluate=evaluate, digits=None)
+
+
 def _promoted(what: str, left: Digits, right: Digits) -> Digits:
     """The digits that Arrow needs to compare two numbers or calculate with them, whatever their values."""
-    if left is None or right is None:  # a decimal becomes a float beside one
+    if left is None or right is None:
         return None
     if left[1] is None and right[1] is None:
         return max(left[0], right[0]), None
@@ -359,6 +383,8 @@ def _read(term: _Term, other: _Term) -> _Term:
     value = types.constant(term.text, other.physical_type)
     if other.physical_type == "uuid":
         value = str(UUID(value))
+    if other.kind == "number" and not other.digits:
+        return _constant(other.kind, float(value), other.physical_type)
     return _constant(other.kind, types.comparable(value))
 
 
@@ -372,6 +398,7 @@ def _calculate(symbol: str, left: _Term, right: _Term) -> _Term:
         kind = "interval"
     else:
         raise ValueError(f"{left.kind} {symbol} {right.kind} is not supported")
+    left, right = _beside_floats(left, right)
     digits = _promoted(symbol, left.digits, right.digits)
     calculated = _call(_ARITHMETIC[symbol], kind, left, right, digits=digits)
     return replace(calculated, physical_type=left.physical_type if kind == left.kind else "")

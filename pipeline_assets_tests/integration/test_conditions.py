@@ -21,6 +21,7 @@ COLUMNS = {
     "big": "bigint",
     "amount": "numeric(14,2)",
     "ratio": "double precision",
+    "single": "real",
     "note": "text",
     "code": "character(3)",
     "at": "timestamp with time zone",
@@ -34,9 +35,10 @@ UUIDS = "0b0c9f7e-8f3e-4ec1-a1c5-5d3b8e7f0a01", "ffffffff-8f3e-4ec1-a1c5-5d3b8e7
 # Nulls and the values that decide something; `rows` combines those of any two columns.
 VALUES: dict[str, list[Any]] = {
     "n": [None, -1, 0, 3],
-    "big": [None, 0, 2**40],
+    "big": [None, 0, 2**40, 2**53 + 1],
     "amount": [None, Decimal("0.00"), Decimal("1.50"), Decimal("-7.25")],
-    "ratio": [None, 0.5, -0.0, float("inf")],
+    "ratio": [None, 0.5, -0.0, float("inf"), 0.3],
+    "single": [None, 0.5, 0.3, 16777216.0],
     "note": [None, "", "abc", "it's 100%_", "ÄB"],
     "code": [None, "a  ", "abc"],
     "at": [None, NOON, NOON.replace(day=9)],
@@ -89,6 +91,9 @@ CONDITIONS = [
         "2 * n + 1 > 1",
     ),
     *("ratio = 0", "ratio > n", "ratio * 2 = 1", "ratio < amount"),
+    *("ratio = 0.3", "ratio = '0.3'", "ratio * 3 = 0.9", "ratio = big", "ratio - amount > 0.3"),
+    *("single = 0.3", "single = '0.3'", "single > ratio", "single * single = 0.09", "single < big"),
+    *("single + 1 = 1.3", "single * amount > n", "0.3 < single"),
     *("at > '2026-01-07 13:00+00'", "at = '2026-01-07 13:00+01:00'", "at >= '2026-01-09 12:00'"),
     *("at + INTERVAL '2 days' > '2026-01-10'", "at - INTERVAL '1 week' < '2026-01-01'"),
     *("at - INTERVAL '36 hours' < '2026-01-06 00:00:01'", "'2026-01-08' < at"),
@@ -136,6 +141,7 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
     carriers = {
         "n": pa.int32(),
         "amount": pa.decimal128(14, 2),
+        "single": pa.float32(),
         "at": pa.timestamp("us", "UTC"),
     }
     return pa.table(
