@@ -199,12 +199,13 @@ def champion_files(
 
     Raises:
         NoChampionError, RefusedError, registry.RegistryError: see `champion`; or its files aren't those that
-            the gate let through, or have types that aren't trusted.
+            the gate let through, have types that aren't trusted, or would be loaded in another way.
     """
     version = champion(client, warehouse, name)
     _verdict_at_deployment(warehouse, version)
     with registry.verified_files(version) as files:
         registry.check_types(files / registry.MODEL_FILE)
+        registry.check_loader(files)
         yield version, files
 
 

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 MODEL = "purchase_propensity"
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous_champion", "challenger"
 MODEL_FILE = "model.skops"
+LOADED = {
+    "loader_module": "mlflow.sklearn",
+    "model_path": MODEL_FILE,
+    "predict_fn": "predict_proba",
+    "serialization_format": "skops",
+}
+"""What a model's file MLmodel says of how MLflow loads it."""
 RECORD = "training"
 """The key of the training record in a model's metadata, which is in its file MLmodel."""
 
@@ -291,6 +298,27 @@ def check_types(file: Path) -> None:
             f"{file.name} has types that aren't trusted: {', '.join(sorted(unknown))}; if they belong "
             "to the model, name them in training.TRUSTED_TYPES"
         )
+
+
+def check_loader(files: Path) -> None:
+    """Refuse a model that MLflow, which serves it, would not load as the skops file that is checked here.
+
+    The file MLmodel says how: it may as well name a pickle, code of its own or any Python module.
+
+    Raises:
+        RegistryError: it says anything but what `log_model` writes.
+    """
+    from mlflow.models import Model
+
+    flavors = Model.load(str(files)).flavors
+    how = {
+        name: value
+        for name, value in flavors.get("python_function", {}).items()
+        if name not in ("env", "python_version")
+    }
+    how["serialization_format"] = flavors.get("sklearn", {}).get("serialization_format")
+    if how != LOADED:
+        raise RegistryError(f"MLmodel would have MLflow load other files or code: {how}")
 
 
 def hash_files(folder: Path) -> str:

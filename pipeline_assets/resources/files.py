@@ -98,10 +98,19 @@ class PartitionFiles:
 
         Raises:
             MissingPartitionError: it was never written; the message says what to materialize.
+            PermanentError: something else is in its place.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with self._reading(asset, partition) as file, pq.ParquetFile(file) as parquet:
+        with self._reading(asset, partition) as file:
+            try:
+                parquet = pq.ParquetFile(file)
+            except pa.ArrowInvalid as error:
+                raise PermanentError(
+                    f"{self.path(asset, partition)} is no Parquet file: materialize partition "
+                    f"{partition} of {asset} again"
+                ) from error
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns=columns)
 

@@ -163,7 +163,9 @@ def test_a_parquet_file_of_a_python_type_is_no_program(tmp_path: Path) -> None:
     assert read.num_rows == 1
     assert not pwned.exists()
     path.write_bytes(poison)
-    with pytest.raises(pa.ArrowInvalid):
+    with pytest.raises(
+        PermanentError, match="is no Parquet file: materialize partition 2026-01-07"
+    ):
         list(files.read("raw_transactions", DAY))
     assert not pwned.exists()
 

@@ -1,6 +1,9 @@
 """The gate on real models and a real registry: what it refuses, what it accepts, and the registry after."""
 
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from psycopg import sql
 
 from pipeline_assets.models import judgement, promotion, records, registry
 from pipeline_assets.models.judgement import Judgement
@@ -15,7 +19,8 @@ from pipeline_assets.models.registry import Registered
 from pipeline_assets.models.snapshots import FEATURES, feature_frame, labels, read
 from pipeline_assets.resources.files import PartitionFiles
 from pipeline_assets.settings import Settings
-from pipeline_assets_tests.model_world import NEXT, WEEK, World
+from pipeline_assets_tests.model_world import NEXT, WEEK, World, failures
+from pipeline_assets_tests.security.test_pickles import Poison
 
 pytestmark = pytest.mark.slow
 TRAINING = ("2026-08-17", "2026-09-14", "2026-10-12")
@@ -233,6 +238,105 @@ class damaged:  # noqa: N801 - reads as what it does
 
     def __exit__(self, *error: object) -> None:
         self.kept.replace(self.file)
+
+
+def record_hash(world: World, version: Registered, before: str, after: str) -> None:
+    """Replace the hash of a version's files wherever it is recorded."""
+    world.client().set_model_version_tag(version.name, str(version.version), "artifact_hash", after)
+    with world.warehouse() as connection:
+        for table in ("gate_verdicts", "champion_deployments"):
+            connection.execute(
+                sql.SQL(
+                    "UPDATE pipeline.{} SET artifact_hash = %s WHERE artifact_hash = %s"
+                ).format(sql.Identifier(table)),
+                [after, before],
+            )
+
+
+@contextmanager
+def champion_with(world: World, files: dict[str, bytes], *, recorded: bool) -> Iterator[Path]:
+    """Inside the block, the champion has these files, their hash recorded or not; yields its folder."""
+    with world.warehouse() as connection:
+        champion = promotion.champion(world.client(), connection, world.name)
+    folder = damaged(world, champion).file.parent
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    changed = registry.hash_files(folder) if recorded else champion.artifact_hash
+    record_hash(world, champion, champion.artifact_hash, changed)
+    try:
+        yield folder
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        record_hash(world, champion, changed, champion.artifact_hash)
+
+
+@pytest.mark.security
+@pytest.mark.parametrize(
+    ("recorded", "told"), [(False, "were changed or damaged"), (True, "is no skops model")]
+)
+def test_a_pickle_in_the_place_of_the_champion_is_not_unpickled(
+    trained_world: World, tmp_path: Path, recorded: bool, told: str
+) -> None:
+    poison = pickle.dumps(Poison(tmp_path / "pwned"))
+    with champion_with(trained_world, {registry.MODEL_FILE: poison}, recorded=recorded):
+        result = trained_world.run("score_customers", NEXT)
+        with pytest.raises(registry.RegistryError, match=told):
+            serve(trained_world)
+    assert told in failures(result)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.security
+def test_a_champion_whose_pickle_mlflow_would_load_is_not_served(
+    trained_world: World, tmp_path: Path
+) -> None:
+    """Its skops file is good, so the gate would let it through; which file is served, MLmodel says."""
+    import mlflow
+
+    pwned = tmp_path / "pwned"
+    with trained_world.warehouse() as connection:
+        champion = promotion.champion(trained_world.client(), connection, trained_world.name)
+    honest = damaged(trained_world, champion).file.with_name("MLmodel").read_text()
+    hostile = honest.replace("model_path: model.skops", "model_path: model.pkl")
+    hostile = hostile.replace("serialization_format: skops", "serialization_format: pickle")
+    files = {"MLmodel": hostile.encode(), "model.pkl": pickle.dumps(Poison(pwned))}
+    with champion_with(trained_world, files, recorded=True) as folder:
+        with pytest.raises(
+            registry.RegistryError, match="MLmodel would have MLflow load other files"
+        ):
+            serve(trained_world)
+        assert not pwned.exists()
+        with suppress(Exception):
+            mlflow.pyfunc.load_model(str(folder))
+        assert pwned.exists(), "that is what would be served"
+
+
+def serve(world: World) -> None:
+    """Verify the champion as `pipeline-assets mlflow serve` does, before MLflow loads it."""
+    with (
+        world.warehouse() as connection,
+        promotion.champion_files(world.client(), connection, world.name),
+    ):
+        pass
+
+
+@pytest.mark.security
+def test_a_pickle_in_the_place_of_a_training_snapshot_is_not_unpickled(
+    trained_world: World, tmp_path: Path
+) -> None:
+    folder = trained_world.settings.pipeline_data_dir / "partitions" / "training_snapshots"
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    for path in kept:
+        path.write_bytes(pickle.dumps(Poison(tmp_path / "pwned")))
+    result = trained_world.run("train_model", NEXT)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert "is no Parquet file: materialize partition 2026-08-17 of" in failures(result)
+    assert not (tmp_path / "pwned").exists()
 
 
 @pytest.mark.security
