@@ -148,9 +148,7 @@ class Deployment:
     delivered: list[Request] = field(default_factory=list)
     seen: dict[str, str] = field(default_factory=dict)
 
-    def watch(
-        self, name: str, *command: str | Path, until: str | None = None, **variables: str
-    ) -> int:
+    def watch(self, name: str, *command: str, until: str | None = None, **variables: str) -> int:
         """Run a command until it ends or says `until`, and return its exit code.
 
         Its output is recorded, and the arguments of every process meanwhile.
@@ -403,14 +401,14 @@ def seen(deployment: Deployment) -> dict[str, str]:
     assert done[f"train_model {WEEK}"], deployment.seen["output of good runs"]
     assert done[f"score_customers {NEXT}"], deployment.seen["output of good runs"]
 
-    worker = [BIN / "pipeline-assets", "worker"]
+    worker = [str(BIN / "pipeline-assets"), "worker"]
     celery = {
         "PIPELINE_EXECUTOR": "celery",
         "PIPELINE_FILES_URL": f"file://{deployment.folder}/data/partitions",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}",
     }
     deployment.watch("a worker", *worker, until="Cannot connect", **celery)
-    job = [BIN / "dagster", "job", "execute", "-m", "pipeline_assets.definitions"]
+    job = [str(BIN / "dagster"), "job", "execute", "-m", "pipeline_assets.definitions"]
     job += ["-j", "load_transactions", "--tags", '{"dagster/partition": "2026-01-07"}']
     assert deployment.watch("a run without its broker", *job, **celery) == 1
 
@@ -430,7 +428,7 @@ def seen(deployment: Deployment) -> dict[str, str]:
     look_at_the_ui(deployment)
     role = deployment.environment["VAULT_PATH"].rpartition("/")[2]
     deployment.vault.root().auth.approle.delete_role(role)
-    deployment.watch("config without Vault", BIN / "pipeline-assets", "config")
+    deployment.watch("config without Vault", str(BIN / "pipeline-assets"), "config")
     for role, name in deployment.databases.items():
         deployment.seen[f"database of {role}"] = dump(deployment.server.url(name))
     for request in deployment.delivered:
