@@ -29,15 +29,17 @@ from pathlib import Path
 from typing import Any, Self, cast
 from urllib.parse import quote, unquote
 
-from dagster import Array, DagsterRun, Field
+from dagster import Array, DagsterEventType, DagsterRun, Field, MetadataValue
 from dagster._config.config_schema import UserConfigSchema
 from dagster._core.errors import DagsterLaunchFailedError, DagsterUserCodeUnreachableError
+from dagster._core.events import EngineEventData
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
 from dagster._core.remote_origin import (
     GrpcServerCodeLocationOrigin,
     ManagedGrpcPythonEnvCodeLocationOrigin,
 )
+from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._serdes import ConfigurableClassData, serialize_value
 
 from pipeline_assets.resources.warm_process import process_of
@@ -46,6 +48,9 @@ from pipeline_assets.settings import load_settings
 FOLDER = "run_processes"
 TRIED_AGAIN = 300.0  # seconds; each try costs as much as the cold start that follows it
 FORK_TIMEOUT = 30.0  # seconds; a fork takes hundredths of one, and one that takes this long hangs
+GRACE = 60.0
+"""Seconds from a run's interrupt to its kill. Python can't be interrupted in a library's C code: a run that
+waited there for a database that never answers would stay for ever, with its connections and locks."""
 SHUTS_DOWN = "after telling it to shut down"
 """Part of the answer of a code server that waits for its runs before it ends."""
 
@@ -162,7 +167,8 @@ class WarmRunLauncher(DefaultRunLauncher):
             with self._lock:
                 self._launch_warm(run, self._setup(context))
         except (ColdStart, OSError) as reason:  # OSError: no handle, memory, space or interpreter
-            self._say(f"Starting cold: {reason}.", run)
+            host = {"host": MetadataValue.text(socket.gethostname())}
+            self._say(f"Starting cold: {reason}.", run, EngineEventData(host))
             # A warm process that ended before forking leaves this file, which would mean that the run died.
             self._file(run.run_id).unlink(missing_ok=True)
             try:
@@ -175,8 +181,6 @@ class WarmRunLauncher(DefaultRunLauncher):
                 raise DagsterUserCodeUnreachableError(str(error)) from error
         except RunsAlready:
             self._say("Not started again: the run has a process already.", run)
-        else:
-            self._run_ids.add(run.run_id)
 
     def _setup(self, context: LaunchRunContext) -> dict[str, str | list[str]]:
         """What the run's warm process has to load; a different setup needs a new process."""
@@ -271,8 +275,8 @@ class WarmRunLauncher(DefaultRunLauncher):
         except FileNotFoundError:
             return None
 
-    def _say(self, message: str, run: DagsterRun) -> None:
-        self._instance.report_engine_event(message, run, cls=self.__class__)
+    def _say(self, message: str, run: DagsterRun, data: EngineEventData | None = None) -> None:
+        self._instance.report_engine_event(message, run, data, cls=self.__class__)
 
     def terminate(self, run_id: str) -> bool:
         """Interrupt the run, from any launcher; return whether there was anything to interrupt."""
@@ -283,24 +287,54 @@ class WarmRunLauncher(DefaultRunLauncher):
         self._instance.report_run_canceling(run)
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(pid, signal.SIGTERM)
+        timer = threading.Timer(GRACE, self._kill, (run_id, pid))
+        timer.daemon = True
+        timer.start()
         return True
+
+    def _kill(self, run_id: str, pid: int) -> None:
+        """Kill a run's process if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._process(run_id) == pid:
+                os.kill(pid, signal.SIGKILL)
 
     @property
     def supports_check_run_worker_health(self) -> bool:
-        """True, for runs that started warm; other runs are never reported dead here."""
+        """True, for runs that started warm, and for cold ones of a code server on this machine."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Whether the run's process lives. The warm process reports its death at once, unless it died too."""
+        """Whether the run's process lives. Its parent reports its death at once, unless it died too."""
         try:
             pid = process_of(self._file(run.run_id))
         except FileNotFoundError:
+            if self._has_lost_its_cold_process(run):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its process is gone")
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not a run that started warm")
         if pid is None:
             return CheckRunHealthResult(
                 WorkerStatus.FAILED, "its process was killed, and the warm process before it"
             )
         return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=str(pid))
+
+    def _has_lost_its_cold_process(self, run: DagsterRun) -> bool:
+        """Whether a code server on this machine started the run, and the pid in its log is nobody's."""
+        origin = run.job_code_origin
+        if origin is None or origin.repository_origin.container_image:
+            return False
+        if not json.loads(run.tags.get(GRPC_INFO_TAG, "{}")).get("socket"):
+            return False
+        told: dict[str, Any] = {}
+        for entry in self._instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+            event = entry.get_dagster_event()
+            told = {**event.engine_event_data.metadata, **told}  # the first pid is the run's
+        if "pid" not in told or "host" not in told or told["host"].value != socket.gethostname():
+            return False
+        try:
+            os.kill(int(told["pid"].value), 0)
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
+        return False
 
     def dispose(self) -> None:
         """Disconnect from the warm processes."""
