@@ -35,7 +35,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRunStatus
 from dagster._cli.api import _execute_run_command_body
 from dagster._cli.utils import get_instance_for_cli
 from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext
@@ -261,14 +261,17 @@ def execute_run(run_id: str, instance_ref: str, file: Path, lock: int) -> None:
 
 
 def report_death(run_id: str, instance_ref: str, file: Path, exit_code: int) -> None:
-    """Say in the run's log how its process ended, and that the run has failed."""
+    """Say in the run's log how its process ended, and that the run was canceled or has failed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
     with DagsterInstance.from_ref(deserialize_value(instance_ref, InstanceRef)) as instance:
         run = instance.get_run_by_id(run_id)
         if run and not run.is_finished:
             message = get_run_crash_explanation(f"Run execution process for {run_id}", exit_code)
             instance.report_engine_event(message, run)
-            instance.report_run_failed(run)
+            if run.status == DagsterRunStatus.CANCELING:  # a failed run would be retried
+                instance.report_run_canceled(run)
+            else:
+                instance.report_run_failed(run)
     file.unlink()
 
 
