@@ -141,7 +141,7 @@ def _evidence(
         evidence["quarantine"] = dg.MetadataValue.text(quarantine_query(contract, worst, rule.name))
         if rule.name in judgements[worst].samples:
             evidence["sample"] = preview(judgements[worst].samples[rule.name])
-        if len(judgements) > 1:
+        if broken and len(judgements) > 1:
             evidence["partitions"] = dg.MetadataValue.text(", ".join(list(broken)[:NAMED]))
     return evidence
 
