@@ -16,7 +16,7 @@ import psycopg
 import pyarrow.parquet as pq
 
 VALID = """coalesce(
-    order_id <> '' AND customer_id IS NOT NULL AND ordered_at <= updated_at
+    order_id::text <> '' AND customer_id IS NOT NULL AND ordered_at <= updated_at
     AND amount > 0 AND amount = round(amount, 2) AND amount < 1e12
     AND quantity BETWEEN 1 AND 1000
     AND upper(trim(currency)) IN ('USD', 'EUR', 'GBP', 'JPY', 'CHF')
@@ -59,7 +59,7 @@ def source_differences(source: psycopg.Connection, warehouse: psycopg.Connection
     found += [f"only the warehouse has {day[:6]}" for day in here if day not in there]
     invalid = Counter(
         source.execute(
-            f"SELECT coalesce(order_id, ''), updated_at FROM (SELECT *, {VALID} AS valid"
+            f"SELECT coalesce(order_id::text, ''), updated_at FROM (SELECT *, {VALID} AS valid"
             " FROM shop.transactions) AS judged WHERE NOT valid AND isfinite(updated_at)"
         ).fetchall()
     )

