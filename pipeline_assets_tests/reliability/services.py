@@ -1,9 +1,11 @@
 """A deployment whose daemon, code server and warm process are killed, and restarted by their supervisors.
 
-The source changes, and the days that are out of step are launched as the sensor would request them. While
-their runs go from queued to done, one of the processes is killed, or the database server of all of them.
+The source changes, and the days that are out of step are launched as the sensor would request them; or an
+edition is due, or there are other snapshots to learn from. While the runs go from queued to done, one of the
+processes is killed, or the database server of all of them.
 """
 
+import json
 import os
 import signal
 from collections import Counter
@@ -12,17 +14,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import dagster as dg
 import psutil
 from dagster._core.events import DagsterEvent
+from pydantic import SecretStr
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.resources.warm_process import process_of
+from pipeline_assets.settings import Settings
 from pipeline_assets.warehouse.reconcile import compare
 from pipeline_assets_tests.load_steps import KEYS, WINDOWS, Pipeline
+from pipeline_assets_tests.model_world import WEEK
 from pipeline_assets_tests.reliability.deployment import Deployment, deployment
+from pipeline_assets_tests.reliability.jobs import TRAIN, DigestSite, JobSite, ModelSite
 from pipeline_assets_tests.reliability.kills import MARK
 from pipeline_assets_tests.reliability.site import Site
 from pipeline_assets_tests.waiting import until
@@ -31,43 +37,60 @@ Service = Literal["daemon", "code server", "warm process", "run", "postmaster"]
 PATIENCE = 900.0
 """Seconds. A run that the daemon had dequeued but not started when it died is found only after the
 `start_timeout_seconds` of dagster.yaml, five minutes."""
+LOAD, PUBLISH = "load_transactions", "publish_digest"
 STEPS = ("raw_transactions", "validated_transactions", "fct_transactions")
 STAGES = ("queued", "launched", *STEPS, "first done")
+JOBS = {
+    LOAD: STAGES,
+    PUBLISH: ("news_articles", "news_digest"),
+    TRAIN: ("trained_model", "deployed_model"),
+}
+"""The stages at which a service is killed, by job."""
 
 
 @dataclass
 class ServicesSite(Site):
     """Daemon and code server on the site's databases."""
 
-    databases: ClassVar[tuple[str, ...]] = ("source", "warehouse", "dagster")
     spoils: bool = False
     place: Deployment | None = None
+
+    def __post_init__(self) -> None:
+        common = self.settings, self.server, self.random
+        self.digest, self.model = DigestSite(*common), ModelSite(*common)
+        self.others: dict[str, JobSite] = {PUBLISH: self.digest, TRAIN: self.model}
 
     @contextmanager
     def deployed(self, home: Path) -> Iterator[None]:
         """Run the services until the block's end; each day is loaded once before the block."""
-        data = self.settings.pipeline_data_dir
-        environment = dict([MARK.split("=")]) | {"PIPELINE_DATA_DIR": str(data)}
-        for role in self.databases:
-            url = getattr(self.settings, f"{role}_database_url").get_secret_value()
-            environment[f"{role}_database_url".upper()] = url
-        with deployment(home, "pipeline_assets.definitions", environment) as self.place:
+        environment = dict([MARK.split("=")]) | variables(self.settings)
+        module = "pipeline_assets_tests.reliability.quick_models"
+        with deployment(home, module, environment) as self.place:
             self.change()
             self.finish(self.launch(KEYS), "nothing was killed")
             yield
             for storage in (self.instance.run_storage, self.instance.event_log_storage):
                 storage._engine.dispose()  # type: ignore[union-attr]  # SQL storages have it
+        self.place = None
 
     @property
     def instance(self) -> dg.DagsterInstance:
         assert self.place
         return self.place.instance
 
-    def launch(self, days: list[str]) -> list[str]:
-        """Put a run for each of the days into the queue."""
+    def launch(self, keys: list[str], job: str = LOAD) -> list[str]:
+        """Put a run for each of the partitions into the queue."""
         assert self.place
         self.place.workspace.refresh_workspace()  # the code server may have been restarted
-        return [self.place.launch("load_transactions", day) for day in days]
+        return [self.place.launch(job, key) for key in keys]
+
+    def request(self, job: str) -> list[str]:
+        """Make work for a job, and launch what its sensor would request."""
+        if job == LOAD:
+            self.change()
+            return self.launch(self.out_of_step())
+        self.others[job].change()
+        return self.launch([self.digest.mornings[-1] if job == PUBLISH else WEEK], job)
 
     def out_of_step(self) -> list[str]:
         """The days that the sensor would request."""
@@ -77,18 +100,19 @@ class ServicesSite(Site):
             found = compare(pipeline.at_source, pipeline.at_warehouse, contract, WINDOWS)
         return [key for key, comparison in found.items() if not comparison.in_step]
 
-    def kill(self, victim: Service, stage: str) -> None:
+    def kill(self, victim: Service, job: str, stage: str) -> None:
         """Kill the victim as soon as one of the runs has come to a stage; judge once all have ended.
 
         If nothing was left to be killed by then, new runs are launched.
         """
         struck = False
         while not struck:
-            self.change()
-            runs = self.launch(self.out_of_step())
+            runs = self.request(job)
             until(partial(self.has_reached, stage, runs), f"at {stage}")
             struck = self.strike(victim, runs)
             self.finish(runs, f"{victim} killed when {stage}")
+            if job in self.others:
+                assert self.others[job].check(finished=True) == [], f"{victim} killed in {stage}"
         self.kills += 1
 
     def abandon(self) -> list[str]:
@@ -98,9 +122,8 @@ class ServicesSite(Site):
         Returns how that run and its retries have ended.
         """
         assert self.place
-        self.change()
         with self.place.killed("daemon"):
-            runs = self.launch(self.out_of_step())
+            runs = self.request(LOAD)
             first = self.instance.get_run_by_id(runs[0])
             assert first
             assert first.status == dg.DagsterRunStatus.QUEUED
@@ -189,8 +212,21 @@ class ServicesSite(Site):
                 found.append(f"{run.run_id} ({run.status.value}) began {begun} times")
         return found + [f"{n} of {root} succeeded" for root, n in successes.items() if n != 1]
 
+    def left_behind(self) -> list[str]:
+        """What is left once the services have ended; until then they are nobody's leftovers."""
+        return [] if self.place else self.model.left_behind()
+
     def unfinished(self) -> list[str]:
         """Runs that haven't ended, and leftover files of run processes."""
         runs = [run for run in self.instance.get_runs() if not run.is_finished]
         files = (self.settings.pipeline_data_dir / "run_processes").glob("*")
         return [*(f"{run.run_id} is {run.status.value}" for run in runs), *map(str, files)]
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """The environment variables that give these settings."""
+    found = {}
+    for name, value in settings.model_dump(exclude_defaults=True).items():
+        secret = value.get_secret_value() if isinstance(value, SecretStr) else value
+        found[name.upper()] = json.dumps(secret) if isinstance(secret, tuple) else str(secret)
+    return found

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline_assets.resources import embedded_postgres
 from pipeline_assets.settings import Settings
-from pipeline_assets_tests.reliability.services import STAGES, STEPS, Service, ServicesSite
+from pipeline_assets_tests.reliability.services import JOBS, LOAD, STEPS, Service, ServicesSite
 
 SERVICES: tuple[Service, ...] = get_args(Service)
 
@@ -26,18 +26,20 @@ def services_site(
 
 
 @pytest.mark.parametrize(
-    "services",
+    ("services", "job"),
     [
-        pytest.param(("daemon", "code server"), id="short", marks=pytest.mark.slow),
+        pytest.param(("daemon", "code server"), LOAD, id="short", marks=pytest.mark.slow),
         *(
-            pytest.param((service,), id=service, marks=pytest.mark.reliability)
+            pytest.param((service,), job, id=f"{service} in {job}", marks=pytest.mark.reliability)
             for service in SERVICES
+            for job in JOBS
         ),
     ],
 )
 def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
     services_site: ServicesSite,
     services: Sequence[Service],
+    job: str,
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
@@ -49,17 +51,19 @@ def test_whatever_dies_under_a_run_it_comes_to_its_end_once(
     cases = [
         (service, stage)
         for service in services
-        for stage in STAGES
+        for stage in JOBS[job]
         if (service, stage) != ("run", "queued")  # it has no process then
     ]
     if len(services) > 1:
         cases = [(service, site.random.choice(STEPS)) for service in services]
     with site.deployed(tmp_path_factory.mktemp("h")):
         for service, stage in cases:
-            site.kill(service, stage)
+            site.kill(service, job, stage)
         assert site.executed_twice() == []
     assert site.left_behind() == []
-    tell(f"{site.kills} kills of {', '.join(services)}; all days agree, each was executed once")
+    tell(
+        f"{site.kills} kills of {', '.join(services)} in {job}; all agrees, each was executed once"
+    )
 
 
 @pytest.mark.reliability
