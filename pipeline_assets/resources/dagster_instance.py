@@ -41,7 +41,7 @@ from dagster_postgres import DagsterPostgresStorage, PostgresRunStorage
 
 from pipeline_assets.operations.logs import configure_logging
 from pipeline_assets.resources.compute_logs import captured
-from pipeline_assets.resources.dagster_event_log import BatchingEventLog
+from pipeline_assets.resources.dagster_event_log import PipelineEventLog
 from pipeline_assets.resources.local_files import make_private
 from pipeline_assets.resources.postgres import Database
 from pipeline_assets.settings import Settings, load_settings
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from dagster._core.scheduler.instigation import InstigatorTick
 
 # Options that only the environment can set; every Dagster process loads this module first.
-# Events of a range of partitions are stored in batches (`BatchingEventLog`) instead of one by one.
+# Events of a range of partitions are stored in batches (`PipelineEventLog`) instead of one by one.
 os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "200")
 # No step multiplies large matrices, but when pandas is imported OpenBLAS starts threads, which spin:
 # 0.12 s of CPU per run.
@@ -132,7 +132,7 @@ class PipelineStorage(DagsterPostgresStorage):
         if create:
             _complete.add(url)
         self._run_storage = PipelineRunStorage(url, should_autocreate_tables=False)
-        self._event_log_storage = BatchingEventLog(url, should_autocreate_tables=False)
+        self._event_log_storage = PipelineEventLog(url, should_autocreate_tables=False)
 
     @classmethod
     def config_type(cls) -> UserConfigSchema:

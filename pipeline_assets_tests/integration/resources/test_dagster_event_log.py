@@ -1,4 +1,4 @@
-"""Batched writes leave the same in Dagster's tables as Dagster's own writes, event by event."""
+"""Batched writes leave the same in Dagster's tables as Dagster's own writes; failures are told in time."""
 
 import re
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
+from pipeline_assets.resources import dagster_event_log
 from pipeline_assets.warehouse.checks import log_partitions
 
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-20")
@@ -146,3 +147,38 @@ def test_a_ranged_run_leaves_what_it_leaves_event_by_event(
     key = dg.AssetCheckKey(dg.AssetKey("first"), "even")
     (newest,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
     assert newest.run_id == written
+
+
+@pytest.mark.parametrize(("within", "between"), [(60.0, 0), (0.0, 1)])
+def test_a_failure_is_told_once_the_runs_row_says_so(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, within: float, between: int
+) -> None:
+    """The daemon asked between the two, found a run that hadn't failed, and never retried it.
+
+    A run whose process dies between the two doesn't hold back the others' failures for ever.
+    """
+    monkeypatch.setattr(dagster_event_log, "ENDS_WITHIN", within)
+    told = []
+
+    def ask() -> None:
+        found = instance.event_log_storage.get_logs_for_all_runs_by_log_id(
+            after_cursor=0, dagster_event_type={dg.DagsterEventType.RUN_FAILURE}
+        )
+        told.append(len(found))
+
+    handle = instance.run_storage.handle_run_event
+
+    def asked_before(run_id: str, event: dg.DagsterEvent, *rest: Any) -> None:
+        if event.event_type is dg.DagsterEventType.RUN_FAILURE:
+            ask()
+        handle(run_id, event, *rest)
+
+    monkeypatch.setattr(instance.run_storage, "handle_run_event", asked_before)
+
+    @dg.asset
+    def broken() -> None:
+        raise dg.Failure("no more of this")
+
+    dg.materialize([broken], instance=instance, raise_on_error=False)
+    ask()
+    assert told == [between, 1]
