@@ -38,10 +38,15 @@ PATIENCE = 900.0
 """Seconds. A run that the daemon had dequeued but not started when it died is found only after the
 `start_timeout_seconds` of dagster.yaml, five minutes."""
 LOAD, PUBLISH = "load_transactions", "publish_digest"
-STEPS = ("raw_transactions", "validated_transactions", "fct_transactions")
-STAGES = ("queued", "launched", *STEPS, "first done")
 JOBS = {
-    LOAD: STAGES,
+    LOAD: (
+        "queued",
+        "launched",
+        "raw_transactions",
+        "validated_transactions",
+        "fct_transactions",
+        "first done",
+    ),
     PUBLISH: ("news_articles", "news_digest"),
     TRAIN: ("trained_model", "deployed_model"),
 }

@@ -31,7 +31,7 @@ DAYS = 50
 @pytest.mark.parametrize(
     "batches",
     [
-        pytest.param(300, id="short", marks=pytest.mark.slow),
+        pytest.param(150, id="short", marks=pytest.mark.slow),
         # In pieces, each with a seed of its own: a piece that failed can be repeated in minutes.
         *(
             pytest.param(1000, id=f"{piece}-of-10", marks=pytest.mark.reliability)

@@ -26,6 +26,8 @@ from pipeline_assets_tests.reliability.test_faults import ROLES
 from pipeline_assets_tests.reliability.test_together import wrong
 from pipeline_assets_tests.waiting import until
 
+ROUNDS = 5
+
 
 def moved(site: Site, role: str, servers: Replicated) -> Site:
     """The site with one of its databases, empty, on the pair of servers."""
@@ -38,17 +40,11 @@ def moved(site: Site, role: str, servers: Replicated) -> Site:
     return replace(site, settings=Settings.model_validate({**dict(site.settings), **url}))
 
 
-@pytest.mark.parametrize(
-    ("role", "rounds"),
-    [
-        pytest.param("source", 1, marks=pytest.mark.slow),
-        *(pytest.param(role, 5, marks=pytest.mark.reliability) for role in ROLES),
-    ],
-)
+@pytest.mark.reliability
+@pytest.mark.parametrize("role", ROLES)
 def test_what_a_replica_lacks_is_loaded_again(
     site: Site,
     role: str,
-    rounds: int,
     tmp_path_factory: pytest.TempPathFactory,
     tell: Callable[[str], None],
 ) -> None:
@@ -73,7 +69,7 @@ def test_what_a_replica_lacks_is_loaded_again(
                     return
                 reconcile.execute_in_process(instance=instance, run_config=QUIET)
 
-        for number in range(rounds):
+        for number in range(ROUNDS):
             site.change()
             catch_up()
             assert wrong(site) == [], f"{role}, round {number}, before"
@@ -98,6 +94,6 @@ def test_what_a_replica_lacks_is_loaded_again(
         with servers.connect(0) as primary:
             until(lambda: oracle.left_behind(primary, [role]) == [])
     tell(
-        f"{rounds} failovers of the {role} to a replica without its last transactions: {runs} days loaded "
+        f"{ROUNDS} failovers of the {role} to a replica without its last transactions: {runs} days loaded "
         "again; all exact"
     )

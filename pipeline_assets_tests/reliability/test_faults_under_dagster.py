@@ -16,7 +16,7 @@ from pipeline_assets_tests.load_steps import KEYS
 from pipeline_assets_tests.reliability.jobs import JobSite, ModelSite
 from pipeline_assets_tests.reliability.kills import TRANSIENT, ended
 from pipeline_assets_tests.reliability.proxy import Fault
-from pipeline_assets_tests.reliability.services import STAGES, ServicesSite
+from pipeline_assets_tests.reliability.services import JOBS, LOAD, ServicesSite
 from pipeline_assets_tests.reliability.site import Site
 from pipeline_assets_tests.reliability.test_faults import (
     PAGE,
@@ -113,7 +113,7 @@ def test_runs_without_a_free_connection_come_to_their_end(
         for number in range(5):
             site.change()
             runs = site.launch(site.out_of_step())
-            stage = site.random.choice(STAGES)
+            stage = site.random.choice(JOBS[LOAD])
             until(partial(site.has_reached, stage, runs), stage)
             taken: list[psycopg.Connection] = []
             until_then = monotonic() + site.random.randrange(1, 15)

@@ -27,7 +27,6 @@ from pipeline_assets_tests.reliability.deployment import Deployment, deployment
 from pipeline_assets_tests.reliability.kills import MARK
 from pipeline_assets_tests.reliability.shop_time import ShopTime, standing
 from pipeline_assets_tests.reliability.site import Site
-from pipeline_assets_tests.reliability.test_faults import rounds
 from pipeline_assets_tests.waiting import until
 
 JOB, SENSOR = "load_transactions", "source_changes_sensor_transactions"
@@ -200,8 +199,13 @@ DEADLOCKS = {
 """Stage -> what another transaction locks before the run gets there, and requests once the run waits."""
 
 
-@rounds(1, 10)
-@pytest.mark.parametrize("stage", DEADLOCKS)
+@pytest.mark.parametrize(
+    ("stage", "rounds"),
+    [
+        pytest.param("load", 1, marks=pytest.mark.slow),
+        *(pytest.param(stage, 10, marks=pytest.mark.reliability) for stage in DEADLOCKS),
+    ],
+)
 def test_a_deadlock_is_tried_again_and_comes_out_exact(
     site: Site, stage: str, rounds: int, tell: Callable[[str], None]
 ) -> None:
