@@ -115,10 +115,13 @@ def all_connections(site: Site) -> Iterator[psycopg.Connection]:
 @rounds(1, 10)
 def test_a_full_disk_leaves_no_half_written_file(site: Site, rounds: int) -> None:
     with small_disk(site.settings.pipeline_data_dir) as fill:
-        for _ in range(rounds):
+        for number in range(rounds):
             site.change()
-            with fill(site.random.randrange(1, 5) * PAGE):
-                assert ended(start(load_all, (site.settings,))) == TRANSIENT
+            room = (site.random.randrange(1, 5) if number else 1) * PAGE
+            with fill(room):
+                code = ended(start(load_all, (site.settings,)))
+            # What a page can't hold, four may: a file's predecessor goes when it is replaced.
+            assert code in ((0, TRANSIENT) if number else (TRANSIENT,)), room
             site.recover("there is space again")
             assert site.left_behind() == []
 
