@@ -93,7 +93,8 @@ class JobSite(Site):
         assert self.check(finished=False) == [], what
         assert ended(self.begin()) == 0, what
         assert self.check(finished=True) == [], what
-        assert self.left_behind() == [], what
+        left = self.left_behind()
+        assert left == [], f"{what}: {left}"
 
 
 @dataclass

@@ -149,18 +149,20 @@ class Site:
                 names.append(connection.info.dbname)
         cluster = self.server.folder / "data"
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            found: list[str] = []
 
-            def left() -> list[str]:
+            def nothing_is_left() -> bool:
                 postmaster_pid = postmaster(connection.info.backend_pid)
-                return [
+                found[:] = [
                     *oracle.left_behind(connection, names),
                     *oracle.left_processes(MARK, cluster, postmaster_pid),
                     *oracle.left_files(self.settings.pipeline_data_dir),
                 ]
+                return not found
 
             with suppress(AssertionError):  # the caller's assertion says what is left
-                until(lambda: not left(), "free of what runs leave", longest=60)
-            return left()
+                until(nothing_is_left, "free of what runs leave", longest=60)
+            return found  # looked at again, a worker of autovacuum might have come meanwhile
 
 
 def backends(connection: psycopg.Connection, process: int) -> list[int]:
