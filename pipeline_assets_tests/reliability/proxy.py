@@ -54,6 +54,8 @@ def proxy(host: str, port: int, fault: Fault) -> Iterator[int]:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         for end in ends:
+            with suppress(OSError):  # a thread that waits for this end would keep the connection open
+                end.shutdown(socket.SHUT_RDWR)
             end.close()
 
 
