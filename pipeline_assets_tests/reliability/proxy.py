@@ -54,7 +54,8 @@ def proxy(host: str, port: int, fault: Fault) -> Iterator[int]:
         with suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         for end in ends:
-            with suppress(OSError):  # a thread that waits for this end would keep the connection open
+            # Closed alone, an end that a thread waits for would keep its connection open.
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
